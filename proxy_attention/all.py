@@ -1,0 +1,12 @@
+"""The library floor, fastai style: `from proxy_attention.all import *`"""
+from .callback import *
+from .core import *
+from .cycles import *
+from .erase import *
+from .gallery import *
+from .inject import *
+from .layers import *
+from .look import *
+from .saliency import *
+from .select import *
+from .store import *

@@ -1,0 +1,178 @@
+"""settings.ini: what is wrong is said in one line with file, section, key and value; nothing but SettingsError ever comes out."""
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings as hypo
+from hypothesis import strategies as st
+
+from proxy_attention.lab import config
+from proxy_attention.lab.config import SettingsError, find_settings, kinds, load_experiment
+
+good = """\
+[DEFAULT]
+seed = 3
+[data:digits]
+strength = 0.8
+n_train = 300
+[model:small]
+width = 8
+[proxy:mine]
+area = 0.1
+per_class = true
+look_after = 120 steps
+restart =
+[proxy:other]
+threshold = mean+2std
+[experiment:try]
+data = digits
+model = small
+proxy = mine
+lr = 1e-3
+"""
+repo = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def read(tmp_path):
+    def _read(text=good, name='try', **kw):
+        (tmp_path/'settings.ini').write_text(text, encoding='utf-8')
+        return load_experiment(name, tmp_path/'settings.ini', **kw)
+    return _read
+
+def says(read, text, *words, **kw):
+    with pytest.raises(SettingsError) as e: read(text, **kw)
+    message = str(e.value)
+    assert '\n' not in message and all(w in message for w in words), message
+    return message
+
+
+def test_good(read):
+    got = read()
+    assert (got.data.strength, got.data.n_train, got.data.seed, got.model.width) == (0.8, 300, 3, 8)
+    assert (got.experiment.seed, got.experiment.lr, got.name) == (3, 1e-3, 'try')
+    assert got.proxy.policy == {'area': 0.1, 'per_class': True} and got.proxy.look_after == '120 steps' and got.proxy.restart is None
+
+def test_frozen(read):
+    got = read()
+    with pytest.raises(ValueError): got.data.seed = 1
+    with pytest.raises(ValueError): got.data = None
+
+def test_default_reaches_only_who_knows_the_key(read):
+    got = read(good.replace('seed = 3', 'seed = 3\nbs = 16\narea = 0.3'))
+    assert got.data.bs == 16 and got.proxy.area == 0.1 # The section's own wins
+    other = read(good.replace('seed = 3', 'seed = 3\narea = 0.3').replace('proxy = mine', 'proxy = other'))
+    assert other.proxy.area is None and other.proxy.threshold == 'mean+2std' # A default doesn't contradict a section
+
+def test_values_with_signs(read):
+    assert read(good.replace('120 steps', '50%')).proxy.look_after == '50%' # No interpolation
+    assert read(good.replace('120 steps', '2.5')).proxy.look_after == 2.5
+
+@pytest.mark.parametrize('old, new, words', [
+    ('strength', 'strenght', ["[data:digits]", "strenght='0.8'", "'strength'"]),
+    ('0.8', 'high', ["[data:digits]", "strength='high'", 'number']),
+    ('0.8', '1.8', ["strength='1.8'", 'less than or equal to 1']),
+    ('0.8', 'nan', ["strength='nan'"]),
+    ('300', '300.5', ["n_train='300.5'", 'integer']),
+    ('seed = 3', 'sede = 3', ['[DEFAULT]', "sede='3'", "'seed'"]),
+    ('seed = 3', 'seed = three', ["seed='three'"]),
+    ('[data:digits]', '[dta:digits]', ["'dta'", "'data'"]),
+    ('[data:digits]', '[digits]', ['[digits]', 'kind']),
+    ('[data:digits]', '[data:]', ['[data:]', 'name']),
+    ('proxy = mine', 'proxy = mien', ['[experiment:try]', "proxy='mien'", "'mine'"]),
+    ('model = small\n', '', ['[experiment:try]', "'model'"]),
+    ('model = small\n', 'model =\n', ['[experiment:try]', 'model']),
+    ('area = 0.1', 'area = 0.1\nthreshold = 0.6', ['[proxy:mine]', 'area or threshold']),
+    ('area = 0.1', 'merge = ad', ["merge='ad'", "'add'"]),
+    ('area = 0.1', 'target = tru', ["target='tru'", "'true'"]),
+    ('restart =', 'restart = inital', ["restart='inital'", "'initial'"]),
+    ('area = 0.1', 'area = 0.1\narea = 0.2', ['settings.ini', 'area']),
+    ('[proxy:other]', '[proxy:mine]', ['settings.ini', 'proxy:mine']),
+    ('[proxy:other]', '[proxy: mine]', ['two proxy sections', 'mine']),
+    ('area = 0.1', 'area', ['settings.ini', 'area']),
+    ('[DEFAULT]', 'seed = 1\n[DEFAULT]', ['settings.ini'])])
+def test_wrong(read, old, new, words):
+    assert old in good
+    says(read, good.replace(old, new, 1), 'settings.ini', *words)
+
+def test_unused_sections_are_checked_too(read): says(read, good.replace('mean+2std', '0.5\ncycles = none of them'), '[proxy:other]', "cycles='none of them'")
+
+def test_unknown_experiment(read): says(read, good, '[experiment:tri]', "'try'", name='tri')
+
+def test_not_text(tmp_path):
+    (tmp_path/'s.ini').write_bytes(b'[data:x]\n\xff\xfe')
+    with pytest.raises(SettingsError, match='UTF-8'): load_experiment('demo', tmp_path/'s.ini')
+
+def test_byte_order_mark(tmp_path):
+    (tmp_path/'s.ini').write_text(good, encoding='utf-8-sig')
+    assert load_experiment('try', tmp_path/'s.ini').data.n_train == 300
+
+@pytest.mark.parametrize('change, words', [
+    ('seed=1', ['data.seed or experiment.seed']), ('aera=1', ["'area'"]), ('area', ['key=value']), ('=', ['key']), ('proxi.area=1', ["'proxy'"]),
+    ('data.area=1', ['no such key']), ('area=2', ["area='2'", '[proxy:mine]']), ('proxy=mien', ["'mine'"]), ('threshold=0.5', ['area or threshold']), ('', ['key=value'])])
+def test_wrong_overrides(read, change, words): says(read, good, *words, overrides=[change])
+
+def test_overrides(read):
+    got = read(overrides=['area=0.2', 'data.seed = 5', 'experiment.seed=6', 'width=4'])
+    assert (got.proxy.area, got.data.seed, got.experiment.seed, got.model.width) == (0.2, 5, 6, 4)
+    got = read(overrides=['cycles=7', 'proxy=other']) # The other section, with the change
+    assert got.proxy.threshold == 'mean+2std' and got.proxy.cycles == 7
+    assert read(overrides=['area=', 'threshold=0.5']).proxy.policy == {'threshold': 0.5, 'per_class': True}
+
+def test_which_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = find_settings()
+    assert package.is_file() and package.is_absolute() and tmp_path not in package.parents
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nlib_name = something_else\n') # Another tool's
+    assert find_settings() == package
+    (tmp_path/'settings.ini').write_text(good)
+    assert find_settings() == Path('settings.ini') and load_experiment('try').data.strength == 0.8
+    with pytest.raises(SettingsError, match='nowhere.ini'): find_settings('nowhere.ini')
+    with pytest.raises(SettingsError, match='not a file'): find_settings(tmp_path)
+
+def test_no_file_at_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config.proxy_attention, '__file__', str(tmp_path/'a/b/__init__.py'))
+    with pytest.raises(SettingsError, match='no settings.ini'): find_settings()
+
+def test_own_file():
+    file = repo/'settings.ini'
+    if not file.is_file(): file = find_settings()
+    early,literal = load_experiment('demo', file), load_experiment('demo', file, ['proxy=proposal'])
+    assert early.proxy.policy['select'] == 'all' and early.proxy.restart == 'initial' and early.proxy.look_after
+    assert literal.proxy.policy == dict(method='gradcam', target='pred', select='wrong', share=1., threshold=0.6, fill='black', merge='add', keep='latest')
+    assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
+
+words = ['[DEFAULT]', '[data:digits]', '[model:small]', '[proxy:mine]', '[experiment:try]', '[data:', ']', '[]', '[x]', '[:]', '=', ':', ' ', '\n', '\n', '\n ', '%', '%(x)s',
+         'none', '0.5', '-1', '1e999', 'true', 'data = digits', 'model = small', 'proxy = mine', *{f for c in kinds.values() for f in c.model_fields}, '#', ';', '\ufeff', '\x00']
+texts = st.lists(st.one_of(st.sampled_from(words), st.text(max_size=6)), max_size=25).map(''.join)
+lines = good.splitlines()
+mixed = st.tuples(st.lists(st.sampled_from(lines)), texts, st.lists(st.sampled_from(lines))).map(lambda t: '\n'.join([*t[0], t[1], *t[2]]))
+
+def attempt(data, overrides=()):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/'settings.ini'
+        file.write_bytes(data)
+        try: load_experiment('try', file, overrides)
+        except SettingsError as e: assert '\n' not in str(e)
+
+@hypo(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(texts, mixed))
+@example('[data:x\n')
+@example(good.replace('= 0.1', '=\n  0.1\n 5'))
+def test_any_file(text): attempt(text.encode('utf-8', 'surrogatepass'))
+
+@hypo(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes(data): attempt(data)
+
+@hypo(max_examples=150, deadline=None)
+@given(st.lists(texts, max_size=2))
+def test_any_override(overrides): attempt(good.encode(), overrides)
+
+values = st.one_of(st.sampled_from(['', '0', '-0', '1e400', 'inf', '0x10', '½', '٣', '1_0', 'none', 'True', '9'*400, '1 steps', '%']), st.text(max_size=8))
+keys = [f'{k}.{f}' for k,c in kinds.items() for f in c.model_fields]
+
+@hypo(max_examples=300, deadline=None)
+@given(st.sampled_from(keys), values)
+def test_any_value(key, value): attempt(good.encode(), [f'{key}={value}'])
