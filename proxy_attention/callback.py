@@ -7,6 +7,7 @@ __all__ = ['presets', 'Policy', 'TrainingLog', 'ProxyState', 'ProxyAttentionCB',
 
 # %% ../nbs/09_callback.ipynb #08676573
 import contextlib
+import os
 import sys
 import time
 import warnings
@@ -246,15 +247,16 @@ class ProxyAttentionCB(Callback):
         eraser = Eraser(files, seen, st.task.kind, n, **p.rule, fill=p.fill, seed=self.seed)
         start = time.perf_counter()
         with as_validation(base), st.store.writer() as put:
-            for k in self._progress(chosen): put(self._row(cycle, int(idxs[k]), scores, k, files), eraser)
-        put.share(clock, time.perf_counter() - start)
+            for some in self._progress([chosen[i:i+st.task.some] for i in range(0, len(chosen), st.task.some)]):
+                put([self._row(cycle, int(idxs[k]), scores, k, files) for k in some], eraser)
+        st.store.share_seconds(clock, time.perf_counter() - start)
         done['flat'] += len(chosen) - len(put.rows)
         return put.rows, eraser, {**done, 'proxies': len(put.rows), **_seconds(clock)}
 
     def _row(self, cycle, i, scores, k, files):
         names, p, path = self.proxy_state.task.names, self.active, files.path(i)
         name = lambda v: [names[c] for c in np.flatnonzero(v)] if np.ndim(v) else names[int(v)] # noqa: E731
-        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else str(path.resolve()), label=name(scores.label[k]),
+        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=name(scores.label[k]),
                     predicted=name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6), method=p.method, target=p.target, **p.rule,
                     fill=p.fill)
 
@@ -292,7 +294,7 @@ class ProxyAttentionCB(Callback):
         path = Path(self.folder) if self.folder is not None else st.store.path if st.store is not None else _new_run()
         check_path(path, {*st.files, *st.held_out})
         st.store = ProxyStore(path, self.format, self.max_gb).open()
-        if st.files: write_split(st.store.path, [str(Path(f).resolve()) for f in st.files], [str(Path(f).resolve()) for f in sorted(st.held_out)])
+        if st.files: write_split(st.store.path, [os.path.abspath(f) for f in st.files], [os.path.abspath(f) for f in sorted(st.held_out)])
 
     def _drop_lost(self):
         "Copies that are gone from disk, or cut short, leave the training set"

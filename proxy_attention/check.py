@@ -52,6 +52,7 @@ class Task(NamedTuple):
     names: list # Of the classes
     kind: type # Of the training images
     layer: object # A `FeatureLayer`
+    some: int # How many images are erased at a time: as many as make a million pixels
 
 # %% ../nbs/08_check.ipynb #f62ed243
 def check_task(
@@ -78,10 +79,11 @@ def check_task(
         if not several and k < 2: raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
         found = feature_layer(model, x, layer, reshape)
     source = Source(data.base)
-    with as_validation(data.base): kind = type(_first_image(source, data.n))
+    with as_validation(data.base): img = _first_image(source, data.n)
+    some = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
     names = list(map(str, v)) if (v := getattr(learn.dls, 'vocab', None)) is not None and len(v) == k else [str(i) for i in range(k)]
     if not several: _check_classes(data)
-    return Task(several, names, kind, found)
+    return Task(several, names, type(img), found, some)
 
 def _is_several(y, logits, what):
     if y.dim() == 1 and not y.is_floating_point(): return False
@@ -112,7 +114,7 @@ def check_path(
     files, # Files of all items of all loaders
 ):
     "A `ValueError` if `path` lies among the data set's images, dot folders excepted"
-    folders = {str(Path(f).resolve().parent) for f in files}
+    folders = {str(Path(f).resolve()) for f in {os.path.dirname(f) for f in files}}
     if not folders: return
     here, target = Path.cwd().resolve(), Path(path).resolve()
     root = Path(os.path.commonpath(folders))

@@ -83,7 +83,7 @@ def fill_blur(img, mask, saliency, rng, donor):
     "A Gaussian blur of an eighth of the longer side"
     return cv2.GaussianBlur(img, (0, 0), max(img.shape[:2]) / 8)
 
-def fill_noise(img, mask, saliency, rng, donor): return rng.integers(0, 256, img.shape, dtype=np.uint8)
+def fill_noise(img, mask, saliency, rng, donor): return (seeded_rng(0) if rng is None else rng).integers(0, 256, img.shape, dtype=np.uint8)
 
 def fill_inpaint(img, mask, saliency, rng, donor):
     "Inpainting by fast marching (Telea 2004)"
@@ -118,5 +118,5 @@ def erase(
     out = img.copy()
     colour = out[..., :3] if img.ndim == 3 else out
     source = img[..., :3] if img.ndim == 3 else img
-    colour[mask] = fills[fill](source, mask, saliency, seeded_rng(0) if rng is None else rng, donor)[mask]
+    colour[mask] = fills[fill](source, mask, saliency, rng, donor)[mask]
     return out

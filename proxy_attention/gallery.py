@@ -44,7 +44,7 @@ def show_proxies(self:Learner,
         for ax,row in zip(axs.T, rows):
             eraser = st.erasers[row['cycle']]
             img,_ = eraser.source.read(row['index'], eraser.kind)
-            maps,_ = eraser.saliency(row['index'], img.shape[1::-1])
+            maps,_ = eraser.saliency([row['index']], img.shape[1::-1])
             ax[0].imshow(img, cmap='gray' if img.ndim == 2 else None)
             overlay(ax[1], img, maps[0] / max(maps.max(), 1e-12))
             left = decode_image(st.store.file(row).read_bytes())

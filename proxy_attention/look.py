@@ -86,7 +86,7 @@ def look(
     "Score the originals and map them, in one pass"
     clock = Clock() if clock is None else clock
     idxs = np.arange(n) if only is None else np.asarray(only)
-    parts, maps, flat, done = [], None, np.zeros(len(idxs), bool), 0
+    scores, maps, flat, done = None, None, np.zeros(len(idxs), bool), 0
     with as_validation(base):
         dl = eval_dl(dls, base if only is None else Subset(base, idxs), len(idxs))
         last = perf_counter()
@@ -94,29 +94,31 @@ def look(
             x,y = prepared(batch, model)
             wanted = []
             def score(logits, y=y, wanted=wanted):
-                parts.append(score_batch(logits, y, thresh))
-                wanted.append(np.ones(len(y), bool) if wants is None else wants(parts[-1]))
-                wanted.append(perf_counter())
-                return targets[target](logits, y) if wanted[0].any() else None
+                part = score_batch(logits, y, thresh)
+                wanted.extend([part, np.ones(len(y), bool) if wants is None else wants(part), perf_counter()])
+                return targets[target](logits, y) if wanted[1].any() else None
             _,raw = raw_maps(model, x, layer, method, score)
+            part,want,scored = wanted
+            if scores is None: scores = part.room(len(idxs))
+            scores.put(done, part)
             if raw is not None:
                 if maps is None: maps = torch.zeros(len(idxs), *raw.shape[1:])
-                at = done + np.flatnonzero(wanted[0])
-                maps[at], flat[at] = normalise(raw).cpu()[wanted[0]], flat_maps(raw).cpu().numpy()[wanted[0]]
+                at = done + np.flatnonzero(want)
+                maps[at], flat[at] = normalise(raw).cpu()[want], flat_maps(raw).cpu().numpy()[want]
             now = perf_counter()
-            clock.add('saliency', now - wanted[1])
-            clock.add('score', wanted[1] - last)
+            clock.add('saliency', now - scored)
+            clock.add('score', scored - last)
             done, last = done + len(x), now
     if done != len(idxs):
         raise RuntimeError(f"a transform skipped {len(idxs)-done} of {len(idxs)} items while they were scored, so that their indices can't be told; "
                            "no copies were made. Skip items before they get into the training set.")
     bad = dl.dataset.bad.numpy()
     maps = torch.zeros(len(idxs), 1, 1) if maps is None else maps
-    return Look(idxs[bad == 0], Scores.join(parts).take(bad == 0), maps[torch.from_numpy(bad == 0)], flat[bad == 0], idxs[bad == 1].tolist(), dl)
+    return Look(idxs[bad == 0], scores.take(bad == 0), maps[torch.from_numpy(bad == 0)], flat[bad == 0], idxs[bad == 1].tolist(), dl)
 
 # %% ../nbs/07_look.ipynb #6c6c25c9
 class Eraser:
-    "From a manifest row to the erased copy of its original; fills in the row's `original_sha256` and `erased`"
+    "From manifest rows to the erased copies of their originals; fills in the rows' `original_sha256` and `erased`"
     def __init__(self,
         source, # A `Source`
         seen:Look, # The pass that made the maps
@@ -137,19 +139,26 @@ class Eraser:
             if size not in self.grids: self.grids[size] = view_grid(size, view_of(self.seen.dl, self.source.image(i)))
         return self.grids[size]
 
-    def saliency(self, i, size):
-        "Map (H,W) in [0,1] of item `i` at its original's pixels, and which of them the network saw"
-        maps,seen = maps_on_image(self.seen.maps[self.at[i]][None], grid=self.grid(i, size))
-        return maps, seen
+    def saliency(self, idxs, size):
+        "Maps (B,H,W) of items `idxs`, which share a size, at their originals' pixels, and which of these the network saw"
+        return maps_on_image(self.seen.maps[[self.at[i] for i in idxs]], self.grid(idxs[0], size))
 
-    def __call__(self, row):
-        i = row['index']
-        img,row['original_sha256'] = self.source.read(i, self.kind)
-        maps,seen = self.saliency(i, img.shape[1::-1])
-        mask = saliency_masks(maps, seen, self.area, self.threshold)[0]
-        if not mask.any(): return None
+    def __call__(self, rows) -> list:
+        "An image for each row; None where nothing is to be erased"
+        read, sizes, out = [self.source.read(r['index'], self.kind) for r in rows], {}, [None]*len(rows)
+        for k,(row,(img,sha)) in enumerate(zip(rows, read)):
+            row['original_sha256'] = sha
+            sizes.setdefault(img.shape[1::-1], []).append(k)
+        for size,ks in sizes.items():
+            maps,seen = self.saliency([rows[k]['index'] for k in ks], size)
+            masks = saliency_masks(maps, seen, self.area, self.threshold)
+            for k,m,mask in zip(ks, maps, masks):
+                if mask.any(): out[k] = self.fill_in(rows[k], read[k][0], m, mask)
+        return out
+
+    def fill_in(self, row, img, saliency, mask):
         row['erased'] = round(float(mask.mean()), 6)
         rng, donor = None, None
-        if self.fill in ('noise', 'context'): rng = seeded_rng(self.seed, row['cycle'], i)
-        if self.fill == 'context': donor = self.source.read((i + int(rng.integers(1, self.n))) % self.n, self.kind)[0]
-        return erase(img, mask, self.fill, maps[0] / max(maps.max(), 1e-12), rng, donor)
+        if self.fill in ('noise', 'context'): rng = seeded_rng(self.seed, row['cycle'], row['index'])
+        if self.fill == 'context': donor = self.source.read((row['index'] + int(rng.integers(1, self.n))) % self.n, self.kind)[0]
+        return erase(img, mask, self.fill, saliency / max(saliency.max(), 1e-12), rng, donor)

@@ -30,11 +30,14 @@ class Scores:
     def __len__(self): return len(self.wrong)
     def take(self, idxs): return Scores(**{f.name: None if (v := getattr(self, f.name)) is None else v[idxs] for f in fields(self)})
 
-    @classmethod
-    def join(cls, parts):
-        "The scores of several batches as one"
-        parts = list(parts)
-        return cls(**{f.name: None if getattr(parts[0], f.name) is None else np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+    def room(self, n):
+        "Scores of the same kinds for `n` items, to be filled in: allocated once, since small arrays kept of every batch fragment the memory"
+        return Scores(**{f.name: None if (v := getattr(self, f.name)) is None else np.zeros((n, *v.shape[1:]), v.dtype) for f in fields(self)})
+
+    def put(self, start, part):
+        "Fill in the scores of a batch from index `start` on"
+        for f in fields(self):
+            if (v := getattr(part, f.name)) is not None: getattr(self, f.name)[start:start+len(v)] = v
 
 # %% ../nbs/04_select.ipynb #9daf9622
 def score_batch(

@@ -64,7 +64,9 @@ def write_atomic(
     try:
         tmp.write_bytes(data)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
 
 # %% ../nbs/05_store.ipynb #4e6b50ae
 def read_manifest(
@@ -158,23 +160,25 @@ class ProxyStore:
 
     @contextlib.contextmanager
     def writer(self, threads:int=2):
-        "A function `put(row, make)`: `make()` gives the image; threads encode and write while the caller goes on. The rows written are in `put.rows`"
+        "A function `put(rows, make)`: `make(rows)` gives their images; threads make, encode and write while the caller goes on. What landed is in `put.rows`"
         self._files, self._spent = {r['file']: r for r in self.rows.values()}, []
-        rows, waiting, total = [], deque(), [self.bytes]
+        waiting, total = deque(), self.bytes
         with ThreadPoolExecutor(threads) as pool, open(self.path/MANIFEST, 'a', encoding='utf-8') as manifest:
-            def land(row, job):
-                got = job.result()
-                if got is None: return
-                row = {**row, **got, 'schema': SCHEMA, 'version': __version__}
-                total[0] += row['bytes'] if row['file'] not in self._files else 0
-                if total[0] > self.max_bytes: raise StoreError(f"the copies in {str(self.path)!r} would grow beyond max_gb={self.max_bytes/1e9:g}.")
-                if self.rows.get(row['id']) != row: manifest.write(json.dumps(row, ensure_ascii=False) + '\n')
-                self.rows[row['id']] = self._files[row['file']] = row
-                rows.append(row)
-            def put(row, make):
-                waiting.append((row, pool.submit(self._job, make, row)))
+            def land(rows, job):
+                nonlocal total
+                for row,got in zip(rows, job.result()):
+                    if got is None: continue
+                    row = {**row, **got, 'schema': SCHEMA, 'version': __version__}
+                    total += row['bytes'] if row['file'] not in self._files else 0
+                    if total > self.max_bytes: raise StoreError(f"the copies in {str(self.path)!r} would grow beyond max_gb={self.max_bytes/1e9:g}.")
+                    if self.rows.get(row['id']) != row: manifest.write(json.dumps(row, ensure_ascii=False) + '\n')
+                    self.rows[row['id']] = self._files[row['file']] = row
+                    put.rows.append(row)
+                manifest.flush()
+            def put(rows, make):
+                waiting.append((rows, pool.submit(self._job, make, rows)))
                 while len(waiting) > 4*threads: land(*waiting.popleft()) # bounded: memory stays flat
-            put.rows, put.share = rows, lambda clock, wall: self._share(clock, wall)
+            put.rows = []
             try:
                 yield put
                 while waiting: land(*waiting.popleft())
@@ -183,15 +187,15 @@ class ProxyStore:
             finally:
                 for _,job in waiting: job.cancel()
 
-    def _job(self, make, row):
+    def _job(self, make, rows):
         start = time.perf_counter()
-        img = make(row)
+        images = make(rows)
         made = time.perf_counter()
-        got = None if img is None else self._save(img)
+        got = [None if img is None else self._save(img) for img in images]
         self._spent.append((made - start, time.perf_counter() - made))
         return got
 
-    def _share(self, clock, wall):
+    def share_seconds(self, clock, wall):
         "Put the seconds `wall` of the last `writer` on `clock` as 'erase' and 'write', in the proportion in which its threads spent them"
         make, save = (sum(t) for t in zip(*self._spent)) if self._spent else (0, 0)
         clock.add('erase', wall * make / ((make + save) or 1))

@@ -1,4 +1,5 @@
 """The command line: help at once, one line and exit code 2 for what a user got wrong."""
+import json
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from proxy_attention import __version__
@@ -64,7 +66,6 @@ def test_bad_file(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings('ignore')
 def test_late_errors(tmp_path, monkeypatch):
-    pytest.importorskip('proxy_attention.cycles')
     monkeypatch.chdir(tmp_path)
     assert 'gradcma' in wrong('demo', '--set', 'method=gradcma') and not (tmp_path/'demo').exists()
     assert 'seed=-1' in wrong('demo', '--seed', '-1') and not (tmp_path/'demo').exists()
@@ -95,3 +96,36 @@ def test_purge(tmp_path, monkeypatch):
     assert 'nothing deleted' in run('purge', mine, '--yes').output and (mine/'cat.png').read_bytes() == b'mine'
     got = run('purge', mine, input='n\n')
     assert got.exit_code == 0 and 'nothing deleted' in got.output
+
+small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('policy, more', [('early_look', ['--set', 'look_after=8 steps', '--set', 'epochs=1']),
+                                          ('proposal', ['--set', 'epochs=1', '--set', 'cycles=2'])])
+def test_the_demo(tmp_path, monkeypatch, policy, more):
+    x,y = load_digits(return_X_y=True)
+    monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
+    monkeypatch.setattr('proxy_attention.lab.data.n_digits', 400)
+    monkeypatch.chdir(tmp_path)
+    def demo():
+        got = run('demo', '--policy', policy, *small, *more)
+        assert got.exit_code == 0, (got.output, got.exception)
+        lines = [json.loads(line) for line in (tmp_path/'demo/record.jsonl').read_text().splitlines()]
+        return got.output, [{k: v for k,v in o.items() if not k.startswith('seconds') and k != 'peak_ram_mb'} for o in lines]
+    output,lines = demo()
+    for word in ('arm', policy, 'control', 'test images without the shortcut', 'demo/gallery.png', 'demo/report.html'):
+        assert word in output.replace(os.sep, '/')
+    fits = [o for o in lines if o['kind'] == 'fit']
+    assert sum(f['steps'] for f in fits if f['arm'] == 'control') == sum(f['steps'] for f in fits if f['arm'] == policy) > 0
+    assert [f['proxies'] for f in fits][0] == 0 and fits[-1]['proxies'] == 0
+    for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1 and f['items'] == 200 + f['proxies']
+    config = json.loads((tmp_path/'demo/config.json').read_text())
+    assert config['settings']['proxy']['select'] == {'early_look': 'all', 'proposal': 'wrong'}[policy] and config['settings']['data']['n_train'] == 200
+    page = (tmp_path/'demo/report.html').read_text()
+    assert 'data:image/png;base64,' in page and policy in page
+    if policy == 'proposal': return
+    (tmp_path/'demo/notes.txt').write_text('mine')
+    _,again = demo() # Replaces the former, reuses its data, leaves others' files alone
+    assert again == lines, "the same seed gave another run"
+    assert (tmp_path/'demo/notes.txt').read_text() == 'mine'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['demo']

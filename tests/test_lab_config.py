@@ -109,7 +109,8 @@ def test_byte_order_mark(tmp_path):
 
 @pytest.mark.parametrize('change, words', [
     ('seed=1', ['data.seed or experiment.seed']), ('aera=1', ["'area'"]), ('area', ['key=value']), ('=', ['key']), ('proxi.area=1', ["'proxy'"]),
-    ('data.area=1', ['no such key']), ('area=2', ["area='2'", '[proxy:mine]']), ('proxy=mien', ["'mine'"]), ('threshold=0.5', ['area or threshold']), ('', ['key=value'])])
+    ('data.area=1', ['no such key']), ('area=2', ["area='2'", '[proxy:mine]']), ('proxy=mien', ["'mine'"]), ('threshold=0.5', ['area or threshold']),
+    ('', ['key=value'])])
 def test_wrong_overrides(read, change, words): says(read, good, *words, overrides=[change])
 
 def test_overrides(read):
@@ -143,8 +144,10 @@ def test_own_file():
     assert literal.proxy.policy == dict(method='gradcam', target='pred', select='wrong', share=1., threshold=0.6, fill='black', merge='add', keep='latest')
     assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
 
-words = ['[DEFAULT]', '[data:digits]', '[model:small]', '[proxy:mine]', '[experiment:try]', '[data:', ']', '[]', '[x]', '[:]', '=', ':', ' ', '\n', '\n', '\n ', '%', '%(x)s',
-         'none', '0.5', '-1', '1e999', 'true', 'data = digits', 'model = small', 'proxy = mine', *{f for c in kinds.values() for f in c.model_fields}, '#', ';', '\ufeff', '\x00']
+words = ['[DEFAULT]', '[data:digits]', '[model:small]', '[proxy:mine]', '[experiment:try]', '[data:', ']', '[]', '[x]', '[:]',
+         '=', ':', ' ', '\n', '\n', '\n ', '%',
+         '%(x)s', 'none', '0.5', '-1', '1e999', 'true', 'data = digits', 'model = small', 'proxy = mine',
+         *{f for c in kinds.values() for f in c.model_fields}, '#', ';', '\ufeff', '\x00']
 texts = st.lists(st.one_of(st.sampled_from(words), st.text(max_size=6)), max_size=25).map(''.join)
 lines = good.splitlines()
 mixed = st.tuples(st.lists(st.sampled_from(lines)), texts, st.lists(st.sampled_from(lines))).map(lambda t: '\n'.join([*t[0], t[1], *t[2]]))

@@ -12,12 +12,15 @@ hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
 def make_run(folder, arm='early_look', both=45, only_proxy=15, only_control=5, n=100, end=True, **config):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/'config.json').write_text(json.dumps(dict(made_by='proxy_attention demo', version='1', judge='layercam', settings=dict(name='demo', proxy=dict(fill='black'))) | config))
+    about = dict(made_by='proxy_attention demo', version='1', judge='layercam', settings=dict(name='demo', proxy=dict(fill='black')))
+    (folder/'config.json').write_text(json.dumps(about | config))
     lines = []
     for a,acc in ((arm, (both+only_proxy)/n), ('control', (both+only_control)/n)):
-        lines += [dict(kind='epoch', arm=a, cycle=c, epoch=3*c+i, step=18*(3*c+i), test_accuracy=acc*i/3, valid_accuracy=0.9) for c in (0, 1) for i in (1, 2, 3)]
-        lines += [dict(kind='fit', arm=a, cycle=c, items=1200, proxies=1200*(1-c), steps=54, train_accuracy=0.9, valid_accuracy=0.9, test_accuracy=acc, on_digit=0.3,
-                       on_shortcut=0.2, seconds_train=10., seconds_score=0.5, seconds_saliency=None, peak_ram_mb=800.) for c in ((0, 1) if a == arm else (0,))]
+        lines += [dict(kind='epoch', arm=a, cycle=c, epoch=3*c+i, step=18*(3*c+i), test_accuracy=acc*i/3, valid_accuracy=0.9)
+                  for c in (0, 1) for i in (1, 2, 3)]
+        lines += [dict(kind='fit', arm=a, cycle=c, items=1200, proxies=1200*(1-c), steps=54, train_accuracy=0.9, valid_accuracy=0.9,
+                       test_accuracy=acc, on_digit=0.3, on_shortcut=0.2, seconds_train=10., seconds_score=0.5, seconds_saliency=None, peak_ram_mb=800.)
+                  for c in ((0, 1) if a == arm else (0,))]
     if end: lines.append(dict(kind='end', n_test=n, both_right=both, only_proxy=only_proxy, only_control=only_control, seconds=30., seconds_measure=2.))
     (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
     return folder
@@ -62,11 +65,13 @@ def test_from_records_alone(tmp_path):
     assert sorted(p.name for p in run.iterdir()) == ['config.json', 'gallery.png', 'record.jsonl', 'report.html']
 
 def test_hostile_strings(tmp_path):
-    page = write_report(make_run(tmp_path/'run', arm=hostile, version=hostile, judge=hostile, settings={hostile: {hostile: hostile}, 'name': hostile})).read_text()
+    run = make_run(tmp_path/'run', arm=hostile, version=hostile, judge=hostile, settings={hostile: {hostile: hostile}, 'name': hostile})
+    page = write_report(run).read_text()
     check(page)
     assert '<script' not in page and '&lt;script&gt;' in page and '{{ 7*7 }}' in page
 
-@pytest.mark.parametrize('a, b, word', [(60, 5, 'a gain'), (5, 60, 'a loss'), (10, 10, 'no effect shown'), (12, 8, 'no effect shown'), (0, 0, 'no effect shown')])
+@pytest.mark.parametrize('a, b, word', [(60, 5, 'a gain'), (5, 60, 'a loss'), (10, 10, 'no effect shown'), (12, 8, 'no effect shown'),
+                                        (0, 0, 'no effect shown')])
 def test_verdict_follows_the_numbers(tmp_path, a, b, word):
     said = verdict(read_records(make_run(tmp_path/'run', both=20, only_proxy=a, only_control=b)))
     assert word in said[0] and f"{20+a}.0% of 100" in said[0] and f"control on {20+b}.0%" in said[0]
@@ -79,7 +84,8 @@ def test_interval():
     assert paired_difference(10, 30, 397) == pytest.approx((-d, -high, -low))
     assert -1 <= paired_difference(0, 10, 10)[1]
 
-@pytest.mark.parametrize('text', ['', '{"kind": "ep', 'null\n[]\n3\n"x"\n', '{"kind": "fit"}\n', '{"kind": "end"}\n{"kind": "epoch", "step": "x"}\n', '\x00\xff'])
+@pytest.mark.parametrize('text', ['', '{"kind": "ep', 'null\n[]\n3\n"x"\n', '{"kind": "fit"}\n',
+                                  '{"kind": "end"}\n{"kind": "epoch", "step": "x"}\n', '\x00\xff'])
 def test_killed_or_odd_runs(tmp_path, text):
     run = tmp_path/'run'
     run.mkdir()

@@ -8,6 +8,7 @@ __all__ = ['app', 'top', 'demo', 'purge', 'main']
 # %% ../../nbs/lab/05_cli.ipynb #faaa82f9
 import contextlib
 import sys
+import warnings
 from pathlib import Path
 from typing import List, Optional
 
@@ -59,7 +60,8 @@ def top(version:bool=typer.Option(False, '--version', callback=_version, is_eage
 # %% ../../nbs/lab/05_cli.ipynb #71e402b9
 @app.command()
 def demo(
-    policy:Optional[str]=typer.Option(None, '--policy', metavar='NAME', help="Proxy policy, a [proxy:NAME] section of the settings: early_look (default) or proposal."),
+    policy:Optional[str]=typer.Option(None, '--policy', metavar='NAME',
+                                      help="Proxy policy, a [proxy:NAME] section of the settings: early_look (default) or proposal."),
     seed:Optional[int]=typer.Option(None, '--seed', help="Decides initial weights and order of the images (default: the settings')."),
     out:Path=typer.Option('demo', '--out', metavar='FOLDER', help="Where record, gallery and page go; an earlier demo there is replaced."),
     settings:Optional[Path]=typer.Option(None, '--settings', metavar='FILE', help="Settings file (default: settings.ini here, else the package's own)."),
@@ -79,6 +81,7 @@ def demo(
         from proxy_attention.lab.config import load_experiment
         extra = [f'experiment.proxy={policy}'] if policy is not None else []
         load_experiment('demo', settings, [*(changes or []), *extra]) # Before the slow imports
+        warnings.filterwarnings('ignore', category=FutureWarning) # Of the libraries below, on being imported: nothing a user could do
         from proxy_attention.lab.demo import run_demo
         run_demo(settings=settings, policy=policy, seed=seed, out=out, overrides=changes or ())
 
@@ -102,7 +105,8 @@ def purge(
             return
         from proxy_attention.store import purge as purge_copies
         runs = purge_copies(path)
-        typer.echo(f"deleted the copies of {runs} run{'s' if runs != 1 else ''} in {path}" if runs else f"no copies of this library in {path}; nothing deleted")
+        if runs: typer.echo(f"deleted the copies of {runs} run{'s' if runs != 1 else ''} in {path}")
+        else: typer.echo(f"no copies of this library in {path}; nothing deleted")
 
 # %% ../../nbs/lab/05_cli.ipynb #0dd9a6d4
 def main():

@@ -90,6 +90,7 @@ class ExperimentConfig(Section):
     proxy: str # Name of a [proxy:...] section
     seed: int = Field(0, ge=0, lt=2**32) # Decides the initial weights and the order of the images
     lr: float = Field(0.01, gt=0, le=100) # Largest learning rate of each fit
+    threads: Optional[int] = Field(None, ge=1, le=1024) # CPU threads of torch; None: as many as torch takes
 
 kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig, 'experiment': ExperimentConfig}
 
@@ -155,7 +156,9 @@ def _check(kind, values, where):
         if key is None: raise SettingsError(f"{where} {err['msg'].removeprefix('Value error, ')}.") from None
         if err['type'] == 'missing': raise SettingsError(f"{where} lacks the key {key!r}.") from None
         hint = ''
-        if err['type'] == 'literal_error': hint = ' ' + _near(values[key], [c.strip(" '") for c in err['ctx']['expected'].replace(' or ', ',').split(',')], 'Choices')
+        if err['type'] == 'literal_error':
+            choices = [c.strip(" '") for c in err['ctx']['expected'].replace(' or ', ',').split(',')]
+            hint = ' ' + _near(values[key], choices, 'Choices')
         raise SettingsError(f"{where} {key}={values.get(key)!r}: {err['msg'].removeprefix('Value error, ')}.{hint}") from None
 
 # %% ../../nbs/lab/02_config.ipynb #3c11c83d

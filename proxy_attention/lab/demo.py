@@ -93,7 +93,10 @@ def watcher(
         "Counts optimizer steps and writes a line for each epoch's worth of them"
         order,remove_on_fetch,_only_train_loop = 56,True,True # After the Recorder
         steps = cycle = 0
-        def before_fit(self): self.spent,self.start,self.first = 0.,time.perf_counter(),self.steps # Seconds spent on measuring in this fit
+        def before_fit(self): self.first,self.seconds,self.spent = self.steps,0.,0. # Seconds of training and, in their midst, of measuring
+        def before_train(self): self.start,self.spent = time.perf_counter(),0.
+        def after_train(self): self.seconds,self.start = self.trained(),None
+        def trained(self): return self.seconds if self.start is None else self.seconds + time.perf_counter() - self.start - self.spent
         def after_batch(self):
             if not self.training: return
             self.steps += 1
@@ -101,11 +104,10 @@ def watcher(
         def after_fit(self):
             if (self.steps - self.first) % every: self.point()
         def point(self):
-            before = measure.clock.total
+            seconds,before = self.trained(),measure.clock.total
             got = {f'{s}_accuracy': measure.accuracy(self.learn.model, s) for s in ('valid', 'test')}
             self.spent += measure.clock.total - before
-            record('epoch', arm=arm, cycle=self.cycle, step=self.steps, train_loss=self.learn.smooth_loss, **got,
-                   seconds=time.perf_counter() - self.start - self.spent, peak_ram_mb=peak_ram())
+            record('epoch', arm=arm, cycle=self.cycle, step=self.steps, train_loss=self.learn.smooth_loss, **got, seconds=seconds, peak_ram_mb=peak_ram())
     return Watch()
 
 # %% ../../nbs/lab/03_demo.ipynb #30378a50
@@ -178,7 +180,11 @@ def run_demo(
     conf = load_experiment(experiment, settings, overrides)
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     out = Path(out)
-    with kept_rng(): _run(conf, out, bars, start)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(conf.experiment.threads or before)
+        with kept_rng(): _run(conf, out, bars, start)
+    finally: torch.set_num_threads(before)
     records = read_records(out)
     print(f"\n{table_text(records)}\n")
     for sentence in verdict(records): print(textwrap.fill(sentence, 140))
@@ -189,15 +195,16 @@ def run_demo(
 
 def _run(conf, out, bars, start):
     "Both arms of the demo"
-    import proxy_attention.gallery # noqa: F401 (gives learners `show_proxies`)
+    from proxy_attention import gallery # noqa: F401 (gives learners `show_proxies`)
     from proxy_attention.callback import ProxyAttentionCB
     from proxy_attention.cycles import epoch_of
     try: proxy_cb = ProxyAttentionCB(**conf.proxy.policy, path=out/'proxies', seed=conf.experiment.seed)
     except (ValueError, TypeError) as e: raise SettingsError(f"{conf.file} [proxy:{conf.experiment.proxy}] {e}") from None
     out = _prepare(out)
     judge = 'layercam' if conf.proxy.method != 'layercam' else 'gradcam'
-    about = dict(made_by='proxy_attention demo', version=proxy_attention.__version__, settings=conf.model_dump(), judge=judge, python=platform.python_version(),
-                 torch=torch.__version__, threads=torch.get_num_threads(), machine=platform.machine(), started=time.strftime('%Y-%m-%d %H:%M:%S'))
+    about = dict(made_by='proxy_attention demo', version=proxy_attention.__version__, settings=conf.model_dump(), judge=judge,
+                 python=platform.python_version(), torch=torch.__version__, threads=torch.get_num_threads(), machine=platform.machine(),
+                 started=time.strftime('%Y-%m-%d %H:%M:%S'))
     (out/'config.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
     record,exp = Record(out/'record.jsonl'), conf.experiment
     print(f"data     {conf.data.generator}: {conf.data.n_train} training images, the colour tells the class in {conf.data.strength or 0:.0%} of them")
@@ -216,7 +223,8 @@ def _run(conf, out, bars, start):
     def after_cycle(learn, row):
         "Measure the network, keep the latest gallery, record the line"
         got = _measured(measure, learn.model)
-        got['seconds_train'] = max(0., row['seconds_train'] - watch.spent)
+        got['seconds_train'] = watch.seconds
+        got['items'] = len(learn.dls.train_ds) # A Stage 1 cut short draws many times from them
         record('fit', arm=arm, **({k: v for k,v in row.items() if k != 'accuracy'} | got), peak_ram_mb=peak_ram())
         if len(learn.proxies):
             learn.show_proxies(max_n=9, save=out/'gallery.png')
@@ -234,12 +242,12 @@ def _run(conf, out, bars, start):
     learn = _learner(conf, data)
     watch = watcher(record, measure, 'control', every)
     learn.add_cb(watch)
-    clock = Clock()
-    with _silent(learn, bars), epoch_of(learn.dls, steps), clock('fit'): learn.fit_one_cycle(1, exp.lr)
+    with _silent(learn, bars), epoch_of(learn.dls, steps): learn.fit_one_cycle(1, exp.lr)
     got = _measured(measure, learn.model)
-    record('fit', arm='control', cycle=0, items=len(learn.dls.train_ds), proxies=0, steps=watch.steps, seconds_train=clock['fit'] - watch.spent,
+    record('fit', arm='control', cycle=0, items=len(learn.dls.train_ds), proxies=0, steps=watch.steps, seconds_train=watch.seconds,
            seconds_score=0., seconds_saliency=0., seconds_erase=0., seconds_write=0., peak_ram_mb=peak_ram(), **got)
     control = measure.right(learn.model)
-    record('end', n_test=n_test, stop=table['stop'].iloc[-1], cycles=p.cycles, both_right=int((right & control).sum()), only_proxy=int((right & ~control).sum()), only_control=int((~right & control).sum()),
+    record('end', n_test=n_test, stop=table['stop'].iloc[-1], cycles=p.cycles, both_right=int((right & control).sum()),
+           only_proxy=int((right & ~control).sum()), only_control=int((~right & control).sum()),
            blind_digit=blind[0], blind_shortcut=blind[1], seconds_measure=measure.clock.total, seconds=time.perf_counter() - start)
     write_report(out)

@@ -40,11 +40,12 @@ def _count(v): return _as(',.0f', v)
 def _secs(v): return _as('.1f', v)
 
 # Heading in the terminal, heading on the page, key of the record, how it is written
-columns = [('arm', 'Arm', 'arm', str), ('cycle', 'Cycle', 'cycle', _count), ('images', 'Training items', 'items', _count), ('copies', 'Proxies', 'proxies', _count),
-           ('steps', 'Steps', 'steps', _count), ('train', 'Training accuracy', 'train_accuracy', _share),
+columns = [('arm', 'Arm', 'arm', str), ('cycle', 'Cycle', 'cycle', _count), ('images', 'Training items', 'items', _count),
+           ('copies', 'Proxies', 'proxies', _count), ('steps', 'Steps', 'steps', _count), ('train', 'Training accuracy', 'train_accuracy', _share),
            ('test', 'Test accuracy, no shortcut', 'test_accuracy', _share), ('digit', 'Saliency on the digit', 'on_digit', _share),
            ('square', 'Saliency on the shortcut', 'on_shortcut', _share), ('s train', 'Seconds training', 'seconds_train', _secs),
-           ('score', 'Seconds scoring', 'seconds_score', _secs), ('saliency', 'Seconds saliency', 'seconds_saliency', _secs), ('erase', 'Seconds erasing', 'seconds_erase', _secs),
+           ('score', 'Seconds scoring', 'seconds_score', _secs), ('saliency', 'Seconds saliency', 'seconds_saliency', _secs),
+           ('erase', 'Seconds erasing', 'seconds_erase', _secs),
            ('write', 'Seconds writing', 'seconds_write', _secs), ('MB', 'Peak RAM, MB', 'peak_ram_mb', _count)]
 
 def _cells(fit): return [write(fit.get(key, '–')) for _,_,key,write in columns]
@@ -56,8 +57,8 @@ def table_text(
     rows = [[c[0] for c in columns]] + [_cells(f) for f in records['fits']]
     width = [max(len(r[i]) for r in rows) for i in range(len(columns))]
     lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in rows]
-    legend = ("images: items that the fit drew from; copies: proxies among them. test: images whose square says nothing; digit, square: share of the map of the\n"
-              "predicted class there. s train, score, saliency, erase, write: seconds. MB: peak RAM of the process so far.")
+    legend = ("images: items that the fit drew from; copies: proxies among them. test: images whose square says nothing; digit, square: share of the map\n"
+              "of the predicted class there. s train, score, saliency, erase, write: seconds. MB: peak RAM of the process so far.")
     return '\n'.join([lines[0], '-'*max(map(len, lines)), *lines[1:], legend])
 
 # %% ../../nbs/lab/04_report.ipynb #81993699
@@ -87,20 +88,21 @@ def verdict(
     d,low,high = paired_difference(a, b, n)
     effect = 'a gain' if low > 0 else 'a loss' if high < 0 else 'no effect shown'
     out = [f"With proxies the network is right on {_share((both+a)/n)} of {n} test images without the shortcut, the control on {_share((both+b)/n)}: "
-           f"{effect} ({_pts(d)} points, 95% interval {_pts(low)} to {_pts(high)})."]
-    out.append("The interval is over test images of one training run; another seed can come out otherwise.")
+           f"{effect} in this run ({_pts(d)} points, 95% interval {_pts(low)} to {_pts(high)})."]
+    out.append("That is one run of each. The interval is over test images, not over seeds, and another seed can come out otherwise: a claim needs several.")
     last = proxy[-1]
     if None not in [_num(f.get(k)) for f in (last, control) for k in ('on_digit', 'on_shortcut')]:
         blind = [_num(end.get(k)) for k in ('blind_digit', 'blind_shortcut')]
         tail = '' if None in blind else f"; a map that is equally bright everywhere has {_share(blind[0])} and {_share(blind[1])}"
         out.append(f"Of its saliency {_share(last['on_digit'])} lies on the digit and {_share(last['on_shortcut'])} on the shortcut "
                    f"(control: {_share(control['on_digit'])} and {_share(control['on_shortcut'])}{tail}).")
-    if _num(last.get('valid_accuracy')) is not None and _num(control.get('valid_accuracy')) is not None and _num(last.get('test_accuracy')) is not None \
-       and _num(control.get('test_accuracy')) is not None:
+    if None not in [_num(f.get(k)) for f in (last, control) for k in ('valid_accuracy', 'test_accuracy')]:
         by_valid,by_test = last['valid_accuracy'] - control['valid_accuracy'], last['test_accuracy'] - control['test_accuracy']
-        agree = "which would have chosen the other network" if by_valid*by_test < 0 else "which agrees on the better network" if by_valid*by_test > 0 else \
-                "which sees no difference" if by_valid == 0 else "while the test sees none"
-        out.append(f"On validation images, which share the shortcut, it is {_share(last['valid_accuracy'])} against {_share(control['valid_accuracy'])}, {agree}.")
+        if by_valid == 0: agree = "which sees no difference"
+        elif by_test == 0: agree = "while the test sees none"
+        else: agree = "which agrees on the better network" if by_valid*by_test > 0 else "which would have chosen the other network"
+        both = f"{_share(last['valid_accuracy'])} against {_share(control['valid_accuracy'])}"
+        out.append(f"On validation images, which share the shortcut, it is {both}, {agree}.")
     done,planned = len(proxy) - 1, _num(end.get('cycles'))
     if planned and done < planned: out.append(f"The loop ended after {done} of {planned} cycles: {end.get('stop') or 'no reason given'}.")
     return out
@@ -145,8 +147,8 @@ def _costs(fits):
         own = [f for f in fits if str(f.get('arm')) == arm]
         total = lambda key: sum(_num(f.get(key)) or 0 for f in own)
         parts = [total(f'seconds_{k}') for k in ('train', 'score', 'saliency', 'erase', 'write')]
-        out.append(dict(arm=arm, steps=_count(total('steps')), copies=_count(total('proxies')), parts=[_secs(p) for p in parts], total=_secs(sum(parts)),
-                        extra=_share(sum(parts[1:])/parts[0]) if parts[0] else '–'))
+        out.append(dict(arm=arm, steps=_count(total('steps')), copies=_count(total('proxies')), parts=[_secs(p) for p in parts],
+                        total=_secs(sum(parts)), extra=_share(sum(parts[1:])/parts[0]) if parts[0] else '–'))
     return out
 
 def _settings(config):

@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.10+ and nothing else; both make the virtual environment .venv and install into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Few threads: on small machines torch's own pool only gets in the way of small networks.
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND = agg
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint notebooks readme bench clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
+	$(BIN)/proxy-attention demo
+
+test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/
+	$(BIN)/nbdev-test --n-workers 0
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint
+	$(BIN)/python .ci/agree.py
+	$(BIN)/ruff check .
+
+notebooks: $(VENV)/.installed-dev ## Export the modules from the notebooks and clean the notebooks
+	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
+
+readme: $(VENV)/.installed-dev ## Make README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme.py
+
+bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and keep their figures in results/
+	$(BIN)/pip install -q -e '.[bench]'
+	for b in startup saliency step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
+
+clean: ## Remove the virtual environment, builds, and what the demo wrote
+	rm -rf $(VENV) build dist *.egg-info demo
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "proxy_attention needs Python 3.10 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml setup.py | $(VENV)/bin/pip
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/bin/pip
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,53 @@
+"""What the benchmarks share: interleaved timing, where images come from, and a record of the run."""
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def interleaved(contestants, rounds, batches=(None,)):
+    "Seconds by name, one entry a round; in each round every contestant takes its turn on every batch, so that a drifting machine hits all alike"
+    seconds = {name: [0.]*rounds for name in contestants}
+    for r in range(-1, rounds): # round -1 warms up
+        for i,batch in enumerate(batches if r >= 0 else batches[:1]):
+            names = list(contestants)
+            for name in names[i % len(names):] + names[:i % len(names)]:
+                start = time.perf_counter()
+                contestants[name](batch) if batch is not None else contestants[name]()
+                if r >= 0: seconds[name][r] += time.perf_counter() - start
+    return seconds
+
+
+def ratio(a, b): return median(x/y for x,y in zip(a, b))
+
+
+def image_files(folder, n):
+    "n image files of a class-folder data set, spread over its classes; None where it is missing"
+    files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png')) if Path(folder).is_dir() else []
+    if not files: return None
+    step = max(1, len(files)//n)
+    return (files[::step] if len(files) >= n else files*(n//len(files)+1))[:n]
+
+
+def data_folder(given): return Path(given or os.environ.get('PROXY_ATTENTION_DATA') or ROOT.parent/'shared'/'data')
+
+
+def save_record(name, figures, wanted):
+    "Write the figures to results/bench_NAME.json with what they were measured on"
+    if not wanted: return
+    import torch
+    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    record = dict(benchmark=name, command='python benchmarks/' + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), commit=commit,
+                  machine=dict(cpu=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(), torch=torch.__version__),
+                  figures=figures)
+    path = ROOT/'results'/f'bench_{name}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + '\n')
+    print(f"record: {path.relative_to(ROOT)}")

@@ -1,0 +1,61 @@
+"""Fixtures of all tests; what they share besides is in `kit.py`."""
+import os
+import random
+import sys
+
+os.environ['MPLBACKEND'] = 'agg' # before matplotlib is imported
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory, monkeypatch):
+    "Each test works in a folder of its own, so that nothing it writes lands in the repository"
+    monkeypatch.chdir(tmp_path_factory.mktemp('cwd'))
+
+@pytest.fixture(autouse=True)
+def seeds():
+    "Each test starts from the same random numbers"
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+@pytest.fixture(autouse=True)
+def no_figures():
+    yield
+    if plt := sys.modules.get('matplotlib.pyplot'): plt.close('all')
+
+@pytest.fixture(scope='session')
+def data_dir():
+    "Real images: the folder PROXY_ATTENTION_DATA names, or `../shared/data` beside the repository"
+    named = os.environ.get('PROXY_ATTENTION_DATA')
+    path = Path(named) if named else Path(__file__).resolve().parents[1]/'..'/'shared'/'data'
+    if not path.is_dir(): pytest.skip("no real images: set PROXY_ATTENTION_DATA, or put them into ../shared/data")
+    return path.resolve()
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    "36 images of three classes, for reading only"
+    from kit import make_shapes
+    return make_shapes(tmp_path_factory.mktemp('shapes')/'images')
+
+@pytest.fixture
+def own_shapes(tmp_path):
+    "The same images, to be broken"
+    from kit import make_shapes
+    return make_shapes(tmp_path/'images')
+
+@pytest.fixture
+def learner(shapes):
+    "A function: a learner on the shapes with the callback given; same seed, same learner"
+    from kit import make_learner, shapes_dls
+    def make(cb=None, seed=0, dls=None, root=shapes, **kwargs):
+        return make_learner((lambda: shapes_dls(root)) if dls is None else dls, cb, seed, **kwargs)
+    return make
