@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks readme bench clean
+.PHONY: help demo test lint notebooks readme bench results clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -32,6 +32,11 @@ readme: $(VENV)/.installed-dev ## Make README.md from nbs/index.ipynb
 bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and keep their figures in results/
 	$(BIN)/pip install -q -e '.[bench]'
 	for b in startup saliency step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
+
+results: $(VENV)/.installed ## Make the records that the README reads: the demo under both policies (about six minutes)
+	for p in early_look proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \
+		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
+	mkdir -p nbs/images && cp demo_early_look/gallery.png nbs/images/gallery.png
 
 clean: ## Remove the virtual environment, builds, and what the demo wrote
 	rm -rf $(VENV) build dist *.egg-info demo

@@ -1,4 +1,5 @@
 """The library floor, fastai style: `from proxy_attention.all import *`"""
+from .audit import *
 from .callback import *
 from .core import *
 from .cycles import *
@@ -7,6 +8,7 @@ from .gallery import *
 from .inject import *
 from .layers import *
 from .look import *
+from .policy import *
 from .saliency import *
 from .select import *
 from .store import *

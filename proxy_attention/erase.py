@@ -112,7 +112,9 @@ def erase(
 ) -> np.ndarray:
     "A copy of `img` whose masked pixels are filled; all others are the same bytes"
     check_choice('fill', fill, fills)
-    if img.dtype != np.uint8 or img.ndim not in (2, 3): raise TypeError(f"img must be uint8 (H,W), (H,W,3) or (H,W,4), got {img.dtype} {img.shape}.")
+    if img.dtype != np.uint8 or not (img.ndim == 2 or img.ndim == 3 and img.shape[2] in (3, 4)):
+        raise TypeError(f"img must be uint8 (H,W), (H,W,3) or (H,W,4), got {img.dtype} {img.shape}.")
+    if mask.dtype != bool: raise TypeError(f"mask must be boolean, got {mask.dtype}.")
     if mask.shape != img.shape[:2]: raise ValueError(f"mask has shape {mask.shape}, the image {img.shape[:2]}.")
     if fill == 'blend' and saliency is None: raise ValueError("fill='blend' needs the saliency map.")
     out = img.copy()

@@ -93,7 +93,7 @@ def _trace(model, x):
     try:
         for name,m in model.named_modules():
             if name: handles.append(m.register_forward_hook(lambda m,i,o,name=name: calls.append((name, m, o.shape if torch.is_tensor(o) else ()))))
-        with kept_rng(), kept_modes(model), torch.no_grad(): model(x)
+        with kept_rng(), kept_modes(model), torch.no_grad(): model(x.clone()) # a model may change its input in place
     finally:
         for h in handles: h.remove()
     return calls
@@ -128,13 +128,16 @@ def feature_layer(
 ) -> FeatureLayer:
     "The layer whose output is the last spatial feature map of `model`, checked by a forward pass of one image"
     if isinstance(layer, FeatureLayer): return layer
+    if reshape is not None and not callable(reshape): raise TypeError(f"reshape={reshape!r} must be a function from the layer's output to (B,C,H,W), or None.")
     model = unwrap(model)
     if layer is not None:
         name,module = named_layer(model, layer)
         if reshape is None and (vit := _vit_layer(model)) and '.blocks.' in f'.{name}': reshape = vit.reshape
         if reshape is None and _is_channels_last(model, name, module): reshape = channels_first
         found = FeatureLayer(name, module, reshape)
-    else: found = _vit_layer(model) or _last_spatial(model, x[:1])
+    else:
+        found = _vit_layer(model) or _last_spatial(model, x[:1])
+        if found is not None and reshape is not None: found = found._replace(reshape=reshape)
     how = "Name a layer with layer='…' (a dotted name from `dict(model.named_modules())`), and reshape= a function from its output to (B,C,H,W)."
     if found is None: raise ValueError(f"layer=None: {type(model).__name__} has no layer with a (B,C,H,W) output before its head. {how}")
     shape = _output_shape(model, x[:1], found, how)
@@ -143,13 +146,14 @@ def feature_layer(
 
 def _output_shape(model, x, layer, how):
     shape = []
-    def hook(m, i, o): shape.append(layer.maps(o).shape if torch.is_tensor(o) else type(o).__name__)
+    def hook(m, i, o):
+        maps = layer.maps(o) if torch.is_tensor(o) else o
+        shape.append(tuple(maps.shape) if torch.is_tensor(maps) else type(maps).__name__)
     handle = layer.module.register_forward_hook(hook)
     try:
-        with kept_rng(), kept_modes(model), torch.no_grad(): model(x)
+        with kept_rng(), kept_modes(model), torch.no_grad(): model(x.clone())
+    except ValueError as e: raise ValueError(f"layer={layer.name!r}: {e} {how}") from e
     finally: handle.remove()
     if not shape: raise ValueError(f"layer={layer.name!r} takes no part in the forward pass. {how}")
-    if len(shape[-1]) != 4 or isinstance(shape[-1], str):
-        got = shape[-1] if isinstance(shape[-1], str) else tuple(shape[-1])
-        raise ValueError(f"layer={layer.name!r} has no spatial output: got {got}, not (B,C,H,W). {how}")
+    if isinstance(shape[-1], str) or len(shape[-1]) != 4: raise ValueError(f"layer={layer.name!r} has no spatial output: got {shape[-1]}, not (B,C,H,W). {how}")
     return shape[-1]

@@ -33,17 +33,23 @@ def features_and_grads(
         return leaf.clone() # a downstream in-place op must not change the leaf
     handle = layer.module.register_forward_hook(hook)
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            out = unwrap(model)(x)
-            logits = out.as_subclass(torch.Tensor).float()
+        with torch.no_grad():
+            logits = _checked(unwrap(model)(x)).as_subclass(torch.Tensor).float()
             coef = score(logits.detach())
             grads = None
             if coef is not None:
                 with torch.enable_grad(): total = (logits * coef).sum()
-                grads, = torch.autograd.grad(total, kept[-1])
+                grads, = torch.autograd.grad(total, kept[-1], allow_unused=True)
+                if grads is None: raise ValueError(f"layer={layer.name!r}: what it gives isn't used by the model's output; name another layer.")
                 grads = layer.maps(grads.as_subclass(torch.Tensor)).float()
     finally: handle.remove()
     return logits.detach(), layer.maps(kept[-1].detach().as_subclass(torch.Tensor)).float(), grads
+
+# %% ../nbs/02_saliency.ipynb #e86af1f1
+def _checked(logits):
+    if torch.is_tensor(logits) and logits.dim() == 2: return logits
+    got = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+    raise ValueError(f"model must return logits (B,K), got {got}: saliency needs a classifier.")
 
 # %% ../nbs/02_saliency.ipynb #5d251120
 def cam(acts, grads, weights):
@@ -81,12 +87,13 @@ def xgradcam(acts, grads, weights=None):
 # %% ../nbs/02_saliency.ipynb #435691d0
 def eigencam(acts, grads=None, weights=None):
     "Eigen-CAM: projection on the first principal component, signed so that its largest entry is positive (Muhammad & Yeasin 2020)"
+    finite = torch.isfinite(acts).flatten(1).all(1)[:, None, None] # the decomposition stops at the first that isn't
     flat = acts.flatten(2).transpose(1, 2)
-    flat = flat - flat.mean(1, keepdim=True)
+    flat = torch.where(finite, flat - flat.mean(1, keepdim=True), 0)
     u,s,_ = torch.linalg.svd(flat, full_matrices=False)
     proj = u[..., 0] * s[..., :1]
     sign = proj.gather(1, proj.abs().argmax(1, keepdim=True)).sign()
-    return (proj * sign).unflatten(1, acts.shape[2:])
+    return torch.where(finite, (proj * sign).unflatten(1, acts.shape[2:]), torch.nan)
 
 # %% ../nbs/02_saliency.ipynb #0e9e3cea
 saliency_methods = {'cam': cam, 'gradcam': gradcam, 'gradcam++': gradcam_pp, 'layercam': layercam, 'hirescam': hirescam, 'xgradcam': xgradcam,
@@ -139,9 +146,10 @@ def class_scores(
 def _check_target(target, logits):
     n,k = logits.shape
     if target is None: return logits.argmax(1)
-    t = torch.as_tensor(target, device=logits.device).as_subclass(torch.Tensor)
-    if t.is_floating_point() or t.dtype == torch.bool or t.dim() > 1:
-        raise TypeError(f"target={target!r} must be None (the predicted class), a class index or a (B,) tensor of class indices.")
+    kinds = f"target={target!r} must be None (the predicted class), a class index or a (B,) tensor of class indices."
+    try: t = torch.as_tensor(target, device=logits.device).as_subclass(torch.Tensor)
+    except (TypeError, ValueError, RuntimeError): raise TypeError(kinds) from None
+    if t.is_floating_point() or t.dtype == torch.bool or t.dim() > 1: raise TypeError(kinds)
     if t.dim() == 1 and len(t) != n: raise ValueError(f"target has {len(t)} entries for {n} images; give one class index for each, one int for all, or None.")
     if t.numel() and (t.min() < 0 or t.max() >= k): raise ValueError(f"target={target!r} holds a class outside of 0 to {k-1}.")
     return t.long().expand(n)
@@ -155,11 +163,11 @@ def raw_maps(
     score:Callable, # logits -> coefficients (B,K), or None for no maps
 ):
     "Logits (B,K) and maps (B,h,w) at the layer's own resolution, before normalising (None where `score` gives None)"
-    coefs = []
+    coefs, first = [], x[:1].clone() # a model may change its input in place
     def noted(logits): coefs.append(score(logits)); return coefs[-1]
     logits, acts, grads = features_and_grads(model, x, layer, noted)
     if grads is None: return logits, None
-    weights = linear_head_weights(model, x, layer, coefs[-1], grads) if method == 'cam' else None
+    weights = linear_head_weights(model, first, layer, coefs[-1], grads) if method == 'cam' else None
     return logits, saliency_methods[method](acts, grads, weights)
 
 # %% ../nbs/02_saliency.ipynb #189aa511
@@ -175,14 +183,10 @@ def saliency_maps(
     check_choice('method', method, saliency_methods)
     if not torch.is_tensor(x) or x.dim() != 4 or not x.is_floating_point():
         raise TypeError(f"x must be a float tensor (B,C,H,W), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}.")
-    x = x.as_subclass(torch.Tensor)
-    if x.is_inference(): x = x.clone()
-    with no_footprint(model), torch.no_grad():
+    with torch.inference_mode(False), no_footprint(model), torch.no_grad():
+        x = x.as_subclass(torch.Tensor)
+        if x.is_inference(): x = x.clone() # else it couldn't take part in the tail
         found = feature_layer(model, x, layer, reshape)
-        _, maps = raw_maps(model, x, found, method, lambda logits: class_scores(logits, _check_target(target, _checked(logits))))
+        _, maps = raw_maps(model, x, found, method, lambda logits: class_scores(logits, _check_target(target, logits)))
         maps = F.interpolate(maps.relu()[:, None], x.shape[2:], mode='bilinear', align_corners=False)[:, 0]
         return normalise(maps)
-
-def _checked(logits):
-    if logits.dim() != 2: raise ValueError(f"model must return logits (B,K), got {tuple(logits.shape)}: saliency needs a classifier.")
-    return logits

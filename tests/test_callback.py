@@ -17,9 +17,10 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
-from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import IndexSplitter, parent_label
 from fastai.losses import LabelSmoothingCrossEntropyFlat
@@ -35,8 +36,9 @@ from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, 
                  quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, state_of, tiny_model, weights, wrong_files)
 from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
-from proxy_attention.callback import Policy, ProxyAttentionCB, presets
+from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
+from proxy_attention.policy import Policy, presets
 from proxy_attention.saliency import saliency_maps
 from proxy_attention.store import StoreError
 
@@ -238,10 +240,11 @@ def test_a_fit_that_broke_makes_nothing_and_the_next_recovers(learner, error):
     with pytest.raises(type(error)): learn.fit(1, LOW, cbs=Break(error))
     assert learn.dls is live and set(learn.proxies['cycle']) == {1}
 
-def test_weights_that_are_not_numbers(learner):
+@pytest.mark.parametrize('cbs', [None, TerminateOnNaNCallback], ids=['to the end', 'terminated'])
+def test_weights_that_are_not_numbers(learner, cbs):
     learn = learner(quiet_cb())
     dls, good = learn.dls, weights(learn.model)
-    with pytest.warns(UserWarning, match='no copies.*finite'): learn.fit(1, float('nan'))
+    with pytest.warns(UserWarning, match='no copies.*finite'): learn.fit(1, float('nan'), cbs=cbs and cbs())
     assert learn.dls is dls and not len(learn.proxies)
     learn.model.load_state_dict(good)
     learn.opt = None
@@ -426,6 +429,14 @@ def test_a_file_in_both_splits_gets_no_copy(learner, shapes):
     with pytest.warns(UserWarning, match='validation.*no copy') as told: learn.fit(1, LOW)
     assert any(str(f) in str(w.message) for w in told for f in split)
     assert copied_files(learn) == set(map(str, dls.train_ds.items)) - split and last_of(learn)['held_out'] == len(split)
+
+def test_a_file_of_the_test_set_gets_no_copy(shapes):
+    dls = shapes_dls(shapes)
+    tested = dls.train_ds.items[:4]
+    three = DataLoaders(dls.train, dls.valid, dls.test_dl(tested))
+    learn = make_learner(three, quiet_cb(select='all'))
+    with pytest.warns(UserWarning, match='4 training items are validation or test items too'): learn.fit(1, LOW)
+    assert copied_files(learn) == set(map(str, dls.train_ds.items[4:]))
 
 def test_copies_are_never_looked_at_or_copied_again(learner):
     learn = learner(quiet_cb(select='all', keep='all'))
@@ -691,7 +702,7 @@ def test_reshape(outcome):
 def test_path(learner):
     learn = learner(quiet_cb(path='some/where'))
     learn.fit(1, LOW)
-    assert {Path(p).parent for p in learn.proxies['path']} == {Path('some/where')} and not Path('.proxies').exists()
+    assert {Path(p).resolve().parent for p in learn.proxies['path']} == {Path('some/where').resolve()} and not Path('.proxies').exists()
     assert len(manifest(learn)) == len(learn.proxies)
 
 def test_two_runs_get_two_folders(learner):
@@ -843,6 +854,16 @@ def test_the_whole_folder_is_gone(learner):
     learn.remove_proxies()
     assert learn.dls is dls
 
+def test_the_working_directory_changes_between_cycles(learner, monkeypatch):
+    learn = learner(quiet_cb(keep='all'))
+    learn.fit(1, LOW)
+    n, here = len(learn.proxies), Path.cwd()
+    (here/'elsewhere').mkdir()
+    monkeypatch.chdir('elsewhere')
+    learn.fit(1, LOW)
+    assert len(learn.proxies) == n + last_of(learn)['proxies'] and set(learn.proxies['cycle']) == {1, 2}
+    assert len(list((here/'.proxies').iterdir())) == 1 and not (here/'elsewhere/.proxies').exists()
+
 def test_two_learners_one_path(learner):
     one, two = learner(quiet_cb(path='run')), learner(quiet_cb(path='run'), seed=1)
     one.fit(1, LOW)
@@ -853,6 +874,13 @@ def test_two_learners_one_path(learner):
     one.remove_proxies()
     two.fit(1, LOW)
     assert len(two.proxies) and len(kept)
+
+def test_a_learner_made_anew_gets_the_path_of_the_one_it_replaces(learner):
+    learn = learner(quiet_cb(path='run'))
+    learn.fit(1, LOW)
+    learn = learner(quiet_cb(path='run')) # As when a notebook's cell is run again: nobody has closed the first
+    learn.fit(1, LOW)
+    assert len(learn.proxies) and len(rows_of('run')) == len(learn.proxies)
 
 def full(*args, **kwargs): raise OSError(ENOSPC, 'No space left on device')
 
@@ -990,6 +1018,16 @@ def test_ever_wrong_with_copies_in_the_batches():
         learn.fit(2, 0.01, cbs=log)
         assert (0 in log.seen) == (cycle == 2)
         assert set(learn.proxies['original']) == {i-1 for i in log.wrong - {0}} != set() and set(learn.proxies['cycle']) == {cycle}
+
+def test_ever_wrong_where_copies_replace_their_originals():
+    learn = make_learner(lambda: coded_dls(train=Coded(first=1)), quiet_cb(select='ever_wrong', area=1., merge='replace', share=0.4))
+    for cycle in (1, 2):
+        log = WrongLog()
+        learn.fit(2, 1e-3, cbs=log)
+        wrong = {i-1 for i in log.wrong - {0}}
+        assert (0 in log.seen) == (cycle == 2) and wrong
+        assert set(learn.proxies['original']) <= wrong and len(learn.proxies) == min(9, len(wrong)), "a copy of an item that wasn't wrong"
+        assert set(learn.proxies['cycle']) == {cycle} and list(learn.proxies['label']) == [str(i % 3) for i in learn.proxies['original']]
 
 def test_ever_wrong_begins_anew_each_fit():
     learn = learnt()

@@ -19,7 +19,7 @@ from fastai.metrics import accuracy_multi
 from fastai.torch_core import TensorCategory
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage
-from fastai.vision import learner as _  # noqa: F401  (teaches plot_top_losses to draw images)
+from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plot_top_losses to draw images)
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 from torch import nn

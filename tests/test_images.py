@@ -119,18 +119,22 @@ def files(tmp_path_factory):
     for name,make in kinds.items(): (folder/name).write_bytes(make())
     return [folder/name for name in kinds]
 
-def loaders(files):
-    "The files as training set, the first two once more as validation set"
-    rows = [(str(f), 'ab'[i % 2], False) for i,f in enumerate(files)] + [(str(f), 'ab'[i], True) for i,f in enumerate(files[:2])]
+def loaders(files, folder):
+    "The files as training set, two more as validation set"
+    held_out = [folder/f'held_out_{i}.png' for i in range(2)]
+    for f in held_out: f.write_bytes(saved(image(seed=9), 'PNG'))
+    rows = [(str(f), 'ab'[i % 2], False) for i,f in enumerate(files)] + [(str(f), 'ab'[i], True) for i,f in enumerate(held_out)]
     return ImageDataLoaders.from_df(pd.DataFrame(rows, columns=['file', 'label', 'is_valid']), path='/', valid_col='is_valid', item_tfms=Resize(48), bs=4,
                                     num_workers=0, seed=0)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.fixture(scope='module')
+def dls(files, tmp_path_factory): return loaders(files, tmp_path_factory.mktemp('held_out'))
+
 @pytest.mark.parametrize('k', range(len(kinds)), ids=list(kinds))
-def test_pixels_are_those_of_the_pipeline(files, k):
-    dls = loaders(files)
+def test_pixels_are_those_of_the_pipeline(files, dls, k):
     source = Source(dls.train_ds)
     assert source.opencv and source.path(k) == files[k]
     got, sha = source.read(k)
@@ -148,8 +152,8 @@ def test_grey_pipelines(files, name):
     assert got.shape == np.asarray(dls.train[0][0]).shape == (43, 61) and (got == np.asarray(dls.train[0][0])).all()
 
 @pytest.mark.parametrize('name', ['rgb.png', 'grey.png', 'rgb.jpg', 'progressive.jpg', 'grey.jpg'])
-def test_the_usual_kinds_are_read_by_opencv(files, name, monkeypatch):
-    source = Source(loaders(files).train_ds)
+def test_the_usual_kinds_are_read_by_opencv(dls, name, monkeypatch):
+    source = Source(dls.train_ds)
     def never(self, i): raise AssertionError("read by Pillow")
     monkeypatch.setattr(Source, 'image', never)
     assert source.read(list(kinds).index(name))[0].shape == (43, 61, 3)
@@ -206,8 +210,7 @@ def proxies_of(learn, caught=None):
     if caught is not None: caught += [str(w.message) for w in found]
     return done
 
-def test_copies_keep_size_and_untouched_pixels(files, tmp_path):
-    dls = loaders(files)
+def test_copies_keep_size_and_untouched_pixels(files, dls, tmp_path):
     originals = [np.asarray(dls.train_ds[i][0]) for i in range(len(files))]
     learn, caught = learner(dls, tmp_path/'copies'), []
     done = proxies_of(learn, caught)
@@ -219,11 +222,10 @@ def test_copies_keep_size_and_untouched_pixels(files, tmp_path):
         assert copy.shape == originals[k].shape, files[k].name
         changed = (copy != originals[k]).any(-1)
         assert not copy[changed].any(), files[k].name # what changed is black
-        assert changed.sum() <= round(row.erased*changed.size) and changed.mean() > 0.1, files[k].name
+        assert 0.2 < changed.sum() / round(row.erased*changed.size) <= 1, files[k].name # some were black before
     learn.remove_proxies()
 
-def test_copies_come_back_as_they_were_written(files, tmp_path):
-    dls = loaders(files)
+def test_copies_come_back_as_they_were_written(files, dls, tmp_path):
     n, learn = len(files), learner(dls, tmp_path/'copies', fill='noise')
     proxies_of(learn)
     for j,row in enumerate(learn.proxies.itertuples()):
@@ -244,7 +246,7 @@ damage = {
 def test_a_damaged_file_costs_its_own_copy_only(tmp_path, name, fill, how):
     for i in range(8): (tmp_path/f'{i}-{name}').write_bytes(kinds[name]())
     (tmp_path/f'3-{name}').write_bytes(damage[how](kinds[name]()))
-    learn, caught = learner(loaders([tmp_path/f'{i}-{name}' for i in range(8)]), tmp_path/'.copies', fill=fill), []
+    learn, caught = learner(loaders([tmp_path/f'{i}-{name}' for i in range(8)], tmp_path), tmp_path/'.copies', fill=fill), []
     done = proxies_of(learn, caught)
     assert done['proxies'] == 7 and done['unreadable'] == 1, caught
     assert any(f'3-{name}' in w for w in caught) # told by name
@@ -267,10 +269,10 @@ def test_load_copy_has_the_type_of_the_original(tmp_path):
 # -- real photos ------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', ['imagenet_samples', 'asl_digits', 'cifar10'])
-def test_real_photos_are_the_same_by_both_ways(name):
+def test_real_photos_are_the_same_by_both_ways(name, tmp_path):
     if not (DATA/name).is_dir(): pytest.skip(f"no real photos in {DATA/name} (set PROXY_ATTENTION_DATA)")
     found = sorted(f for f in (DATA/name).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     some = found[::max(1, len(found)//40)]
-    source = Source(loaders(some).train_ds)
+    source = Source(loaders(some, tmp_path).train_ds)
     assert source.opencv and len(some) >= 40
     for i,f in enumerate(some): assert (source.read(i)[0] == np.asarray(PILImage.create(f))).all(), f

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from fastcore.imports import IN_NOTEBOOK
 
-import proxy_attention
-from ..core import Clock, check_number, kept_rng, no_footprint, peak_ram
+from .. import __version__
+from ..core import Clock, check_number, digest, kept_rng, no_footprint, peak_ram
 from .config import SettingsError, load_experiment
 from .data import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, split_files, splits, truth_masks
 from .models import small_cnn
@@ -200,13 +200,15 @@ def _run(conf, out, bars, start):
     from proxy_attention.cycles import epoch_of
     try: proxy_cb = ProxyAttentionCB(**conf.proxy.policy, path=out/'proxies', seed=conf.experiment.seed)
     except (ValueError, TypeError) as e: raise SettingsError(f"{conf.file} [proxy:{conf.experiment.proxy}] {e}") from None
-    out = _prepare(out)
+    out,exp = _prepare(out), conf.experiment
     judge = 'layercam' if conf.proxy.method != 'layercam' else 'gradcam'
-    about = dict(made_by='proxy_attention demo', version=proxy_attention.__version__, settings=conf.model_dump(), judge=judge,
+    chosen = conf.model_dump() | {'file': Path(conf.file).name} # a record may be published: no paths of this machine
+    about = dict(made_by='proxy_attention demo', command=f'proxy-attention demo --policy {exp.proxy} --seed {exp.seed}', version=__version__, settings=chosen,
+                 settings_sha256=digest(json.dumps(chosen, sort_keys=True).encode()), judge=judge,
                  python=platform.python_version(), torch=torch.__version__, threads=torch.get_num_threads(), machine=platform.machine(),
                  started=time.strftime('%Y-%m-%d %H:%M:%S'))
     (out/'config.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
-    record,exp = Record(out/'record.jsonl'), conf.experiment
+    record = Record(out/'record.jsonl')
     print(f"data     {conf.data.generator}: {conf.data.n_train} training images, the colour tells the class in {conf.data.strength or 0:.0%} of them")
     data = _make_data(out, conf)
 
