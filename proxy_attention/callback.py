@@ -107,23 +107,25 @@ class ProxyAttentionCB(Callback):
 
     # -- events ---------------------------------------------------------------------------------------------------------------------------------------
 
-    def before_fit(self):
-        "Everything that could fail later fails here, before anything is trained"
+    def before_fit(self): self.proxy_state.trained = False
+
+    def before_train(self):
+        "Everything that could fail later fails here, before anything is trained; `validate` and its like don't come here"
         st = self.proxy_state
-        st.trained, st.log = False, None
-        if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
+        if st.trained or hasattr(self.learn, 'lr_finder'): return
+        st.log = None
         if len(self.learn._grab_cbs(ProxyAttentionCB)) > 1: raise ValueError("a learner takes one ProxyAttentionCB, this one has several.")
         if num_distrib() > 1: raise NotImplementedError("ProxyAttentionCB runs in one process; distributed training isn't supported yet.")
         self._adopt()
-        st.task = check_task(self.learn, st.data, self.layer, self.reshape)
+        st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
         if self.active.select == 'ever_wrong':
             if self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
             st.log = TrainingLog(st.data.n)
         self._open()
         self._drop_lost()
-
-    def before_train(self): self.proxy_state.trained = True
+        self.learn.dl = self.learn.dls.train
+        st.trained = True
 
     def after_pred(self):
         log = self.proxy_state.log
@@ -142,7 +144,7 @@ class ProxyAttentionCB(Callback):
         "Stage 2, by itself: look, select, erase, save, inject. What was done, in numbers"
         st, start = self.proxy_state, time.perf_counter()
         self._adopt()
-        if st.task is None: st.task = check_task(self.learn, st.data, self.layer, self.reshape)
+        if st.task is None: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if not all(torch.isfinite(p).all() for p in self.learn.model.parameters()):
             return self._nothing("the weights aren't finite: training has diverged")
         self._open()
@@ -164,7 +166,7 @@ class ProxyAttentionCB(Callback):
         base,n,_ = st.data
         only = np.flatnonzero(st.log.wrong) if p.select == 'ever_wrong' and st.log is not None else None
         if p.select == 'ever_wrong' and only is None: raise ValueError("select='ever_wrong' needs a fit that was watched; call fit first.")
-        done = dict(cycle=cycle, items=n, wrong=0, candidates=0, proxies=0, flat=0, unreadable=0, held_out=0)
+        done = _blank(cycle, n)
         if only is not None and not len(only): return [], None, {**done, **_seconds(clock)}
         found = st.task.layer
         wants = (lambda s: s.wrong) if p.select == 'wrong' else None
@@ -214,7 +216,7 @@ class ProxyAttentionCB(Callback):
     def _adopt(self):
         "Note the learner's DataLoaders, if they are new to us"
         st, dls = self.proxy_state, self.learn.dls
-        if dls is st.mine or (dls is st.plain and st.data is not None): return
+        if st.data is not None and dls is (st.mine or st.plain): return
         if st.rows: warnings.warn(f"learn.dls was replaced: the {len(st.rows)} copies made for the former one are no longer trained on.")
         if isinstance(dls.train.dataset, ProxyDataset):
             warnings.warn(f"learn.dls already holds {len(dls.train.dataset.copies)} copies made by another learner, and this one trains on them until it makes "
@@ -226,7 +228,7 @@ class ProxyAttentionCB(Callback):
 
     def _open(self):
         st = self.proxy_state
-        if st.store is not None and st.store.lock is not None: return
+        if st.store is not None and st.store.lock is not None and st.store.path.is_dir(): return
         path = Path(self.folder) if self.folder is not None else st.store.path if st.store is not None else _new_run()
         check_path(path, {*st.files, *st.held_out})
         st.store = ProxyStore(path, self.format, self.max_gb).open()
@@ -237,7 +239,7 @@ class ProxyAttentionCB(Callback):
         st = self.proxy_state
         lost = [r for r in st.rows if not st.store.whole(r)]
         if not lost: return
-        warnings.warn(f"{len(lost)} of {len(st.rows)} copies in {st.store.path} are missing or damaged and are no longer trained on.")
+        warnings.warn(f"{len(lost)} of {len(st.rows)} copies in {st.store.name} are missing or damaged and are no longer trained on.")
         st.rows = [r for r in st.rows if st.store.whole(r)]
         self._inject()
 
@@ -278,21 +280,24 @@ class ProxyAttentionCB(Callback):
     def _nothing(self, why):
         "No copies this time; the DataLoaders stay as they are"
         warnings.warn(f"ProxyAttentionCB made no copies: {why}")
-        self.proxy_state.last = dict(cycle=self.proxy_state.cycle, proxies=0, why=why, live=len(self.proxy_state.rows))
-        return self.proxy_state.last
+        st = self.proxy_state
+        st.last = {**_blank(st.cycle, st.data.n), **_seconds(Clock()), 'why': why, 'seconds': 0., 'live': len(st.rows)}
+        return st.last
 
     def _line(self, d):
         p, few = self.active, d['wrong'] < 0.05*d['items'] and self.active.select in ('wrong', 'ever_wrong') and not self.proxy_state.paused
         of = {'wrong': f"{d['wrong']} wrong", 'ever_wrong': "those wrong at any time"}.get(p.select, f"select={p.select!r}")
         notes = [f"{d[k]} {k.replace('_', ' ')}" for k in ('flat', 'unreadable', 'held_out') if d[k]]
         out = f"cycle {d['cycle']}: {d['proxies']} copies ({of} of {d['items']} items{', no copy: ' + ', '.join(notes) if notes else ''}) in {d['seconds']:.1f} s"
-        if d['live']: out += f", in {self.proxy_state.store.path}; dls.train now draws from {self.learn.dls.train.n} items"
+        if d['live']: out += f", in {self.proxy_state.store.name}; dls.train now draws from {self.learn.dls.train.n} items"
         else: out += "; dls.train is as it was made"
         if few: out += ". Few are wrong: select='low_confidence' or learn.fit_proxy(recipe='early_look') go further"
         return out
 
 # %% ../nbs/11_callback.ipynb #30a02732
 def _seconds(clock): return {f"seconds_{k}": clock[k] for k in ('score', 'saliency', 'erase', 'write')}
+
+def _blank(cycle, n): return dict(cycle=cycle, items=n, wrong=0, candidates=0, proxies=0, flat=0, unreadable=0, held_out=0)
 
 def _candidates(scores, select):
     return {'wrong': scores.wrong, 'ever_wrong': scores.ever_wrong}.get(select, np.ones(len(scores), bool))

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastai.data.core import Datasets
-from fastai.data.load import DataLoader
+from fastai.data.load import DataLoader, SkipItemException
 
 from .core import no_footprint
 from .inject import ProxyDataset, Source, as_validation, eval_dl, pixels
 from .layers import feature_layer
 from .look import prepared
+from .saliency import class_scores, raw_maps
 
 # %% ../nbs/09_check.ipynb #8e8f03a6
 class TrainingSet(NamedTuple):
@@ -41,9 +41,12 @@ def training_set(
     if dl.n is None or not hasattr(dl.dataset, '__getitem__'): raise TypeError("dls.train has an iterable dataset; copies need one with a length and indices.")
     if dl.n == 0: raise ValueError("dls.train holds no items.")
     base,n = dl.dataset, dl.n
+    weights = getattr(dl, 'wgts', None)
     if isinstance(base, ProxyDataset): # another learner's: its originals are ours
-        base,n = base.base, len({base.origin(i) for i in range(n)})
-    return TrainingSet(base, n, getattr(dl, 'wgts', None))
+        origins = [base.origin(i) for i in range(n)]
+        base,n = base.base, len(set(origins))
+        if weights is not None: weights = np.array([dict(zip(reversed(origins), reversed(weights)))[i] for i in range(n)])
+    return TrainingSet(base, n, weights)
 
 # %% ../nbs/09_check.ipynb #c4f5a5a3
 class Task(NamedTuple):
@@ -60,6 +63,7 @@ def check_task(
     data:TrainingSet,
     layer=None, # As in `feature_layer`
     reshape=None,
+    method:str='gradcam', # 'cam' is tried, since not every head allows it
 ) -> Task:
     "Ask the learner about one training item; an error says what is missing"
     model = learn.model
@@ -78,11 +82,12 @@ def check_task(
         k = logits.shape[1]
         if not several and k < 2: raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
         found = feature_layer(model, x, layer, reshape)
+        if method == 'cam': raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
     some = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
     names = list(map(str, v)) if (v := getattr(learn.dls, 'vocab', None)) is not None and len(v) == k else [str(i) for i in range(k)]
-    if not several: _check_classes(data)
+    if not several: _check_classes(source, data.n)
     return Task(several, names, type(img), found, some)
 
 def _is_several(y, logits, what):
@@ -99,14 +104,14 @@ def _first_image(source, n):
         return img
     raise OSError("no training item can be read.")
 
-def _check_classes(data):
-    "One class alone can't be predicted wrong; reads labels only, from both ends inwards, until two differ"
-    if not isinstance(data.base, Datasets) or len(data.base.tls) != 2: return
-    labels = data.base.tls[1]
-    first = labels[0]
-    for i in range(data.n):
-        if bool((labels[data.n-1-i if i % 2 else i//2] != first)): return
-    raise ValueError(f"all {data.n} training items have the same label, {first!s}: there is nothing to tell apart.")
+def _check_classes(source, n):
+    "One class alone can't be predicted wrong; reads labels from both ends inwards until two differ"
+    labels = set()
+    for i in range(n):
+        try: labels.add(int(source.targets(n-1-i//2 if i % 2 else i//2)[0]))
+        except (SkipItemException, OSError, SyntaxError): continue
+        if len(labels) > 1: return
+    raise ValueError(f"all {n} training items have the same label, {labels.pop() if labels else None}: there is nothing to tell apart.")
 
 # %% ../nbs/09_check.ipynb #3b0c07d4
 def check_path(

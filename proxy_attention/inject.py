@@ -65,13 +65,16 @@ class Source:
 
     def _steps_to_path(self):
         "How many of the pipeline's transforms lead to the file's path; None where the items aren't files"
-        if self.pipe is None or not len(self.pipe): return None
-        value, found = self._item(0), None
-        for k,f in enumerate([None, *self.pipe.tfms.fs]):
-            if f is not None: value = f(value, split_idx=self.pipe.split_idx)
-            if isinstance(value, (str, Path)) and Path(value).is_file(): found = k
-            elif isinstance(value, (Image.Image, torch.Tensor, tuple)): break
-        return found
+        for i in range(len(self.pipe) if self.pipe is not None else 0):
+            value, found = self._item(i), None
+            try:
+                for k,f in enumerate([None, *self.pipe.tfms.fs]):
+                    if f is not None: value = f(value, split_idx=self.pipe.split_idx)
+                    if isinstance(value, (str, Path)) and Path(value).is_file(): found = k
+                    elif isinstance(value, (Image.Image, torch.Tensor)): break
+                return found
+            except (SkipItemException, OSError, SyntaxError, ValueError): continue # damaged: ask the next
+        return None
 
     def _reader_is_fastais(self):
         fs = list(self.pipe.tfms.fs) if self.pipe is not None else []
@@ -207,6 +210,12 @@ class ProxyDataset(GetAttr):
         if i < len(self.originals): return self.base[self.originals[i]]
         file,src,like = self.copies[i - len(self.originals)]
         return (load_copy(file, like), *self.source.targets(src))
+
+    @property
+    def items(self):
+        "The items of the originals, then of the copies' originals: what `Interpretation` looks labels and pictures up in"
+        order = [self.origin(i) for i in range(len(self))]
+        return self.base.items.iloc[order] if hasattr(self.base.items, 'iloc') else L(self.base.items)[order]
 
     def origin(self, i) -> int:
         "Index in `base` of the original of item `i`"

@@ -19,7 +19,7 @@ from fastcore.basics import GetAttr, store_attr
 
 from .core import Clock, seeded_rng
 from .erase import erase, maps_on_image, saliency_masks, view_grid
-from .inject import as_validation, eval_dl, view_of
+from .inject import ProxyDataset, as_validation, eval_dl, view_of
 from .saliency import class_scores, flat_maps, normalise, raw_maps
 from .select import Scores, score_batch
 
@@ -121,7 +121,7 @@ def look(
 class TrainingLog:
     "Which items were predicted wrong at any time while training, and their targets as training saw them"
     def __init__(self, n):
-        self.n, self.wrong, self.seen, self.y = n, np.zeros(n, bool), np.zeros(n, bool), None
+        self.n, self.wrong, self.y = n, np.zeros(n, bool), None
         self.idxs = None
 
     def note(self, dl, i, pred, y, thresh):
@@ -131,12 +131,15 @@ class TrainingLog:
         part = None if idxs is None else np.asarray(idxs[i*dl.bs:(i+1)*dl.bs])
         if part is None or idxs is not self.idxs or len(part) != len(y): raise ValueError(UNTRUSTED)
         if pred.dim() != 2 or (y.is_floating_point() and y.shape != pred.shape): raise ValueError(MIXED)
+        index, own = part, part < self.n
+        if isinstance(dl.dataset, ProxyDataset): # copies come behind the originals that are in
+            own = part < len(dl.dataset.originals)
+            index = np.array([dl.dataset.origin(i) for i in part])
+        index = index[own]
         wrong = ((pred.float().sigmoid() > thresh) != (y > 0.5)).any(1) if y.dim() == 2 else pred.argmax(1) != y
-        own = part < self.n # copies come behind the originals
         if self.y is None: self.y = np.zeros((self.n, *y.shape[1:]), np.int64)
-        self.wrong[part[own]] |= wrong.cpu().numpy()[own]
-        self.seen[part[own]] = True
-        self.y[part[own]] = (y if y.dim() == 1 else y > 0.5).long().cpu().numpy()[own]
+        self.wrong[index] |= wrong.cpu().numpy()[own]
+        self.y[index] = (y if y.dim() == 1 else y > 0.5).long().cpu().numpy()[own]
 
 UNTRUSTED = ("select='ever_wrong': which training items a batch holds can't be told (a transform skips items, or the loader was used by somebody else in "
               "the middle of an epoch); use select='wrong', which scores them afresh.")

@@ -84,7 +84,7 @@ def read_manifest(
             raise StoreError(f"{path}, line {i+1} was written by proxy_attention {row.get('version')} with a newer format than this version, {__version__}, "
                              "knows. Upgrade, or give another path=.")
         if not isinstance(row, dict) or not {'id', 'file', 'sha256', 'bytes'} <= row.keys():
-            raise StoreError(f"{path}, line {i+1} is not a line of ours; the manifest is damaged. Give another path=, or purge this one.")
+            raise StoreError(f"{path}, line {i+1} is not {'JSON' if row is None else 'a line of ours'}; the manifest is damaged. Give another path=, or purge this one.")
         rows[row['id']] = row
     return rows
 
@@ -105,23 +105,24 @@ class ProxyStore:
         format:str='png', # 'png' or 'jpg'
         max_gb:float=10., # Refuse to let the copies grow beyond this
     ):
-        self.path, self.format, self.max_bytes = Path(path), check_choice('format', format, formats), max_gb*1e9
+        self.path, self.format, self.max_bytes = Path(path).absolute(), check_choice('format', format, formats), max_gb*1e9
         self.lock, self.rows = None, {}
 
     def open(self):
         "Take the folder: create it, lock it, read its manifest. Errors come here, before anything is trained"
-        if self.lock is not None: return self
+        if self.lock is not None and self.path.is_dir(): return self
+        self.close() # somebody has deleted the folder
         lock = filelock.FileLock(self.path/'.lock', timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _acquire(lock)
             with tempfile.TemporaryFile(dir=self.path): pass
         except filelock.Timeout:
-            raise StoreError(f"path={str(self.path)!r} is in use by another learner (of this process or another). Give each learner its own path=, or "
+            raise StoreError(f"path={self.name!r} is in use by another learner (of this process or another). Give each learner its own path=, or "
                              "call remove_proxies() on the other one first.") from None
         except OSError as e:
             lock.release()
-            raise StoreError(f"path={str(self.path)!r} can't be written to: {e.strerror or e}. Give a folder that can with path=.") from None
+            raise StoreError(f"path={self.name!r} can't be written to: {e.strerror or e}. Give a folder that can with path=.") from None
         try: self.rows = read_manifest(self.path)
         except Exception: lock.release(); raise
         self.lock = lock
@@ -138,6 +139,11 @@ class ProxyStore:
         "Give the folder back"
         if self.lock is not None: self.lock.release()
         self.lock = None
+
+    @property
+    def name(self) -> str:
+        "The folder as a person would write it: relative to the working directory if it is inside"
+        return str(self.path.relative_to(Path.cwd()) if Path.cwd() in self.path.parents else self.path)
 
     def file(self, row) -> Path: return self.path/row['file']
 
@@ -176,7 +182,7 @@ class ProxyStore:
             nonlocal total
             landed = [{**row, **got, 'schema': SCHEMA, 'version': __version__} for row,got in zip(rows, job.result()) if got is not None]
             total += sum(r['bytes'] for r in landed if r['file'] not in self._files)
-            if total > self.max_bytes: raise StoreError(f"the copies in {str(self.path)!r} would grow beyond max_gb={self.max_bytes/1e9:g}.")
+            if total > self.max_bytes: raise StoreError(f"the copies in {self.name!r} would grow beyond max_gb={self.max_bytes/1e9:g}.")
             _append(self.path/MANIFEST, [r for r in landed if self.rows.get(r['id']) != r])
             for r in landed: self.rows[r['id']] = self._files[r['file']] = r
             put.rows.extend(landed)
@@ -192,7 +198,7 @@ class ProxyStore:
                     while waiting: land(*waiting.popleft())
                 finally:
                     for _,job in waiting: job.cancel()
-        except OSError as e: raise StoreError(f"path={str(self.path)!r}: a copy could not be written: {e}.") from e
+        except OSError as e: raise StoreError(f"path={self.name!r}: a copy could not be written: {e}.") from e
 
     def _job(self, make, rows):
         start = time.perf_counter()

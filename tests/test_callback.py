@@ -850,9 +850,11 @@ def test_the_whole_folder_is_gone(learner):
     learn.fit(1, LOW)
     shutil.rmtree('.proxies')
     with pytest.warns(UserWarning, match='missing or damaged'): learn.fit(1, LOW)
-    assert last_of(learn)['wrong'] and (learn.dls is dls or all(Path(p).is_file() for p in learn.proxies['path']))
+    assert learn.dls is dls or all(Path(p).is_file() for p in learn.proxies['path'])
     learn.remove_proxies()
     assert learn.dls is dls
+    learn.fit(1, LOW)
+    assert copied_files(learn) == wrong_now(learn, dls) != set() and all(Path(p).is_file() for p in learn.proxies['path'])
 
 def test_the_working_directory_changes_between_cycles(learner, monkeypatch):
     learn = learner(quiet_cb(keep='all'))

@@ -64,6 +64,15 @@ def bmp(bits, masks=()):
     return (b'BM' + struct.pack('<IHHI', start+len(px), 0, 0, start) + struct.pack('<IiiHHIIiiII', 40, w, h, 1, bits, 3 if masks else 0, len(px), 2835, 2835, 0, 0)
             + extra + px)
 
+def without(data, marker):
+    "A JPEG less its segments of this kind"
+    out, i = data[:2], 2
+    while data[i+1] != 0xda: # the picture begins
+        end = i + 2 + int.from_bytes(data[i+2:i+4], 'big')
+        out += b'' if data[i+1] == marker else data[i:end]
+        i = end
+    return out + data[i:]
+
 def palette(): return image().quantize(16)
 
 def see_through(img):
@@ -100,6 +109,7 @@ kinds = { # file name: bytes
     'not_ycc.jpg': lambda: saved(image(), 'JPEG', keep_rgb=True),
     'grey.jpg': lambda: saved(image().convert('L'), 'JPEG'),
     'cmyk.jpg': lambda: saved(image().convert('CMYK'), 'JPEG'),
+    'cmyk_not_said.jpg': lambda: without(saved(image().convert('CMYK'), 'JPEG'), 0xee),
     **{f'turned{n}.jpg': lambda n=n: saved(image(), 'JPEG', exif=turned(n)) for n in (2, 3, 6, 8)},
     'two_pictures.jpg': lambda: saved(image(), 'MPO', save_all=True, append_images=[image(seed=1)]),
     'rgb.bmp': lambda: saved(image(), 'BMP'),
