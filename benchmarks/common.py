@@ -12,16 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def interleaved(contestants, rounds, batches=(None,)):
-    "Seconds by name, one entry a round; in each round every contestant takes its turn on every batch, so that a drifting machine hits all alike"
-    seconds = {name: [0.]*rounds for name in contestants}
-    for r in range(-1, rounds): # round -1 warms up
+def interleaved(contestants, rounds, batches=(None,), warm_up=True, once=()):
+    """Seconds by name, one entry a round; in each round every contestant takes its turn on every batch, so that a drifting machine hits all alike.
+    Contestants named in `once` (slow ones) run in the first round only"""
+    seconds = {name: [] for name in contestants}
+    for r in range(-1 if warm_up else 0, rounds):
+        spent = dict.fromkeys([n for n in contestants if r <= 0 or n not in once], 0.)
         for i,batch in enumerate(batches if r >= 0 else batches[:1]):
-            names = list(contestants)
+            names = list(spent)
             for name in names[i % len(names):] + names[:i % len(names)]:
                 start = time.perf_counter()
                 contestants[name](batch) if batch is not None else contestants[name]()
-                if r >= 0: seconds[name][r] += time.perf_counter() - start
+                spent[name] += time.perf_counter() - start
+        if r >= 0:
+            for name,s in spent.items(): seconds[name].append(s)
     return seconds
 
 

@@ -58,6 +58,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyAttentionCB.remove': ( 'callback.html#proxyattentioncb.remove',
                                                                                                 'proxy_attention/callback.py'),
+                                          'proxy_attention.callback.ProxyAttentionCB.run_path': ( 'callback.html#proxyattentioncb.run_path',
+                                                                                                  'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyAttentionCB.taken_over': ( 'callback.html#proxyattentioncb.taken_over',
                                                                                                     'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyState': ( 'callback.html#proxystate',

@@ -105,6 +105,11 @@ class ProxyAttentionCB(Callback):
     @property
     def active(self) -> Policy: return self.proxy_state.override or self.policy
 
+    @property
+    def run_path(self) -> Path|None:
+        "The folder that holds this run's copies and manifest: what `audit` and `purge` take"
+        return None if self.proxy_state.store is None else self.proxy_state.store.path
+
     # -- events ---------------------------------------------------------------------------------------------------------------------------------------
 
     def before_fit(self): self.proxy_state.trained = False

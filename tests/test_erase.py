@@ -35,7 +35,7 @@ def images_and_masks(draw):
 def seen_of(maps, seen): return np.ones(maps.shape[1:], bool) if seen is None else seen
 
 
-# -- masks ------------------------------------------------------------------------------------------------------------------------------------------------
+# -- masks ---------------------------------------------------------------------------------------------------------------------------------
 
 @quick
 @given(maps_and_seen(), st.floats(0.001, 1))
@@ -54,8 +54,10 @@ def test_highest_first(case, area):
         left = seen_of(maps, seen) & ~mask
         if mask.any() and left.any(): assert m[mask].min() >= m[left].max()
 
+rules = st.one_of(st.floats(0.001, 1).map(lambda a: {'area': a}), levels.map(lambda t: {'threshold': t}), st.just({'threshold': 'mean+2std'}))
+
 @quick
-@given(maps_and_seen(), st.one_of(st.floats(0.001, 1).map(lambda a: {'area': a}), levels.map(lambda t: {'threshold': t}), st.just({'threshold': 'mean+2std'})))
+@given(maps_and_seen(), rules)
 def test_nothing_outside_of_what_was_seen(case, rule):
     maps, seen = case
     assert not saliency_masks(maps, seen, **rule)[:, ~seen_of(maps, seen)].any()
@@ -123,13 +125,13 @@ def test_a_tenth_unless_told_otherwise():
     maps = np.random.default_rng(0).random((2, 20, 30)).astype(np.float32)
     assert (saliency_masks(maps) == saliency_masks(maps, area=0.1)).all() and saliency_masks(maps).sum((1, 2)).tolist() == [60, 60]
 
-@pytest.mark.parametrize('rule,error', [(dict(area=0), ValueError), (dict(area=1.01), ValueError), (dict(area=-0.1), ValueError), (dict(area='0.1'), TypeError),
-                                        (dict(area=True), TypeError), (dict(area=float('nan')), ValueError), (dict(threshold=1), ValueError),
-                                        (dict(threshold=-0.1), ValueError), (dict(threshold='mean'), ValueError), (dict(threshold=float('nan')), ValueError)])
-def test_bad_rules(rule, error):
-    name = next(iter(rule))
-    with pytest.raises(error, match=f"{name}="): check_rule(rule.get('area'), rule.get('threshold'))
-    with pytest.raises(error, match=f"{name}="): saliency_masks(np.ones((1, 2, 2), np.float32), **rule)
+bad_rules = [*(('area', v, ValueError) for v in (0, 1.01, -0.1, float('nan'))), *(('area', v, TypeError) for v in ('0.1', True)),
+             *(('threshold', v, ValueError) for v in (1, -0.1, 'mean', float('nan')))]
+
+@pytest.mark.parametrize('name,value,error', bad_rules)
+def test_bad_rules(name, value, error):
+    with pytest.raises(error, match=f"{name}="): check_rule(**{'area': None, 'threshold': None, name: value})
+    with pytest.raises(error, match=f"{name}="): saliency_masks(np.ones((1, 2, 2), np.float32), **{name: value})
 
 def test_both_rules_are_an_error():
     with pytest.raises(ValueError, match=r"area=0\.2.*threshold=0\.6"): check_rule(0.2, 0.6)
@@ -139,7 +141,7 @@ def test_rules():
     assert check_rule(None, 0) == (None, 0.) and check_rule(None, 'mean+2std') == (None, 'mean+2std')
 
 
-# -- fills ------------------------------------------------------------------------------------------------------------------------------------------------
+# -- fills ---------------------------------------------------------------------------------------------------------------------------------
 
 def filled(img, mask, fill, seed=0):
     donor = np.random.default_rng(77).integers(0, 256, (5, 7, *img.shape[2:]), dtype=np.uint8)[..., :3 if img.ndim == 3 else None]
@@ -226,9 +228,11 @@ def test_a_new_entry_is_a_new_fill(monkeypatch):
     mask = np.eye(6, dtype=bool)
     assert (erase(np.zeros((6, 6), np.uint8), mask, 'white') == np.where(mask, 255, 0)).all()
 
-@pytest.mark.parametrize('img', [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 3), np.int64), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 1), np.uint8),
-                                 np.zeros((4, 4, 5), np.uint8), np.zeros(4, np.uint8), np.zeros((1, 4, 4, 3), np.uint8)])
-def test_bad_images(img):
+bad_images = [((4, 4, 3), np.float32), ((4, 4, 3), np.int64), *((s, np.uint8) for s in ((4, 4, 2), (4, 4, 1), (4, 4, 5), (4,), (1, 4, 4, 3)))]
+
+@pytest.mark.parametrize('shape,dtype', bad_images)
+def test_bad_images(shape, dtype):
+    img = np.zeros(shape, dtype)
     with pytest.raises(TypeError, match='img must be uint8'): erase(img, np.ones(img.shape[:2], bool))
 
 def test_bad_masks():
@@ -243,7 +247,7 @@ def test_bad_fills():
     with pytest.raises(ValueError, match="fill='context'"): erase(img, mask, 'context')
 
 
-# -- from view to image -----------------------------------------------------------------------------------------------------------------------------------
+# -- from view to image --------------------------------------------------------------------------------------------------------------------
 
 def test_whole_image_at_its_own_size():
     maps = torch.rand(2, 9, 13, generator=torch.Generator().manual_seed(0))

@@ -1,14 +1,14 @@
 """From the model's input back to the original's pixels: the same place, through any of fastai's transforms.
 
-Each original carries its own coordinates as colours: red is x, green is y, blue is 255. After the very transforms that the network's input goes through, every
-pixel of the view tells where it came from, and that is what `view_of`, `view_grid` and `maps_on_image` are compared with."""
+Each original carries its own coordinates as colours: red is x, green is y, blue is 255. After the very transforms that the network's input goes
+through, every pixel of the view tells where it came from, and that is what `view_of`, `view_grid` and `maps_on_image` are compared with."""
 import numpy as np
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import GrandparentSplitter, IndexSplitter, parent_label
-from fastai.vision.augment import CropPad, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize, Resize, ResizeMethod, aug_transforms
-from fastai.vision.augment import PadMode
+from fastai.vision.augment import (CropPad, PadMode, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize, Resize, ResizeMethod,
+                                   aug_transforms)
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from PIL import Image
@@ -55,8 +55,8 @@ def folder(request, tmp_path_factory):
     return path, size
 
 def loaders(folder, item_tfms, batch_tfms):
-    block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(p.rglob('*.png')), get_y=parent_label, splitter=GrandparentSplitter(),
-                      item_tfms=item_tfms, batch_tfms=batch_tfms)
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(p.rglob('*.png')), get_y=parent_label,
+                      splitter=GrandparentSplitter(), item_tfms=item_tfms, batch_tfms=batch_tfms)
     return block.dataloaders(folder, bs=2, num_workers=0, seed=0)
 
 def iou(a, b): return (a & b).sum() / max((a | b).sum(), 1)
@@ -69,7 +69,7 @@ def origins(view):
     return np.stack([red/share, green/share], 1), real
 
 def intended(view, marked, size):
-    "The original's pixels whose nearest pixel of the view is marked, and those that are in the view at all; without any of the library's geometry"
+    "The original's pixels whose nearest pixel of the view is marked, and those that are in the view at all; by none of the library's geometry"
     where, real = origins(view)
     w,h = size
     pixels = np.stack(np.mgrid[:h, :w][::-1], -1).reshape(-1, 2)
@@ -134,7 +134,8 @@ def test_what_is_erased_is_what_was_marked(folder, case):
 
 def test_a_mirrored_border_has_one_original():
     "Reflection padding shows some places twice; the middle is told rightly all the same"
-    block = DataBlock((ImageBlock, CategoryBlock), splitter=IndexSplitter([1]), get_x=lambda i: PILImage.create(coordinates((220, 140))), get_y=lambda i: 'ab'[i % 2],
+    block = DataBlock((ImageBlock, CategoryBlock), splitter=IndexSplitter([1]), get_y=lambda i: 'ab'[i % 2],
+                      get_x=lambda i: PILImage.create(coordinates((220, 140))),
                       item_tfms=Resize(SIDE, ResizeMethod.Pad, pad_mode=PadMode.Reflection))
     dls = block.dataloaders([0, 1, 2], bs=2, num_workers=0)
     with as_validation(dls.train_ds): view, to_view = view_and_geometry(dls)

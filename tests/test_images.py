@@ -1,4 +1,4 @@
-"""Images of every kind that Pillow reads: the pixels erased in are those that the user's pipeline gives, and the fast way by OpenCV isn't another way."""
+"""Images of every kind that Pillow reads: the pixels erased in are those that the user's pipeline gives, by OpenCV or not."""
 import io
 import os
 import struct
@@ -61,8 +61,8 @@ def bmp(bits, masks=()):
     row = -(-w*bits//32)*4
     px, extra = np.random.default_rng(bits).bytes(row*h), b''.join(struct.pack('<I', m) for m in masks)
     start = 54 + len(extra)
-    return (b'BM' + struct.pack('<IHHI', start+len(px), 0, 0, start) + struct.pack('<IiiHHIIiiII', 40, w, h, 1, bits, 3 if masks else 0, len(px), 2835, 2835, 0, 0)
-            + extra + px)
+    head = struct.pack('<IiiHHIIiiII', 40, w, h, 1, bits, 3 if masks else 0, len(px), 2835, 2835, 0, 0)
+    return b'BM' + struct.pack('<IHHI', start+len(px), 0, 0, start) + head + extra + px
 
 def without(data, marker):
     "A JPEG less its segments of this kind"
@@ -101,7 +101,7 @@ kinds = { # file name: bytes
     'background.png': lambda: png(8, 6, [(b'bKGD', b'\0\x05\0\x05\0\x05')]),
     'turned.png': lambda: saved(image(), 'PNG', exif=turned(6)),
     'animated.png': lambda: saved(image(), 'PNG', save_all=True, append_images=[image(seed=1)]),
-    'animated_with_cover.png': lambda: saved(image(), 'PNG', save_all=True, default_image=True, append_images=[image(seed=1), image(seed=2)]),
+    'animated_with_cover.png': lambda: saved(image(), 'PNG', save_all=True, default_image=True, append_images=[image(seed=s) for s in (1, 2)]),
     'rgb.jpg': lambda: saved(image(), 'JPEG', quality=90),
     'full_colour.jpg': lambda: saved(image(), 'JPEG', subsampling='4:4:4'),
     'half_colour.jpg': lambda: saved(image(), 'JPEG', subsampling='4:2:2'),
@@ -134,11 +134,11 @@ def loaders(files, folder):
     held_out = [folder/f'held_out_{i}.png' for i in range(2)]
     for f in held_out: f.write_bytes(saved(image(seed=9), 'PNG'))
     rows = [(str(f), 'ab'[i % 2], False) for i,f in enumerate(files)] + [(str(f), 'ab'[i], True) for i,f in enumerate(held_out)]
-    return ImageDataLoaders.from_df(pd.DataFrame(rows, columns=['file', 'label', 'is_valid']), path='/', valid_col='is_valid', item_tfms=Resize(48), bs=4,
-                                    num_workers=0, seed=0)
+    table = pd.DataFrame(rows, columns=['file', 'label', 'is_valid'])
+    return ImageDataLoaders.from_df(table, path='/', valid_col='is_valid', item_tfms=Resize(48), bs=4, num_workers=0, seed=0)
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def dls(files, tmp_path_factory): return loaders(files, tmp_path_factory.mktemp('held_out'))
@@ -200,11 +200,11 @@ def test_pixels_and_sizes():
         t = torch.arange(channels*20, dtype=torch.uint8).reshape(channels, 4, 5)
         assert pixels(t).shape == shape and image_size(t) == (5, 4)
         assert (pixels(t).reshape(4, 5, -1) == t.permute(1, 2, 0).numpy()).all()
-    for bad in (torch.zeros(3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.uint8), 'x.png', np.zeros((4, 5, 3), np.uint8)):
+    for bad in (torch.zeros(3, 4, 5), torch.zeros(2, 4, 5).byte(), torch.zeros(4, 5).byte(), 'x.png', np.zeros((4, 5, 3), np.uint8)):
         with pytest.raises(TypeError, match='PIL images or uint8 tensors'): pixels(bad)
 
 
-# -- copies -----------------------------------------------------------------------------------------------------------------------------------------------
+# -- copies --------------------------------------------------------------------------------------------------------------------------------
 
 def learner(dls, path, **policy):
     torch.manual_seed(0)
@@ -265,7 +265,8 @@ def test_a_damaged_file_costs_its_own_copy_only(tmp_path, name, fill, how):
 def test_load_copy_has_the_type_of_the_original(tmp_path):
     colour, grey = photo(), photo()[..., 0]
     for img,name in ((colour, 'colour'), (grey, 'grey')): (tmp_path/f'{name}.png').write_bytes(encode_image(img))
-    for like,name,expected in ((PILImage, 'colour', colour), (PILImageBW, 'grey', grey), (Image.Image, 'colour', colour), (Image.Image, 'grey', grey)):
+    cases = ((PILImage, 'colour', colour), (PILImageBW, 'grey', grey), (Image.Image, 'colour', colour), (Image.Image, 'grey', grey))
+    for like,name,expected in cases:
         copy = load_copy(tmp_path/f'{name}.png', like)
         assert isinstance(copy, like) and (np.asarray(copy) == expected).all()
     for like in (torch.Tensor, TensorImage):
@@ -276,7 +277,7 @@ def test_load_copy_has_the_type_of_the_original(tmp_path):
     with pytest.raises(OSError, match='colour.png'): load_copy(tmp_path/'colour.png', TensorImage)
 
 
-# -- real photos ------------------------------------------------------------------------------------------------------------------------------------------
+# -- real photos ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', ['imagenet_samples', 'asl_digits', 'cifar10'])
 def test_real_photos_are_the_same_by_both_ways(name, tmp_path):

@@ -16,11 +16,12 @@ def small_tv_vit():
     return vit
 
 def small_swin(name='swin_tiny_patch4_window7_224', **kwargs):
-    return timm.create_model(name, num_classes=5, img_size=(64, 96), embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), window_size=4, **kwargs)
+    tiny = dict(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), window_size=4)
+    return timm.create_model(name, num_classes=5, img_size=(64, 96), **tiny, **kwargs)
 
 def small_tv_swin(): return tv.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 2, 2, 4], [4, 4], num_classes=5)
 
-def small_vit(name='vit_tiny_patch16_224', **kwargs): return timm.create_model(name, **{**dict(num_classes=5, img_size=(64, 96), depth=3), **kwargs})
+def small_vit(name='vit_tiny_patch16_224', **kwargs): return timm.create_model(name, num_classes=5, img_size=(64, 96), depth=3, **kwargs)
 
 def small_timm(name, **kwargs): return timm.create_model(name, num_classes=5, **kwargs)
 
@@ -135,11 +136,12 @@ def test_squeeze_and_excitation_is_not_the_end():
 
 def test_one_channel_images():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), head)
     assert saliency_maps(model, torch.randn(2, 1, 28, 28), 1).shape == (2, 28, 28)
 
 
-# -- a layer that is named --------------------------------------------------------------------------------------------------------------------------------
+# -- a layer that is named -----------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def resnet():
@@ -213,7 +215,7 @@ def test_verbose_prints_the_choice(resnet, x, capsys):
     assert 'layer4' in out and '512' in out and '2x3' in out
 
 
-# -- wrappers ---------------------------------------------------------------------------------------------------------------------------------------------
+# -- wrappers ------------------------------------------------------------------------------------------------------------------------------
 
 wrappers = {
     'DataParallel': lambda m: nn.DataParallel(m),
@@ -231,9 +233,11 @@ def test_wrappers_are_unwrapped(resnet, x, wrapper):
     assert not resnet.layer4._forward_hooks
 
 
-# -- errors -----------------------------------------------------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('layer,hint', [('layer5', 'layer4'), ('layer4.2', r'layer4\.1'), ('nothing like it', 'conv1'), ('', 'named_modules')])
+near_names = [('layer5', 'layer4'), ('layer4.2', r'layer4\.1'), ('nothing like it', 'conv1'), ('', 'named_modules')]
+
+@pytest.mark.parametrize('layer,hint', near_names)
 def test_unknown_name(resnet, x, layer, hint):
     with pytest.raises(ValueError, match=f"layer={layer!r}.*{hint}"): feature_layer(resnet, x, layer)
 
@@ -282,7 +286,8 @@ def small_mixer():
 no_grid = {
     'mixer': small_mixer,
     'linear': lambda: nn.Sequential(nn.Flatten(), nn.Linear(3*64*64, 5)),
-    'cait': lambda: timm.create_model('cait_xxs24_224', num_classes=5, img_size=64, depth=2, embed_dim=32, num_heads=2), # class token comes later
+    # its class token comes in later only
+    'cait': lambda: timm.create_model('cait_xxs24_224', num_classes=5, img_size=64, depth=2, embed_dim=32, num_heads=2),
 }
 
 @pytest.mark.parametrize('net', no_grid)

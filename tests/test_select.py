@@ -19,7 +19,8 @@ def scores(draw, max_n=30):
     label = np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), int)
     flags = lambda: np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     wrong = flags()
-    return Scores(label, np.where(wrong, (label+1) % 4, label), wrong, numbers(levels)/1.25, numbers(levels), numbers(levels)-0.5, wrong | flags())
+    predicted = np.where(wrong, (label+1) % 4, label)
+    return Scores(label, predicted, wrong, numbers(levels)/1.25, numbers(levels), numbers(levels)-0.5, wrong | flags())
 
 def hardness(s, select, i):
     "How hard item `i` is; None: no candidate. Independent of the library"
@@ -107,7 +108,9 @@ def test_share_unless_told_otherwise():
     assert len(select_items(s, 'all')) == 100
     assert len(select_items(s, 'high_loss')) == len(select_items(s, 'random')) == 30
 
-@pytest.mark.parametrize('n,share,expected', [(10, 0.3, 3), (100, 0.29, 29), (10, 0.7, 7), (7, 0.3, 2), (1000, 0.001, 1), (3, 0.01, 1), (10, 1, 10)])
+counts = [(10, 0.3, 3), (100, 0.29, 29), (10, 0.7, 7), (7, 0.3, 2), (1000, 0.001, 1), (3, 0.01, 1), (10, 1, 10)]
+
+@pytest.mark.parametrize('n,share,expected', counts)
 def test_how_many(n, share, expected): assert len(select_items(example(n), 'all', share)) == expected
 
 def test_what_is_not_allowed_does_not_count_for_the_cap():
@@ -141,7 +144,9 @@ def test_a_new_entry_is_a_new_selector(monkeypatch):
     monkeypatch.setitem(selectors, 'last', lambda scores, rng: np.arange(len(scores), dtype=float))
     assert select_items(example(), 'last', 0.2).tolist() == [19, 18, 17, 16]
 
-@pytest.mark.parametrize('share,error', [(0, ValueError), (1.1, ValueError), (-0.5, ValueError), ('0.3', TypeError), (True, TypeError), (float('nan'), ValueError)])
+bad_shares = [*((v, ValueError) for v in (0, 1.1, -0.5, float('nan'))), ('0.3', TypeError), (True, TypeError)]
+
+@pytest.mark.parametrize('share,error', bad_shares)
 def test_bad_share(share, error):
     with pytest.raises(error, match='share='): select_items(example(), 'wrong', share)
 
@@ -157,7 +162,7 @@ def test_no_quotas_with_several_labels():
     with pytest.raises(ValueError, match='per_class=True'): select_items(score_batch(torch.zeros(2, 2), y), per_class=True)
 
 
-# -- scores -----------------------------------------------------------------------------------------------------------------------------------------------
+# -- scores --------------------------------------------------------------------------------------------------------------------------------
 
 def test_one_label_by_hand():
     logits = torch.tensor([[2., 1., 0.], [0., 3., 0.], [1., 1., 1.]]).log_softmax(1)

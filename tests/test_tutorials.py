@@ -1,0 +1,26 @@
+"""The tutorials run from beginning to end, on fewer photos and epochs."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).parent.parent/'nbs'
+
+RUN = """
+import sys
+from execnb.shell import CaptureShell
+from fastcore.nbio import read_nb
+nb = read_nb(sys.argv[1])
+CaptureShell().run_all(nb, exc_stop=True)
+print(nb.cells[-1].source)
+"""
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in (NBS/'tutorials').glob('*.ipynb')))
+def test_tutorial_runs(name, data_dir, tmp_path):
+    env = {**os.environ, 'QUICK': '1', 'ASL_DIGITS': str(data_dir/'asl_digits'), 'PYTHONPATH': str(NBS.parent)}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', RUN, str(NBS/'tutorials'/name)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list((tmp_path/'.proxies').glob('*/*.png')), "the tutorial purges its copies"
