@@ -179,7 +179,8 @@ class ProxyAttentionCB(Callback):
         scores, flat, idxs = seen.scores, seen.flat, seen.idxs
         if only is not None: scores, flat, idxs = self._with_log(seen)
         files = Source(base)
-        leaked = np.array([str(files.path(i)) in st.held_out for i in idxs]) if st.held_out and files.steps is not None else np.zeros(len(idxs), bool)
+        both = st.held_out.intersection(st.files)
+        leaked = np.array([bool(both) and str(files.path(i)) in both for i in idxs], bool)
         pick = lambda allowed: select_items(scores, p.select, p.share, p.per_class, seeded_rng(self.seed, 'select', cycle), allowed) # noqa: E731
         chosen = pick(~flat & ~leaked)
         done.update(wrong=int(scores.wrong.sum()), candidates=len(chosen), unreadable=len(seen.unreadable), held_out=int(leaked.sum()),

@@ -130,7 +130,8 @@ class ProxyStore:
         return self
 
     def _mend(self):
-        "End a manifest whose last line was cut off, so that the next line starts afresh"
+        "Clear up after a killed owner: half-written files, and a manifest whose last line was cut off, so that the next line starts afresh"
+        for tmp in self.path.glob('.*.tmp'): tmp.unlink(missing_ok=True)
         path = self.path/MANIFEST
         data = path.read_bytes() if path.exists() else b''
         if data and not data.endswith(b'\n'): write_atomic(path, data[:data.rfind(b'\n')+1])
@@ -176,12 +177,12 @@ class ProxyStore:
     @contextlib.contextmanager
     def writer(self, threads:int=2):
         "A function `put(rows, make)`: `make(rows)` gives their images; threads make, encode and write while the caller goes on. What landed is in `put.rows`"
-        self._files, self._spent = {r['file']: r for r in self.rows.values()}, []
+        self._files, self._spent = {r['file']: r for r in self.rows.values() if self.whole(r)}, []
         waiting, total = deque(), self.bytes
         def land(rows, job):
             nonlocal total
             landed = [{**row, **got, 'schema': SCHEMA, 'version': __version__} for row,got in zip(rows, job.result()) if got is not None]
-            total += sum(r['bytes'] for r in landed if r['file'] not in self._files)
+            total += sum({r['file']: r['bytes'] for r in landed if r['file'] not in self._files}.values())
             if total > self.max_bytes: raise StoreError(f"the copies in {self.name!r} would grow beyond max_gb={self.max_bytes/1e9:g}.")
             _append(self.path/MANIFEST, [r for r in landed if self.rows.get(r['id']) != r])
             for r in landed: self.rows[r['id']] = self._files[r['file']] = r

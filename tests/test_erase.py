@@ -54,7 +54,8 @@ def test_highest_first(case, area):
         left = seen_of(maps, seen) & ~mask
         if mask.any() and left.any(): assert m[mask].min() >= m[left].max()
 
-rules = st.one_of(st.floats(0.001, 1).map(lambda a: {'area': a}), levels.map(lambda t: {'threshold': t}), st.just({'threshold': 'mean+2std'}))
+thresholds = st.one_of(levels, st.just('mean+2std')).map(lambda t: {'threshold': t})
+rules = st.one_of(st.floats(0.001, 1).map(lambda a: {'area': a}), thresholds)
 
 @quick
 @given(maps_and_seen(), rules)
@@ -228,7 +229,8 @@ def test_a_new_entry_is_a_new_fill(monkeypatch):
     mask = np.eye(6, dtype=bool)
     assert (erase(np.zeros((6, 6), np.uint8), mask, 'white') == np.where(mask, 255, 0)).all()
 
-bad_images = [((4, 4, 3), np.float32), ((4, 4, 3), np.int64), *((s, np.uint8) for s in ((4, 4, 2), (4, 4, 1), (4, 4, 5), (4,), (1, 4, 4, 3)))]
+bad_shapes = (4, 4, 2), (4, 4, 1), (4, 4, 5), (4,), (1, 4, 4, 3)
+bad_images = [((4, 4, 3), np.float32), ((4, 4, 3), np.int64), *((s, np.uint8) for s in bad_shapes)]
 
 @pytest.mark.parametrize('shape,dtype', bad_images)
 def test_bad_images(shape, dtype):

@@ -369,6 +369,16 @@ def test_an_interruption_leaves_the_dataloaders_unharmed(learner, fit, error):
     learn.remove_proxies()
     assert learn.dls is dls
 
+def test_copies_lost_before_a_short_look(learner):
+    learn, fits = watched(learner)
+    learn.fit(1, LOW)
+    n = len(learn.proxies)
+    Path(learn.proxies['path'][0]).unlink()
+    with pytest.warns(UserWarning, match=f'1 of {n} copies.*missing'): df = learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps')
+    assert list(df['steps']) == [2, len(learn.dls.train)] == [f['steps'] for f in fits[1:]] and df['proxies'][0] == n-1
+    assert len(learn.dls.train) == (27 + len(learn.proxies))//8 and learn.dls.train.n == len(learn.dls.train_ds) == 27 + len(learn.proxies)
+    assert not callable(vars(learn.dls.train).get('get_idxs')), "the short epoch's draw has stayed"
+
 def test_a_full_disk_stops_the_loop_and_says_so(learner):
     learn, _ = watched(learner, cb=quiet_cb(max_gb=1e-9))
     dls = learn.dls

@@ -1,7 +1,7 @@
 """From the model's input back to the original's pixels: the same place, through any of fastai's transforms.
 
-Each original carries its own coordinates as colours: red is x, green is y, blue is 255. After the very transforms that the network's input goes
-through, every pixel of the view tells where it came from, and that is what `view_of`, `view_grid` and `maps_on_image` are compared with."""
+Each original carries its own coordinates as colours: red is x, green is y, blue is 255. After the very transforms that the network's input
+goes through, every pixel of the view tells where it came from. That is what `view_of`, `view_grid` and `maps_on_image` are compared with."""
 import numpy as np
 import pytest
 import torch
@@ -69,7 +69,7 @@ def origins(view):
     return np.stack([red/share, green/share], 1), real
 
 def intended(view, marked, size):
-    "The original's pixels whose nearest pixel of the view is marked, and those that are in the view at all; by none of the library's geometry"
+    "The original's pixels whose nearest pixel of the view is marked, and those that are in the view at all; not by the library's geometry"
     where, real = origins(view)
     w,h = size
     pixels = np.stack(np.mgrid[:h, :w][::-1], -1).reshape(-1, 2)

@@ -26,6 +26,8 @@ from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.inject import Source, image_size, load_copy, pixels
 from proxy_attention.store import decode_image, encode_image
 
+pytestmark = pytest.mark.filterwarnings('ignore:Palette images with Transparency:UserWarning') # Pillow's own
+
 DATA = Path(os.environ.get('PROXY_ATTENTION_DATA') or Path(__file__).resolve().parents[2]/'shared'/'data')
 
 def photo(w=61, h=43, seed=0):
@@ -101,7 +103,7 @@ kinds = { # file name: bytes
     'background.png': lambda: png(8, 6, [(b'bKGD', b'\0\x05\0\x05\0\x05')]),
     'turned.png': lambda: saved(image(), 'PNG', exif=turned(6)),
     'animated.png': lambda: saved(image(), 'PNG', save_all=True, append_images=[image(seed=1)]),
-    'animated_with_cover.png': lambda: saved(image(), 'PNG', save_all=True, default_image=True, append_images=[image(seed=s) for s in (1, 2)]),
+    'animated_with_cover.png': lambda: saved(image(), 'PNG', save_all=True, default_image=True, append_images=[image(seed=1)]*2),
     'rgb.jpg': lambda: saved(image(), 'JPEG', quality=90),
     'full_colour.jpg': lambda: saved(image(), 'JPEG', subsampling='4:4:4'),
     'half_colour.jpg': lambda: saved(image(), 'JPEG', subsampling='4:2:2'),

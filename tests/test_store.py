@@ -449,6 +449,21 @@ def test_pruned_copies_make_room(tmp_path):
     write(store, range(4)) # there is room for them again
     assert all(store.whole(r) for r in read_manifest(tmp_path).values()) and len(list(tmp_path.glob('*.png'))) == 6
 
+def test_copies_made_again_count_for_the_cap(tmp_path):
+    size = sum(len(encode_image(img(i))) for i in range(6))
+    store = ProxyStore(tmp_path, max_gb=(size+1)/1e9).open()
+    write(store, range(6))
+    store.prune([])
+    store.close()
+    with pytest.raises(StoreError, match='max_gb='): write(ProxyStore(tmp_path, max_gb=(size+1)/1e9).open(), range(12), at_a_time=1)
+    assert sum(store.file(r).stat().st_size for r in read_manifest(tmp_path).values() if store.whole(r)) <= size
+
+def test_the_same_picture_twice_at_a_time_counts_once(tmp_path):
+    size = len(encode_image(img(0)))
+    store = ProxyStore(tmp_path, max_gb=(size+1)/1e9).open()
+    with store.writer() as put: put([{**row(0), 'id': str(k)} for k in range(5)], make)
+    assert len(put.rows) == 5 and store.bytes == size
+
 def test_prune_keeps_a_file_that_another_copy_needs(tmp_path):
     store = ProxyStore(tmp_path).open()
     write(store, range(2))
