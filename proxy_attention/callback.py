@@ -253,6 +253,7 @@ class ProxyAttentionCB(Callback):
         st = self.proxy_state
         copies = [(st.store.file(r).resolve(), r['index'], st.task.kind) for r in st.rows]
         st.mine = inject(self.learn.dls, *st.data, copies, self.active.merge == 'replace') if copies else None
+        if st.mine is not None: st.mine.before_proxies = st.plain # for a learner whose callback is gone, as after fit(cbs=…)
         self.learn.dls = st.mine or st.plain
 
     def remove(self,
@@ -342,4 +343,5 @@ def remove_proxies(self:Learner,
     "Put the DataLoaders back exactly as they were before the first copy"
     check_flag('purge', purge)
     for cb in self._grab_cbs(ProxyAttentionCB): cb.remove(purge)
+    self.dls = vars(self.dls).get('before_proxies', self.dls)
     return self

@@ -123,7 +123,8 @@ def check_path(
     if not folders: return
     here, target = Path.cwd().resolve(), Path(path).resolve()
     root = Path(os.path.commonpath(folders))
-    roots = [Path(f) for f in folders] + ([] if here == root or root in here.parents else [root])
+    spread = root in here.parents or here == root and not any(Path(f).parent == root for f in folders) # over the place one works in, not a data set's own
+    roots = [Path(f) for f in folders] + ([] if spread else [root])
     for r in roots:
         if (target == r or r in target.parents) and not any(part.startswith('.') for part in target.relative_to(r).parts):
             raise ValueError(f"path={str(path)!r} lies inside the data set's folder {str(r)!r}, where copies would be read as data later. Give a folder "

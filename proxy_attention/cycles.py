@@ -180,6 +180,7 @@ def fit_proxy(self:Learner,
     if not self._grab_cbs(ProxyAttentionCB): self.add_cb(ProxyAttentionCB())
     cb = proxy_cb(self)
     cb._adopt()
+    cb._drop_lost() # before a short epoch is set up
     steps = None if args['look_after'] is None else steps_of(args['look_after'], epochs, len(self.dls.train))
     run = _Run(self, cb, names, monitor, reached, patience, budget, rollback, args['restart'], lr, freeze_epochs, after_cycle)
     with cb.taken_over(Policy(**chosen['policy']) if 'policy' in chosen else None): run.go(n_cycles, epochs, again, steps)

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 
-from kit import CLASSES, SIDE, Coded, coded_dls, files_in, hooks_of, label_of, make_learner, quiet_cb, same_weights, shapes_dls, tiny_model, to_float, weights
+from kit import (CLASSES, SIDE, Coded, coded_dls, files_in, hooks_of, label_of, make_learner, quiet_cb, same_weights, shapes_dls,
+                 tiny_model, to_float, weights)
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
@@ -32,7 +33,8 @@ squish = Resize(SIDE, method='squish')
 
 # -- arguments ------------------------------------------------------------------------------------------------------------------------------------
 
-choices = dict(method=saliency_methods, target=targets, select=selectors, fill=fills, merge=('add', 'replace'), keep=('latest', 'all'), format=('png', 'jpg'))
+choices = dict(method=saliency_methods, target=targets, select=selectors, fill=fills, merge=('add', 'replace'), keep=('latest', 'all'),
+               format=('png', 'jpg'))
 nearly = dict(method='gradcma', target='preds', select='wrongs', fill='blak', merge='ad', keep='latst', format='pngs')
 
 @pytest.mark.parametrize('name', choices)
@@ -57,21 +59,25 @@ def test_a_preset_that_is_not_there_yet():
     with pytest.raises(ValueError, match="'recommended' is not there yet.*'proposal'"): ProxyAttentionCB.preset('recommended')
 
 numbers = [
-    (dict(share=0), ValueError, ('share=0', '0', '1')), (dict(share=1.01), ValueError, ('share=1.01', '1')), (dict(share=-1), ValueError, ('share=-1',)),
+    (dict(share=0), ValueError, ('share=0', '0', '1')), (dict(share=1.01), ValueError, ('share=1.01', '1')),
+    (dict(share=-1), ValueError, ('share=-1',)),
     (dict(share='0.3'), TypeError, ("share='0.3'", 'number')), (dict(share=True), TypeError, ('share=True', 'number')),
     (dict(share=float('nan')), ValueError, ('share=nan',)),
-    (dict(area=0), ValueError, ('area=0', '1')), (dict(area=1.5), ValueError, ('area=1.5', '1')), (dict(area='big'), TypeError, ("area='big'", 'number')),
+    (dict(area=0), ValueError, ('area=0', '1')), (dict(area=1.5), ValueError, ('area=1.5', '1')),
+    (dict(area='big'), TypeError, ("area='big'", 'number')),
     (dict(area=float('nan')), ValueError, ('area=nan',)),
     (dict(threshold=1), ValueError, ('threshold=1', "'mean+2std'")), (dict(threshold=-0.1), ValueError, ('threshold=-0.1',)),
     (dict(threshold=2), ValueError, ('threshold=2',)), (dict(threshold='mean'), ValueError, ("threshold='mean'", "'mean+2std'")),
-    (dict(threshold=[0.5]), (ValueError, TypeError), ('threshold=[0.5]', "'mean+2std'")), (dict(threshold=float('nan')), ValueError, ('threshold=nan',)),
+    (dict(threshold=[0.5]), (ValueError, TypeError), ('threshold=[0.5]', "'mean+2std'")),
+    (dict(threshold=float('nan')), ValueError, ('threshold=nan',)),
     (dict(area=0.1, threshold=0.6), ValueError, ('area=0.1', 'threshold=0.6', 'one')),
     (dict(area=0.1, threshold='mean+2std'), ValueError, ('area=0.1', "threshold='mean+2std'", 'one')),
     (dict(thresh=1.1), ValueError, ('thresh=1.1', '1')), (dict(thresh='half'), TypeError, ("thresh='half'", 'number')),
     (dict(per_class='yes'), TypeError, ("per_class='yes'", 'True', 'False')), (dict(per_class=1), TypeError, ('per_class=1', 'True')),
     (dict(verbose='no'), TypeError, ("verbose='no'", 'True', 'False')),
     (dict(max_gb=0), ValueError, ('max_gb=0',)), (dict(max_gb='10GB'), TypeError, ("max_gb='10GB'", 'number')),
-    (dict(seed=-1), ValueError, ('seed=-1', '0')), (dict(seed=1.5), ValueError, ('seed=1.5', 'whole')), (dict(seed='x'), TypeError, ("seed='x'", 'whole')),
+    (dict(seed=-1), ValueError, ('seed=-1', '0')), (dict(seed=1.5), ValueError, ('seed=1.5', 'whole')),
+    (dict(seed='x'), TypeError, ("seed='x'", 'whole')),
     (dict(path=3), TypeError, ('path=3', 'folder')), (dict(reshape='grid'), TypeError, ("reshape='grid'", 'function')),
 ]
 
@@ -80,8 +86,10 @@ def test_numbers_and_types(kwargs, error, words):
     with pytest.raises(error) as e: ProxyAttentionCB(**kwargs)
     for w in words: assert w in str(e.value), f"{w!r} is not in: {e.value}"
 
-@pytest.mark.parametrize('kwargs', [dict(share=1), dict(share=1e-6), dict(area=1), dict(threshold=0), dict(threshold=0.999), dict(threshold='mean+2std'),
-                                    dict(thresh=0), dict(thresh=1), dict(seed=np.int64(3)), dict(share=np.float32(0.5)), dict(max_gb=0.001)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(share=1), dict(share=1e-6), dict(area=1), dict(threshold=0), dict(threshold=0.999),
+                                    dict(threshold='mean+2std'),
+                                    dict(thresh=0), dict(thresh=1), dict(seed=np.int64(3)), dict(share=np.float32(0.5)),
+                                    dict(max_gb=0.001)], ids=str)
 def test_what_is_just_allowed(kwargs): assert ProxyAttentionCB(**kwargs).policy is not None
 
 def test_unknown_argument():
@@ -117,7 +125,8 @@ def refused(learn, error, *words, fit=lambda learn: learn.fit(1, 1e-3)):
     return said
 
 layers = [
-    ('layer4', ValueError, ("layer='layer4'", 'near names', "'0'")), ('0.6', ValueError, ("layer='0.6'", "'0.5'")), ('', ValueError, ("layer=''",)),
+    ('layer4', ValueError, ("layer='layer4'", 'near names', "'0'")), ('0.6', ValueError, ("layer='0.6'", "'0.5'")),
+    ('', ValueError, ("layer=''",)),
     ('1.2', ValueError, ("layer='1.2'", 'no spatial output', '(B,C,H,W)')), ('1.1', ValueError, ("layer='1.1'", 'no spatial output')),
     (4, TypeError, ('layer=4', 'dotted name')), (nn.Conv2d(3, 3, 1), ValueError, ('layer=Conv2d', 'not a module of this')),
 ]
@@ -140,7 +149,8 @@ def test_cam_needs_a_linear_head(learner):
 def test_a_regression_learner(shapes):
     block = DataBlock(blocks=(ImageBlock, RegressionBlock), get_items=get_image_files, get_y=lambda f: float(label_of(f)), item_tfms=squish,
                       splitter=RandomSplitter(0.25, seed=0))
-    learn = make_learner(lambda: block.dataloaders(shapes, bs=8, num_workers=0), quiet_cb(), model=tiny_model(1), loss_func=MSELossFlat(), metrics=None)
+    learn = make_learner(lambda: block.dataloaders(shapes, bs=8, num_workers=0), quiet_cb(), model=tiny_model(1), loss_func=MSELossFlat(),
+                         metrics=None)
     refused(learn, TypeError, 'ProxyAttentionCB needs a classifier', 'regression')
 
 def test_a_regression_learner_with_several_numbers(shapes):
@@ -154,14 +164,16 @@ def test_a_segmentation_learner(shapes):
     block = DataBlock(blocks=(ImageBlock, MaskBlock(codes=['a', 'b'])), get_items=get_image_files, get_y=mask, item_tfms=squish,
                       splitter=RandomSplitter(0.25, seed=0))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    learn = make_learner(lambda: block.dataloaders(shapes, bs=8, num_workers=0), quiet_cb(), model=model, loss_func=CrossEntropyLossFlat(axis=1),
+    learn = make_learner(lambda: block.dataloaders(shapes, bs=8, num_workers=0), quiet_cb(), model=model,
+                         loss_func=CrossEntropyLossFlat(axis=1),
                          metrics=None)
     refused(learn, TypeError, 'ProxyAttentionCB needs a classifier', 'segmentation')
 
 def test_two_callbacks(learner): refused(learner([quiet_cb(), quiet_cb()]), ValueError, 'one ProxyAttentionCB')
 
 def test_items_of_three_parts(shapes):
-    block = DataBlock(blocks=(ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_items=get_image_files, get_y=parent_label, item_tfms=squish,
+    block = DataBlock(blocks=(ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_items=get_image_files, get_y=parent_label,
+                      item_tfms=squish,
                       get_x=[lambda f: f, lambda f: f], splitter=RandomSplitter(0.25, seed=0))
     class Two(nn.Module):
         def __init__(self): super().__init__(); self.one = tiny_model()
@@ -186,10 +198,12 @@ def test_an_empty_training_set(shapes):
 
 def test_one_class_in_training(shapes):
     ds = datasets(shapes, lambda f: f.parent.name != 'red')
-    refused(make_learner(lambda: ds.dataloaders(num_workers=0, **tfms), quiet_cb()), ValueError, 'all 12 training items have the same label', 'red')
+    refused(make_learner(lambda: ds.dataloaders(num_workers=0, **tfms), quiet_cb()), ValueError,
+            'all 12 training items have the same label', 'red')
 
 def test_one_class_at_all(shapes):
-    dls = ImageDataLoaders.from_lists(shapes, list(get_image_files(shapes)), ['thing']*36, valid_pct=0.25, seed=0, item_tfms=squish, bs=8, num_workers=0)
+    dls = ImageDataLoaders.from_lists(shapes, list(get_image_files(shapes)), ['thing']*36, valid_pct=0.25, seed=0, item_tfms=squish, bs=8,
+                                      num_workers=0)
     refused(make_learner(dls, quiet_cb(), model=tiny_model(1)), ValueError, 'at least two classes')
     refused(make_learner(dls, quiet_cb()), ValueError, 'same label', 'thing')
 
@@ -296,10 +310,18 @@ def test_a_damaged_manifest(learner, shapes):
 def test_labels_that_look_like_paths(learner, own_shapes):
     files = list(get_image_files(own_shapes))
     names = dict(zip(CLASSES, ('../x', '/tmp/y', 'a\n"b')))
-    dls = ImageDataLoaders.from_lists(own_shapes, files, [names[f.parent.name] for f in files], valid_pct=0.25, seed=0, item_tfms=squish, bs=8,
+    dls = ImageDataLoaders.from_lists(own_shapes, files, [names[f.parent.name] for f in files], valid_pct=0.25, seed=0, item_tfms=squish,
+                                      bs=8,
                                       num_workers=0)
     learn = make_learner(dls, quiet_cb(select='all', path='run'))
     learn.fit(1, 1e-3)
-    assert set(learn.proxies['label']) == set(names.values()) and {Path(p).resolve().parent for p in learn.proxies['path']} == {Path('run').resolve()}
+    assert set(learn.proxies['label']) == set(names.values())
+    assert {Path(p).resolve().parent for p in learn.proxies['path']} == {Path('run').resolve()}
     assert len(Path('run/manifest.jsonl').read_text().splitlines()) == len(learn.proxies) == 27
     assert not any('x' in p or 'y' in p for p in files_in() if p.endswith('.png') and '/' in p.removeprefix('run/'))
+
+def test_a_path_beside_the_class_folders_one_works_in(own_shapes, monkeypatch):
+    monkeypatch.chdir(own_shapes)
+    learn = make_learner(lambda: shapes_dls(own_shapes), quiet_cb(path='copies'))
+    with pytest.raises(ValueError, match="path='copies' lies inside the data set"): learn.fit(1, 1e-3)
+    assert not (own_shapes/'copies').exists()

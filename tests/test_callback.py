@@ -32,8 +32,8 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
 
-from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of, make_learner,
-                 quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, state_of, tiny_model, weights, wrong_files)
+from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
+                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, state_of, tiny_model, weights, wrong_files)
 from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -68,7 +68,8 @@ def fitted(shapes, tmp_path_factory):
 # -- the one line ---------------------------------------------------------------------------------------------------------------------------------
 
 def test_one_line_with_vision_learner(shapes, capsys):
-    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(64), batch_tfms=aug_transforms(), num_workers=0)
+    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(64), batch_tfms=aug_transforms(),
+                                       num_workers=0)
     learn = quiet(vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ProxyAttentionCB()))
     learn.fine_tune(1)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
@@ -93,7 +94,8 @@ def test_one_line_with_plain_learner(learner):
 def test_real_photographs(data_dir):
     files = sorted((data_dir/'asl_digits').glob('[0-2]/*'))[::12][:30]
     if len(files) < 30: pytest.skip("asl_digits isn't among the real images")
-    dls = ImageDataLoaders.from_lists(data_dir, files, [f.parent.name for f in files], valid_pct=0.2, seed=0, bs=8, item_tfms=Resize(64), num_workers=0)
+    dls = ImageDataLoaders.from_lists(data_dir, files, [f.parent.name for f in files], valid_pct=0.2, seed=0, bs=8, item_tfms=Resize(64),
+                                      num_workers=0)
     learn = make_learner(dls, quiet_cb(method='gradcam', select='all', area=0.2))
     learn.fit(1, LOW)
     assert 0 < len(learn.proxies) == 24 - last_of(learn)['flat']
@@ -377,11 +379,14 @@ def test_the_hole_is_where_the_network_looked(learner):
 def test_the_users_dataloaders_never_change(learner):
     learn = learner(quiet_cb(keep='all'))
     dls, loaders, dataset = learn.dls, list(learn.dls.loaders), learn.dls.train.dataset
-    sizes = len(dls.train), dls.train.n, len(dls.train_ds), len(dls.valid_ds), len(dls.train.after_item.fs), len(dls.valid.after_batch.fs)
+    def sizes_of(dls):
+        pipes = len(dls.train.after_item.fs), len(dls.valid.after_batch.fs)
+        return len(dls.train), dls.train.n, len(dls.train_ds), len(dls.valid_ds), *pipes
+    sizes = sizes_of(dls)
     valid = [v[0].clone() for v in dls.valid]
     for _ in range(2): learn.fit(1, LOW)
     assert learn.dls is not dls and all(a is b for a,b in zip(dls.loaders, loaders)) and dls.train.dataset is dataset
-    assert (len(dls.train), dls.train.n, len(dls.train_ds), len(dls.valid_ds), len(dls.train.after_item.fs), len(dls.valid.after_batch.fs)) == sizes
+    assert sizes_of(dls) == sizes
     assert learn.dls.valid is dls.valid and all(torch.equal(a, b[0]) for a,b in zip(valid, dls.valid))
 
 def test_remove_proxies_puts_everything_back(learner):
@@ -488,7 +493,8 @@ def test_an_export_knows_nothing_of_the_data(learner, shapes):
     learn.export(Path('learner.pkl').resolve())
     assert learn.dls is with_copies and len(learn.proxies) == 27
     data = Path('learner.pkl').read_bytes()
-    for name in [*copies, *(f.name for f in shapes.rglob('*.png')), '.proxies']: assert name.encode() not in data, f"{name} is in the export"
+    names = [*copies, *(f.name for f in shapes.rglob('*.png')), '.proxies']
+    for name in names: assert name.encode() not in data, f"{name} is in the export"
     learn.remove_proxies(purge=True)
     shutil.rmtree('.proxies')
     code = '''import sys, warnings; warnings.simplefilter('ignore')
@@ -616,7 +622,8 @@ def test_area(outcome, area):
         pixels = read_rgb(o)[..., 0].size
         assert abs(e*pixels - area*pixels) <= 0.51
 
-def test_area_is_a_tenth_unless_said_otherwise(outcome): assert copy_bytes(outcome(area=0.1)) == copy_bytes(outcome()) != copy_bytes(outcome(area=0.05))
+def test_area_is_a_tenth_unless_said_otherwise(outcome):
+    assert copy_bytes(outcome(area=0.1)) == copy_bytes(outcome()) != copy_bytes(outcome(area=0.05))
 
 def test_threshold(outcome):
     erased = [outcome(threshold=t).proxies.set_index('original')['erased'] for t in (0., 0.3, 0.6, 0.9)]
@@ -634,7 +641,8 @@ def test_fill(outcome, fill):
     whole = dict(zip(black.proxies['original'], black.proxies['path']))
     for row in learn.proxies.itertuples():
         img, copy, hole_there = read_rgb(row.original), read_rgb(row.path), hole(row.original, whole[row.original])
-        assert (copy[~hole_there & (img > 0).any(2)] == img[~hole_there & (img > 0).any(2)]).all(), f"{fill} changed pixels outside of the hole"
+        outside = ~hole_there & (img > 0).any(2)
+        assert (copy[outside] == img[outside]).all(), f"{fill} changed pixels outside of the hole"
         inside = copy[hole_there]
         if fill == 'black': assert (inside == 0).all()
         elif fill == 'mean': assert (inside == inside[0]).all() and abs(inside[0].astype(float) - img.reshape(-1, 3).mean(0)).max() <= 1
@@ -784,7 +792,8 @@ def test_some_maps_are_flat(learner, monkeypatch):
     monkeypatch.setitem(saliency.saliency_methods, 'half', method)
     learn = learner(quiet_cb(method='half', select='all'))
     learn.fit(1, LOW)
-    assert 0 < last_of(learn)['flat'] < 27 and last_of(learn)['proxies'] + last_of(learn)['flat'] == 27 and len(learn.proxies) == last_of(learn)['proxies']
+    done = last_of(learn)
+    assert 0 < done['flat'] < 27 and done['proxies'] + done['flat'] == 27 and len(learn.proxies) == done['proxies']
 
 
 # -- trouble with files ---------------------------------------------------------------------------------------------------------------------------
@@ -1091,3 +1100,12 @@ def test_ever_wrong_from_files(learner):
     dls = learn.dls
     learn.fit(1, 0.)
     assert copied_files(learn) and copied_files(learn) <= set(map(str, dls.train_ds.items))
+
+def test_a_callback_for_one_fit_only(learner):
+    "fastai takes a callback given to `fit` off again; its copies can still be removed"
+    learn = learner(None)
+    dls = learn.dls
+    learn.fit(1, LOW, cbs=quiet_cb())
+    assert len(learn.dls.train_ds) > len(dls.train_ds)
+    learn.remove_proxies()
+    assert learn.dls is dls

@@ -11,7 +11,8 @@ from fastai.callback.data import PartialDL, WeightedDL  # noqa: F401  (they patc
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import DataLoader
-from fastai.data.transforms import (Categorize, ColReader, IntToFloatTensor, MultiCategorize, OneHotEncode, RandomSplitter, ToTensor, get_image_files,
+from fastai.data.transforms import (Categorize, ColReader, IntToFloatTensor, MultiCategorize, OneHotEncode, RandomSplitter, ToTensor,
+                                    get_image_files,
                                     parent_label)
 from fastai.interpret import ClassificationInterpretation
 from fastai.losses import BCEWithLogitsLossFlat
@@ -24,7 +25,8 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 from torch import nn
 
-from kit import CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, state_of, tiny_model, to_float
+from kit import (CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, state_of,
+                 tiny_model, to_float)
 from proxy_attention.inject import ProxyDataset
 
 squish = Resize(SIDE, method='squish')
@@ -52,26 +54,31 @@ def from_path_func(root):
 def from_df(root): return ImageDataLoaders.from_df(frame(root), root, valid_col='is_valid', item_tfms=squish, **common)
 
 def from_df_multi(root):
-    return ImageDataLoaders.from_df(frame(root), root, label_col='labels', label_delim=' ', valid_col='is_valid', item_tfms=squish, **common)
+    return ImageDataLoaders.from_df(frame(root), root, label_col='labels', label_delim=' ', valid_col='is_valid', item_tfms=squish,
+                                    **common)
 
 def from_lists(root):
     files = get_image_files(root).sorted()
-    return ImageDataLoaders.from_lists(root, list(files), [f.parent.name for f in files], valid_pct=0.25, seed=0, item_tfms=squish, **common)
+    return ImageDataLoaders.from_lists(root, list(files), [f.parent.name for f in files], valid_pct=0.25, seed=0, item_tfms=squish,
+                                       **common)
 
 def block_of_function(root):
     def get_x(row): return root/row[0]
     def get_y(row): return row[1]
-    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda df: list(df[['name', 'label']].itertuples(index=False)), get_x=get_x, get_y=get_y,
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda df: list(df[['name', 'label']].itertuples(index=False)),
+                      get_x=get_x, get_y=get_y,
                       splitter=RandomSplitter(0.25, seed=0), item_tfms=squish)
     return block.dataloaders(frame(root), **common)
 
 def block_of_columns(root):
-    block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock), get_x=ColReader('name', pref=root), get_y=ColReader('labels', label_delim=' '),
+    block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock), get_x=ColReader('name', pref=root),
+                      get_y=ColReader('labels', label_delim=' '),
                       splitter=RandomSplitter(0.25, seed=0), item_tfms=squish)
     return block.dataloaders(frame(root), **common)
 
 def block_of_items(root):
-    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(0.25, seed=0),
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                      splitter=RandomSplitter(0.25, seed=0),
                       item_tfms=squish)
     return block.dataloaders(root, **common)
 
@@ -123,17 +130,20 @@ class PointsToo:
 
 def raw_tensors(root): return coded_dls()
 
-builders = dict(from_folder=from_folder, from_name_func=from_name_func, from_path_func=from_path_func, from_df=from_df, from_df_multi=from_df_multi,
-                from_lists=from_lists, block_of_function=block_of_function, block_of_columns=block_of_columns, block_of_items=block_of_items,
-                datasets=from_datasets, tfmdlists=from_tfmdlists, weighted=weighted, partial=partial_dl, first_n=first_n, raw_pil=raw_pil,
-                raw_tensors=raw_tensors)
+builders = dict(
+    from_folder=from_folder, from_name_func=from_name_func, from_path_func=from_path_func, from_df=from_df, from_df_multi=from_df_multi,
+    from_lists=from_lists, block_of_function=block_of_function, block_of_columns=block_of_columns, block_of_items=block_of_items,
+    datasets=from_datasets, tfmdlists=from_tfmdlists, weighted=weighted, partial=partial_dl, first_n=first_n, raw_pil=raw_pil,
+    raw_tensors=raw_tensors,
+)
 several = {'from_df_multi', 'block_of_columns'}
 not_files = {'raw_pil', 'raw_tensors'}
 
 def learner_on(name, root, seed=0, **kwargs):
     seed_all(seed)
     loss = dict(loss_func=BCEWithLogitsLossFlat(), metrics=accuracy_multi) if name in several else {}
-    return make_learner(lambda: builders[name](root), quiet_cb(**(dict(select='all', share=0.4) | kwargs)), seed, tiny_model(4 if name in several else 3), **loss)
+    return make_learner(lambda: builders[name](root), quiet_cb(**(dict(select='all', share=0.4) | kwargs)), seed,
+                        tiny_model(4 if name in several else 3), **loss)
 
 def same(a, b):
     "Targets equal in value and type"
@@ -225,7 +235,8 @@ def test_workers_and_drop_last(shapes, workers, drop_last):
     assert before == learn.dls.train.fake_l.num_workers == workers and set(learn.proxies['cycle']) == {2}
 
 def block_of_items_with(root, workers, drop_last):
-    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(0.25, seed=0),
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
+                      splitter=RandomSplitter(0.25, seed=0),
                       item_tfms=squish)
     return block.dataloaders(root, bs=8, num_workers=workers, drop_last=drop_last)
 
@@ -416,7 +427,8 @@ def test_one_hot_targets_of_a_pipeline(shapes):
     files = get_image_files(shapes)
     def labels(f): return ['shape', f.parent.name]
     ds = Datasets(files, [[PILImage.create], [labels, MultiCategorize(), OneHotEncode()]], splits=RandomSplitter(0.25, seed=0)(files))
-    learn = make_learner(ds.dataloaders(**after, **common), quiet_cb(select='all', share=0.4), model=tiny_model(4), loss_func=BCEWithLogitsLossFlat(),
+    learn = make_learner(ds.dataloaders(**after, **common), quiet_cb(select='all', share=0.4), model=tiny_model(4),
+                         loss_func=BCEWithLogitsLossFlat(),
                          metrics=accuracy_multi)
     learn.fit(1, 1e-3)
     for i,o in enumerate(learn.proxies['original']): assert learn.dls.train_ds[27+i][1].tolist() == truth(ds, [o])[0].tolist()
