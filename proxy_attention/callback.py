@@ -118,19 +118,23 @@ class ProxyAttentionCB(Callback):
         "Everything that could fail later fails here, before anything is trained; `validate` and its like don't come here"
         st = self.proxy_state
         if st.trained or hasattr(self.learn, 'lr_finder'): return
-        st.log = None
         if len(self.learn._grab_cbs(ProxyAttentionCB)) > 1: raise ValueError("a learner takes one ProxyAttentionCB, this one has several.")
         if num_distrib() > 1: raise NotImplementedError("ProxyAttentionCB runs in one process; distributed training isn't supported yet.")
-        self._adopt()
-        st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
-        if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
-        if self.active.select == 'ever_wrong':
-            if self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
-            st.log = TrainingLog(st.data.n)
-        self._open()
-        self._drop_lost()
+        if self.active.select == 'ever_wrong' and self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
+        st.task = None
+        self.prepare()
+        st.log = TrainingLog(st.data.n) if self.active.select == 'ever_wrong' else None
         self.learn.dl = self.learn.dls.train
         st.trained = True
+
+    def prepare(self):
+        "Check the learner, open the folder, and see that the copies are all there; `fit` does it"
+        st = self.proxy_state
+        self._adopt()
+        if st.task is None: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
+        if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
+        self._open()
+        self._drop_lost()
 
     def after_pred(self):
         log = self.proxy_state.log
@@ -149,11 +153,9 @@ class ProxyAttentionCB(Callback):
         "Stage 2, by itself: look, select, erase, save, inject. What was done, in numbers"
         st, start = self.proxy_state, time.perf_counter()
         self._adopt()
-        if st.task is None: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if not all(torch.isfinite(p).all() for p in self.learn.model.parameters()):
             return self._nothing("the weights aren't finite: training has diverged")
-        self._open()
-        self._drop_lost()
+        self.prepare()
         try:
             with no_footprint(self.learn.model): rows, eraser, done = self._copies()
         except StoreError as e: return self._nothing(str(e))
@@ -251,7 +253,7 @@ class ProxyAttentionCB(Callback):
 
     def _inject(self):
         st = self.proxy_state
-        copies = [(st.store.file(r).resolve(), r['index'], st.task.kind) for r in st.rows]
+        copies = [(st.store.file(r), r['index'], st.task.kind) for r in st.rows]
         st.mine = inject(self.learn.dls, *st.data, copies, self.active.merge == 'replace') if copies else None
         if st.mine is not None: st.mine.before_proxies = st.plain # for a learner whose callback is gone, as after fit(cbs=…)
         self.learn.dls = st.mine or st.plain

@@ -52,7 +52,7 @@ class Source:
     def __init__(self,
         base, # A fastai `Datasets` or `TfmdLists`, or any dataset of (image, target)
     ):
-        self.base = base
+        self.base, self.paths = base, {}
         self.steps = self._steps_to_path()
         self.opencv = self._reader_is_fastais()
 
@@ -83,6 +83,10 @@ class Source:
     def path(self, i) -> Path|None:
         "The file of item `i`, or None"
         if self.steps is None: return None
+        if i not in self.paths: self.paths[i] = self._path(i)
+        return self.paths[i]
+
+    def _path(self, i):
         value = self._item(i)
         for f in self.pipe.tfms.fs[:self.steps]: value = f(value, split_idx=self.pipe.split_idx)
         return Path(value) if isinstance(value, (str, Path)) else None
@@ -101,7 +105,7 @@ class Source:
         if path is None:
             px = pixels(self.image(i))
             return px, digest(str(px.shape).encode() + px.tobytes())
-        data = path.read_bytes()
+        with open(path, 'rb') as f: data = f.read()
         px = None
         if self.opencv and kind is PILImage and _plain(data):
             px = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -60,12 +60,13 @@ def write_atomic(
     data:bytes, # What it shall hold
 ):
     "Write `data` to `path` so that at no moment a part of it can be seen there"
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    folder,name = os.path.split(path)
+    tmp = os.path.join(folder, f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        tmp.write_bytes(data)
+        with open(tmp, 'wb') as f: f.write(data)
         os.replace(tmp, path)
     except BaseException:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError): os.unlink(tmp)
         raise
 
 # %% ../nbs/05_store.ipynb #4e6b50ae
