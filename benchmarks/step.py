@@ -89,7 +89,7 @@ for name in args.sets:
         learn.dls.train.n = whole
         print(f"\n{name}: {learn.dls.train.n} items, {type(learn.model).__name__}, {torch.get_num_threads()} threads, {args.rounds} rounds; "
               f"one epoch of training {epoch:.1f} s")
-        for label,select,share in (('every item erased', 'all', 1.), ('300 items erased', 'high_loss', 300/learn.dls.train.n)):
+        for label,select,share in (('every item erased', 'all', 1.), ('the hardest 15% erased', 'high_loss', .15)):
             count = iter(range(100))
             def step():
                 "Everything, into a fresh folder, so that nothing is found done already"
