@@ -60,13 +60,12 @@ def write_atomic(
     data:bytes, # What it shall hold
 ):
     "Write `data` to `path` so that at no moment a part of it can be seen there"
-    folder,name = os.path.split(path)
-    tmp = os.path.join(folder, f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with open(tmp, 'wb') as f: f.write(data)
+        tmp.write_bytes(data)
         os.replace(tmp, path)
     except BaseException:
-        with contextlib.suppress(OSError): os.unlink(tmp)
+        tmp.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/05_store.ipynb #4e6b50ae
