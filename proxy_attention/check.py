@@ -45,7 +45,9 @@ def training_set(
     if isinstance(base, ProxyDataset): # another learner's: its originals are ours
         origins = [base.origin(i) for i in range(n)]
         base,n = base.base, len(set(origins))
-        if weights is not None: weights = np.array([dict(zip(reversed(origins), reversed(weights)))[i] for i in range(n)])
+        if weights is not None:
+            first = dict(zip(reversed(origins), reversed(weights))) # an original's own weight before its copies'
+            weights = np.array([first[i] for i in range(n)])
     return TrainingSet(base, n, weights)
 
 # %% ../nbs/09_check.ipynb #c4f5a5a3
