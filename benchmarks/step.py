@@ -24,7 +24,7 @@ from torchvision.models import resnet18  # noqa: E402
 from proxy_attention.callback import ProxyAttentionCB  # noqa: E402
 from proxy_attention.core import no_footprint  # noqa: E402
 from proxy_attention.inject import eval_dl  # noqa: E402
-from proxy_attention.lab.data import make_shortcut_digits  # noqa: E402
+from proxy_attention.lab.digits import make_shortcut_digits  # noqa: E402
 from proxy_attention.lab.models import small_cnn  # noqa: E402
 from proxy_attention.look import prepared  # noqa: E402
 

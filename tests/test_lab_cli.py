@@ -105,7 +105,7 @@ small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--s
 def test_the_demo(tmp_path, monkeypatch, policy, more):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
-    monkeypatch.setattr('proxy_attention.lab.data.n_digits', 400)
+    monkeypatch.setattr('proxy_attention.lab.digits.n_digits', 400)
     monkeypatch.chdir(tmp_path)
     def demo():
         got = run('demo', '--policy', policy, *small, *more)

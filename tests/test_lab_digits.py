@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from proxy_attention.lab import data as lab_data
-from proxy_attention.lab.data import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, shown_colour, split_files, splits, truth_masks
+from proxy_attention.lab import digits as digits_module
+from proxy_attention.lab.digits import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, shown_colour, split_files, splits, truth_masks
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -27,7 +27,7 @@ def few(monkeypatch):
     "A data set of 300 digits, where the number doesn't matter: quicker"
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:300], y[:300]))
-    monkeypatch.setattr(lab_data, 'n_digits', 300)
+    monkeypatch.setattr(digits_module, 'n_digits', 300)
 
 
 def test_byte_for_byte(digits, tmp_path):
@@ -97,7 +97,7 @@ def test_masks_are_where_things_are(digits):
 def test_square_never_touches_the_digits_box(tmp_path, monkeypatch):
     digit = np.full((8, 8), 16.)
     for i in range(300):
-        _,ink,shortcut = lab_data._draw(digit, lab_data.colours[0], 40, np.random.default_rng(i))
+        _,ink,shortcut = digits_module._draw(digit, digits_module.colours[0], 40, np.random.default_rng(i))
         assert ink.sum() == 24*24 and shortcut.sum() == 64 and not (ink & shortcut).any()
 
 def test_masks_of_another_image(tmp_path, digits):
@@ -131,8 +131,8 @@ def test_nothing_left_after_a_failure(tmp_path, monkeypatch, few):
     def full(file, img):
         if '/train/5/' in file.as_posix(): raise OSError(28, 'No space left on device')
         return write(file, img)
-    write = lab_data._write_png
-    monkeypatch.setattr(lab_data, '_write_png', full)
+    write = digits_module._write_png
+    monkeypatch.setattr(digits_module, '_write_png', full)
     with pytest.raises(OSError, match='No space'): make_shortcut_digits(tmp_path/'d', n_train=100, n_valid=50)
     assert list(tmp_path.iterdir()) == []
 
