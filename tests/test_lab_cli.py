@@ -100,8 +100,8 @@ def test_purge(tmp_path, monkeypatch):
 small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('policy, more', [('early_look', ['--set', 'look_after=8 steps', '--set', 'epochs=1']),
-                                          ('proposal', ['--set', 'epochs=1', '--set', 'cycles=2'])])
+@pytest.mark.parametrize('policy, more', [('early_look', ['--set', 'look_after=8 steps', '--set', 'proxy.epochs=1']),
+                                          ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
 def test_the_demo(tmp_path, monkeypatch, policy, more):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker

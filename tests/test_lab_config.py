@@ -13,9 +13,11 @@ good = """\
 [DEFAULT]
 seed = 3
 [data:digits]
+source = shortcut_digits
 strength = 0.8
 n_train = 300
 [model:small]
+arch = small_cnn
 width = 8
 [proxy:mine]
 area = 0.1
@@ -43,7 +45,7 @@ def read(tmp_path):
 def says(read, text, *words, **kw):
     with pytest.raises(SettingsError) as e: read(text, **kw)
     message = str(e.value)
-    assert '\n' not in message and all(w in message for w in words), message
+    assert len(message.split('\n')) == len(e.value.problems) and all(w in message for w in words), message
     return message
 
 
@@ -80,8 +82,13 @@ def test_values_with_signs(read):
     ('[data:digits]', '[digits]', ['[digits]', 'kind']),
     ('[data:digits]', '[data:]', ['[data:]', 'name']),
     ('proxy = mine', 'proxy = mien', ['[experiment:try]', "proxy='mien'", "'mine'"]),
-    ('model = small\n', '', ['[experiment:try]', "'model'"]),
-    ('model = small\n', 'model =\n', ['[experiment:try]', 'model']),
+    ('model = small\n', '', ['[experiment:try]', 'model', 'missing']),
+    ('model = small\n', 'model =\n', ['[experiment:try]', 'model', 'string']),
+    ('mine\nlr = 1e-3', 'mine\nlr = fast', ["lr='fast'"]), ('mine\nlr = 1e-3', 'mine\nlr = 0', ["lr='0'", 'above 0']),
+    ('lr = 1e-3', 'until = acc>0.9', ["until='acc>0.9'", 'accuracy']), ('lr = 1e-3', 'until = accuracy', ["until='accuracy'"]),
+    ('lr = 1e-3', 'precision = fp8', ["precision='fp8'", 'bf16']), ('lr = 1e-3', 'monitor = acuracy', ["'accuracy'"]),
+    ('120 steps', '120 stps', ["look_after='120 stps'", "'N steps'"]), ('120 steps', '0 steps', ['above 0']),
+    ('source = shortcut_digits\n', '', ['[data:digits]', 'source', 'missing']), ('arch = small_cnn\n', '', ['[model:small]', 'arch', 'missing']),
     ('area = 0.1', 'area = 0.1\nthreshold = 0.6', ['[proxy:mine]', 'area or threshold']),
     ('area = 0.1', 'merge = ad', ["merge='ad'", "'add'"]),
     ('area = 0.1', 'target = tru', ["target='tru'", "'true'"]),
@@ -95,7 +102,49 @@ def test_wrong(read, old, new, words):
     assert old in good
     says(read, good.replace(old, new, 1), 'settings.ini', *words)
 
-def test_unused_sections_are_checked_too(read): says(read, good.replace('mean+2std', '0.5\ncycles = none of them'), '[proxy:other]', "cycles='none of them'")
+def test_everything_wrong_is_told_at_once_with_its_line(read, tmp_path):
+    text = good.replace('seed = 3', 'sede = 3').replace('0.8', 'high').replace('300', '1e9').replace('area = 0.1', 'aera = 0.1').replace('= small\n', '= smol\n')
+    with pytest.raises(SettingsError) as e: read(text)
+    lines = text.splitlines()
+    got = e.value.problems
+    assert [(p.key, lines[p.line-1]) for p in got] == [('sede', 'sede = 3'), ('strength', 'strength = high'), ('n_train', 'n_train = 1e9'), ('aera', 'aera = 0.1'),
+                                                       ('model', 'model = smol')]
+    assert str(e.value).count('\n') == 4 and all(f", line {p.line}, [{p.section}]" in str(p) for p in got)
+    assert got[0].to_dict() == dict(message=got[0].message, file=str(tmp_path/'settings.ini'), line=2, section='DEFAULT', key='sede', value='3')
+
+def test_a_wrong_default_is_told_once(read):
+    with pytest.raises(SettingsError) as e: read(good.replace('seed = 3', 'seed = three'))
+    assert len(e.value.problems) == 1 and e.value.problems[0].line == 2 # Two sections have it from there
+
+@pytest.mark.parametrize('text, line', [(good.replace('area = 0.1', 'area'), 11), (good.replace('area = 0.1', 'area = 0.1\narea = 0.2'), 12),
+                                        (good.replace('[proxy:other]', '[proxy:mine]'), 15), (good.replace('[data:digits]', '[dta:digits]'), 3)])
+def test_lines_of_what_cannot_be_read(read, text, line):
+    with pytest.raises(SettingsError) as e: read(text)
+    assert any(p.line == line for p in e.value.problems), e.value
+
+def test_comments_and_continued_values_do_not_shift_lines(read):
+    with pytest.raises(SettingsError) as e: read(good.replace('[proxy:mine]', '# area = 3\n\n[proxy:mine]\nlook_after =\n  5\n; area = 4').replace('area = 0.1', 'area = 7').replace('look_after = 120 steps', ''))
+    assert [p.line for p in e.value.problems] == [16]
+
+def test_no_proxy(read):
+    got = read(good.replace('proxy = mine\n', ''))
+    assert got.proxy is None and read(overrides=['proxy=none']).proxy is None
+    says(read, good.replace('proxy = mine\n', ''), 'no proxy section', overrides=['area=0.2'])
+    assert read(good.replace('proxy = mine\n', ''), overrides=['area=0.2', 'proxy=mine']).proxy.area == 0.2
+
+def test_where_values_come_from(read, tmp_path):
+    read()
+    conf,rows = config.explain('try', tmp_path/'settings.ini', ['area=0.2'])
+    where = {(k, key): (v, w) for k,_,key,v,w in rows}
+    assert where['proxy', 'area'] == (0.2, '--set area=0.2') and where['data', 'strength'] == (0.8, 'line 5')
+    assert where['data', 'seed'] == (3, 'line 2 [DEFAULT]') and where['data', 'bs'] == (64, 'default')
+    assert len(rows) == sum(len(c.model_fields) for c in kinds.values()) and conf.name == 'try'
+
+def test_epochs_are_the_policy_s_or_the_experiment_s(read):
+    assert read(overrides=['experiment.epochs=3']).epochs == 3
+    assert read(overrides=['experiment.epochs=3', 'proxy.epochs=4']).epochs == 4
+
+def test_unused_sections_are_checked_too(read): says(read, good.replace('mean+2std', '0.5\ncycles = none of them'), '[proxy:other]', 'line 17', "cycles='none of them'")
 
 def test_unknown_experiment(read): says(read, good, '[experiment:tri]', "'try'", name='tri')
 
@@ -157,7 +206,7 @@ def attempt(data, overrides=()):
         file = Path(folder)/'settings.ini'
         file.write_bytes(data)
         try: load_experiment('try', file, overrides)
-        except SettingsError as e: assert '\n' not in str(e)
+        except SettingsError as e: assert e.problems and len(str(e).split('\n')) == len(e.problems) and all('\n' not in str(p) for p in e.problems)
 
 @hypo(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(texts, mixed))

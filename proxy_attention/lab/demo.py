@@ -126,7 +126,7 @@ def _learner(settings, data, cbs=()):
     from fastai.torch_core import set_seed
     set_seed(settings.experiment.seed)
     dls = shortcut_digits_dls(data, bs=settings.data.bs, num_workers=settings.data.num_workers)
-    return Learner(dls, small_cnn(dls.c, settings.model.width), metrics=accuracy, cbs=list(cbs), path=data.parent)
+    return Learner(dls, small_cnn(dls.c, settings.model.width or 16), metrics=accuracy, cbs=list(cbs), path=data.parent)
 
 def _measured(measure, model):
     "All that is measured after a fit"
@@ -156,7 +156,7 @@ def _prepare(out):
 def _make_data(out, settings):
     "The data set of the demo; an earlier demo's of another recipe is replaced"
     s = settings.data
-    make = lambda: make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train, n_valid=s.n_valid, seed=s.seed, size=s.size)
+    make = lambda: make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200, n_valid=s.n_valid or 200, seed=s.seed, size=s.size)
     try: return make()
     except ValueError:
         if not (out/'data').exists(): raise
@@ -164,6 +164,13 @@ def _make_data(out, settings):
         return make()
 
 # %% ../../nbs/lab/10_demo.ipynb #20acb563
+def _suits(conf):
+    "The demo shows one thing; other experiments are for `run`"
+    for section,key,value,right in (('data', 'source', conf.data.source, 'shortcut_digits'), ('model', 'arch', conf.model.arch, 'small_cnn')):
+        if value != right: raise SettingsError(f"{conf.file} [{section}:{getattr(conf.experiment, section)}] {key}={value!r}: the demo runs on {right}; for others there is `proxy-attention run`.")
+    if conf.proxy is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: the demo needs a policy.")
+
+# %% ../../nbs/lab/10_demo.ipynb #ca368d76
 def run_demo(
     experiment:str='demo', # Section [experiment:...] of the settings
     settings=None, # Settings file; None: the working directory's, else the package's
@@ -178,6 +185,7 @@ def run_demo(
     overrides = list(overrides) + ([f'experiment.proxy={policy}'] if policy is not None else [])
     if seed is not None: overrides.append(f"experiment.seed={check_number('seed', seed, 0, 2**32-1, whole=True)}")
     conf = load_experiment(experiment, settings, overrides)
+    _suits(conf)
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     out = Path(out)
     before = torch.get_num_threads()
@@ -209,7 +217,7 @@ def _run(conf, out, bars, start):
                  started=time.strftime('%Y-%m-%d %H:%M:%S'))
     (out/'config.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
     record = Record(out/'record.jsonl')
-    print(f"data     {conf.data.generator}: {conf.data.n_train} training images, the colour tells the class in {conf.data.strength or 0:.0%} of them")
+    print(f"data     {conf.data.source}: {conf.data.n_train or 1200} training images, the colour tells the class in {conf.data.strength:.0%} of them")
     data = _make_data(out, conf)
 
     arm = exp.proxy
@@ -236,7 +244,7 @@ def _run(conf, out, bars, start):
 
     p = conf.proxy
     with _silent(learn, bars):
-        table = learn.fit_proxy(p.cycles, p.epochs, lr=exp.lr, look_after=p.look_after, restart=p.restart, after_cycle=after_cycle)
+        table = learn.fit_proxy(p.cycles, conf.epochs, lr=exp.lr, look_after=p.look_after, restart=p.restart, after_cycle=after_cycle)
     right = measure.right(learn.model)
     steps = watch.steps
 
