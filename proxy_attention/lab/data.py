@@ -298,7 +298,7 @@ def make_dls(
     "fastai `DataLoaders` on training and validation"
     size = check_number('size', conf.size if size is None else size, 1, whole=True)
     bs = min(check_number('bs', conf.bs if bs is None else bs, 1, whole=True), len(splits['train'])) # else there would be no full batch
-    batch = augmentations[check_choice('augment', conf.augment, augmentations)]() + ([] if stats is None else [Normalize.from_stats(*stats, cuda=False)])
+    batch = augmentations[check_choice('augment', conf.augment or 'none', augmentations)]() + ([] if stats is None else [Normalize.from_stats(*stats, cuda=False)])
     train,valid = (_entries(items, splits[k]) for k in ('train', 'valid'))
     block = DataBlock(blocks=(OpenCVBlock(size), CategoryBlock(vocab=items.classes)), get_x=_file_of, get_y=_label_of,
                       splitter=lambda _: (range(len(train)), range(len(train), len(train) + len(valid))), item_tfms=_resize(items, conf, size), batch_tfms=batch)
