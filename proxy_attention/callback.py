@@ -242,6 +242,27 @@ class ProxyAttentionCB(Callback):
         st.store = ProxyStore(path, self.format, self.max_gb).open()
         if st.files: write_split(st.store.path, [os.path.abspath(f) for f in st.files], [os.path.abspath(f) for f in sorted(st.held_out)])
 
+    def resume(self,
+        ids=None, # Which copies, in this order; None: all that the folder's manifest names
+    ) -> int: # How many
+        "Take up copies that lie in the folder `path` already, made by an earlier process: they go into the DataLoaders as if just made"
+        self.prepare()
+        st = self.proxy_state
+        known = st.store.rows
+        ids = list(known if ids is None else ids)
+        if missing := [i for i in ids if i not in known]: raise ValueError(f"ids={missing[:3]!r}: {st.store.name} has no such copies.")
+        files = Source(st.data.base)
+        for r in (known[i] for i in ids):
+            here = None if r['index'] >= st.data.n else files.path(r['index'])
+            if r['index'] >= st.data.n or (None if here is None else os.path.abspath(here)) != r['original']:
+                raise ValueError(f"path={st.store.name!r} holds copies of other images: {r['id']} is one of {r['original']}, item {r['index']} of this training set is "
+                                 f"{here}. Give the folder of this data set and split, or another one.")
+        st.rows, st.cycle, st.erasers = [known[i] for i in ids], max((r['cycle'] for r in known.values()), default=0), {}
+        st.rows = [r for r in st.rows if st.store.whole(r)]
+        if len(st.rows) < len(ids): warnings.warn(f"{len(ids)-len(st.rows)} of {len(ids)} copies in {st.store.name} are missing or damaged and are not trained on.")
+        self._inject()
+        return len(st.rows)
+
     def _drop_lost(self):
         "Copies that are gone from disk, or cut short, leave the training set"
         st = self.proxy_state

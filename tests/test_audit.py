@@ -174,7 +174,7 @@ def test_many_files_are_compared_in_parts(run, monkeypatch):
     hashes['theirs7'] = hashes['ours3']
     monkeypatch.setattr(audit_module, '_look_hash', lambda f: type('Hash', (), {'hash': hashes[f]}))
     for n in (1400, 1500):
-        found[n] = audit_module._look_alikes({f'ours{i}' for i in range(n)}, [f'theirs{i}' for i in range(n)], 4)
+        found[n] = audit_module.look_alikes({f'ours{i}' for i in range(n)}, [f'theirs{i}' for i in range(n)], 4)
     assert ('ours3', 'theirs7') in found[1400] and ('ours3', 'theirs7') in found[1500]
     assert set(found[1400]) <= set(found[1500])
 

@@ -30,13 +30,14 @@ colours = np.array([[230, 25, 25], [250, 140, 10], [235, 225, 20], [110, 210, 20
                     [20, 210, 200], [25, 95, 240], [130, 40, 210], [245, 60, 220], [120, 70, 25]], dtype=np.uint8)
 
 # %% ../../nbs/lab/00_digits.ipynb #ab452c74
-def _split_digits(labels, n_train, n_valid, seed):
-    "Numbers of the digits of each split: stratified, every digit in exactly one"
+def _split_digits(labels, n_train, n_valid, seed, n_test=None):
+    "Numbers of the digits of each split: stratified, no digit in two"
     from sklearn.model_selection import train_test_split
     rest = np.arange(len(labels))
     out = {}
     for split,n in (('train', n_train), ('valid', n_valid)):
         out[split],rest = train_test_split(rest, train_size=n, stratify=labels[rest], random_state=seed)
+    if n_test is not None and n_test < len(rest): rest,_ = train_test_split(rest, train_size=n_test, stratify=labels[rest], random_state=seed)
     return {k: np.sort(v) for k,v in (out | {'test': rest}).items()}
 
 # %% ../../nbs/lab/00_digits.ipynb #621513ab
@@ -102,9 +103,9 @@ def _reusable(path, recipe):
     try: there = json.loads((path/'recipe.json').read_text())
     except (OSError, ValueError): raise ValueError(f"path={str(path)!r} exists and is not a data set made by make_shortcut_digits. {advice}") from None
     there = there if isinstance(there, dict) else {}
-    differ = [k for k in recipe if there.get(k) != recipe[k]]
+    differ = [k for k in [*recipe, *(there.keys() - recipe.keys() - {'digest'})] if there.get(k) != recipe.get(k)]
     if differ:
-        what = ', '.join(f"{k}={there.get(k)!r} instead of {recipe[k]!r}" for k in differ)
+        what = ', '.join(f"{k}={there.get(k)!r} instead of {recipe.get(k)!r}" for k in differ)
         raise ValueError(f"path={str(path)!r} holds a data set of another recipe ({what}). {advice}")
     if there.get('digest') != _content_digest(path): raise ValueError(f"path={str(path)!r} holds this recipe, but its images were changed since. {advice}")
     return True
@@ -114,18 +115,22 @@ def make_shortcut_digits(
     path, # Folder to make; one that holds the same recipe is reused
     strength:float=0.95, # Probability that the square's colour tells the class in train and valid; None or 0: colour independent of the class
     n_train:int=1200, # Training images
-    n_valid:int=200, # Validation images; all the others are for the test
+    n_valid:int=200, # Validation images
     seed:int=0, # Decides splits, places, colours and noise
     size:int=40, # Side of the images, in pixels
+    n_test:int|None=None, # Test images; None: all the others
 ) -> Path: # The folder
     "Draw the data set `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
     strength = check_number('strength', 0 if strength is None else strength, 0, 1)
     n_train = check_number('n_train', n_train, 10, n_digits-20, whole=True)
     n_valid = check_number('n_valid', n_valid, 10, n_digits-10-n_train, whole=True)
+    left = n_digits - n_train - n_valid
+    if n_test is not None and n_test != left: n_test = check_number('n_test', n_test, 10, left-10, whole=True) # stratified: ten stay behind
     seed = check_number('seed', seed, 0, 2**32-1, whole=True)
     size = check_number('size', size, 8*zoom + 2*square, 512, whole=True)
     path = Path(path)
     recipe = dict(dataset='shortcut_digits', version=recipe_version, strength=strength, n_train=n_train, n_valid=n_valid, seed=seed, size=size)
+    if n_test is not None: recipe['n_test'] = n_test # else the recipe is what it was before there was this argument
     if _reusable(path, recipe): return path
 
     from sklearn.datasets import load_digits
@@ -134,7 +139,7 @@ def make_shortcut_digits(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.parent/f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
-        for split,numbers in _split_digits(labels, n_train, n_valid, seed).items():
+        for split,numbers in _split_digits(labels, n_train, n_valid, seed, n_test).items():
             rng = seeded_rng(seed, 'colours', split)
             telling = split != 'test' and strength > 0
             shown = _telling(labels[numbers], strength, rng) if telling else _independent(labels[numbers], rng)
