@@ -36,10 +36,10 @@ def span(
     least:float=0.1, # Smallest length of the axis
 ) -> tuple: # low, high
     "A round axis that holds all values; it begins at 0 unless they all lie in its upper part"
-    values = [v for v in values if num(v) is not None]
+    values = [min(max(v, -1e300), 1e300) for v in values if num(v) is not None] # A difference of two of them is finite
     if not values: return 0., top or 1.
     high = max(values) if top is None else top
-    low = min(min(values), high-least)
+    low = min(min(values), high - max(least, abs(high)/1e6))
     if low < high/2: low = min(low, 0.)
     step = (high-low)/5
     size = 10**math.floor(math.log10(max(step, 1e-9)))
@@ -65,7 +65,7 @@ def line_chart(
     most = max(max(x for x,_,_ in points), 1e-9)
     left,right,up,down = 54, width-14, 12, height-44
     px = lambda x: round(left + (right-left)*x/most, 1)
-    py = lambda y: round(down - (down-up)*(min(y, high)-low)/(high-low), 1)
+    py = lambda y: round(down - (down-up)*(min(max(y, low), high)-low)/(high-low), 1)
     out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}</text>').format(left, py(v), right, left-7, py(v)+4, _tick(v, percent))
            for v in ticks(low, high)]
     out += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(px(v), down+18, f'{v:g}') for v in ticks(0, most, 6)]
@@ -144,7 +144,7 @@ def reliability_chart(
     "Accuracy against confidence, a dot a bin, its size by how many images are in it"
     full = [r for r in rows if isinstance(r, dict) and num(r.get('n')) and num(r.get('confidence')) is not None and num(r.get('accuracy')) is not None] if isinstance(rows, list) else []
     if not full: return Markup('')
-    left,right,up,down = 46, side-10, 10, side-42
+    left,right,up,down = 46, side-20, 10, side-42
     px = lambda v: round(left + (right-left)*v, 1)
     py = lambda v: round(down - (down-up)*v, 1)
     out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}%</text><text x="{}" y="{}" text-anchor="middle">{}%</text>').format(

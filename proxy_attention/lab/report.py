@@ -286,11 +286,11 @@ def _stage_after(records):
     return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
 
 def _unfinished(records):
-    goes_on = f"{records['config'].get('command') or 'proxy-attention run'} goes on with it"
+    goes_on = str(records['config'].get('command') or 'proxy-attention run')
     best = [at(s, 'valid', 'accuracy') for s in records['stages'] if s.get('stage') == 'train' and not s.get('rolled_back')]
     best = best or [e.get('accuracy') for e in records['epochs'][-1:]]
     so_far = f" So far: {share(best[-1])} on validation." if best and num(best[-1]) is not None else ''
-    return [f"This run is not finished: it has come to {_stage_after(records)}, and nothing has been tested.{so_far}", f"What follows is what it has left behind until now; {goes_on}."]
+    return [f"This run is not finished: it has come to {_stage_after(records)}, and nothing has been tested.{so_far}", f"What follows is what it has left behind until now. To go on: {goes_on}"]
 
 def _tested(end):
     "How right, of how many"
@@ -332,7 +332,7 @@ def _stopped(records):
              'budget': f"the budget of {written('g', at(s, 'experiment', 'budget'))} seconds was spent", 'nothing left to erase': "there was nothing left to erase",
              'diverged': "training diverged: its weights were no numbers any more, so those before it were tested"}
     if stop == 'trained': return ["It trained once, without proxies, as its settings say."]
-    if stop == 'cycles done': return [f"All {count(cycles)} cycles were done." if cycles != 1 else "Its one cycle was done."]
+    if stop == 'cycles done': return [{1: "Its one cycle was done.", 2: "Both its cycles were done."}.get(cycles, f"All its {count(cycles)} cycles were done.")]
     return [f"It ended after {_plural(cycles, 'cycle')}: {words.get(stop, stop) or 'no reason is given'}."]
 
 def _where_it_looked(end):
@@ -418,7 +418,8 @@ def run_curves(
         lines = [dict(name=f"{r['name']} {what}", number=i, style=style, pieces=run_pieces(r, key, against)[0]) for i,r in enumerate(runs) for key,what,style in keys]
         marks = run_pieces(runs[0], keys[0][0], against)[1] if len(runs) == 1 else ()
         xlabel = {'epochs': 'epochs', 'seconds': 'seconds of training and making proxies'}[against]
-        return dict(title=title, svg=line_chart(lines, xlabel, f'{title} against {against}', marks=marks, **kw))
+        title = f'{title}, by {against}'
+        return dict(title=title, svg=line_chart(lines, xlabel, title, marks=marks, **kw))
     accuracy,loss = [('accuracy', 'validation', 'solid')], [('valid_loss', 'validation', 'solid'), ('train_loss', 'training', 'dashed')]
     out = [chart('Accuracy on validation', accuracy, a, top=1, percent=True) for a in ('epochs', 'seconds')] + [chart('Loss', loss, a) for a in ('epochs', 'seconds')]
     return [o for o in out if o['svg']]
@@ -536,7 +537,7 @@ def _run_parts(records, number):
     return dict(number=number, name=records['name'], sentences=_run_verdict(records), finished=bool(records['end']), split=split,
                 quality=_table(rows, quality_columns + extra_columns(rows)), cost=_table(rows, [c for c in cost_columns if any(num(r.get(c[2])) is not None for r in rows)]),
                 confusion=confusion_table(confusion, names) if len(confusion) <= 20 else Markup(''), n_classes=len(names),
-                pairs=[(p['true'], p['seen'], p['n'], share(p['n']/p['of']) if p['of'] else '–') for p in confused_pairs(confusion, names, 5 if len(confusion) <= 20 else 25)],
+                pairs=[(p['true'], p['seen'], p['n'], share(p['n']/p['of']) if p['of'] else '–') for p in confused_pairs(confusion, names, 5 if len(confusion) <= 20 else 15)],
                 classes=[dict(name=c['name'], n=count(c['n']), precision=meter(c['precision']), recall=meter(c['recall'], 'f2'), f1=share(c['f1'])) for c in classes],
                 confidence=_confidence(report), right=share(report.get('confidence_right')), wrong=share(report.get('confidence_wrong')),
                 ece=_loss(report.get('ece')), nll=_loss(report.get('nll')), reliability=reliability_chart(report.get('reliability')),
