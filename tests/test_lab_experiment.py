@@ -39,7 +39,7 @@ share = 0.2
 cycles = 2
 [proxy:early]
 select = all
-look_after = 3 steps
+look_after = 5 steps
 restart = initial
 [proxy:seen]
 select = ever_wrong

@@ -295,6 +295,7 @@ def train(job, cycle:int):
     if cycle > 0 and restart is None:
         learn.create_opt()
         load_opt(learn.opt, load_state(run.weights(st['opt'])))
+    if cbs: cbs[0].prepare() # notes the images before a short epoch makes more of them
     if st['live']: cbs[0].resume(st['live'])
     items,proxies = len(learn.dls.train_ds), len(st['live'])
     watch = Watch(run.record, learn.dls.vocab)
