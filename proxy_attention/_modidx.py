@@ -358,6 +358,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'proxy_attention/lab/data.py'),
                                           'proxy_attention.lab.data._regex': ('lab/data.html#_regex', 'proxy_attention/lab/data.py'),
                                           'proxy_attention.lab.data._resize': ('lab/data.html#_resize', 'proxy_attention/lab/data.py'),
+                                          'proxy_attention.lab.data._unpacked': ('lab/data.html#_unpacked', 'proxy_attention/lab/data.py'),
                                           'proxy_attention.lab.data._write_idx': ( 'lab/data.html#_write_idx',
                                                                                    'proxy_attention/lab/data.py'),
                                           'proxy_attention.lab.data.asl_digits': ( 'lab/data.html#asl_digits',

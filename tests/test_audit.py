@@ -178,6 +178,19 @@ def test_many_files_are_compared_in_parts(run, monkeypatch):
     assert ('ours3', 'theirs7') in found[1400] and ('ours3', 'theirs7') in found[1500]
     assert set(found[1400]) <= set(found[1500])
 
+def test_look_alikes_among_groups(run):
+    other = twin(run, changes['darker'])
+    shown = []
+    def progress(it, total):
+        shown.append(total)
+        return it
+    pairs = look_alikes([run.train, run.held_out], progress=progress)
+    assert pairs == [(str(run.train[1]), str(other))] and shown == [10]
+    every = look_alikes([run.train[:3], run.train[3:], run.held_out], 64)
+    assert len(every) == 9 + 12 + 12 and every[0] == pairs[0] and look_alikes([run.train, run.held_out], 64, most=2)[0] == pairs[0]
+    run.train[0].write_bytes(b'no image')
+    assert look_alikes([run.train, run.held_out]) == pairs and look_alikes([run.train, []]) == []
+
 def test_a_run_of_the_callback_is_clean_until_a_leak_is_planted(tmp_path):
     from fastai.learner import Learner
     from fastai.losses import CrossEntropyLossFlat

@@ -352,6 +352,12 @@ def _write_idx(files, folder, names):
         n, side = n + len(images), images.shape[1] if images.shape[1] == images.shape[2] else None
     return dict(images=n, size=side)
 
+def _unpacked(path):
+    "What `source.json` in `path` says, if all its images are there; else None"
+    try: done = json.loads((path/'source.json').read_text())
+    except (OSError, ValueError): return None
+    return done if sum(1 for _ in path.rglob('*.png')) == done['images'] else None
+
 def unpack_idx(
     root:Path, # Folder of the IDX files
     cache:Path, # Where the PNG files go, into a folder of their own
@@ -361,19 +367,18 @@ def unpack_idx(
     "The images of IDX files as PNG files, made once for the same content"
     files = _idx_files(root)
     about = dict(sources={f.name: h for f,h in zip(files.values(), file_hashes(files.values()))}, classes=names)
-    path = Path(cache)/source/digest(json.dumps(about, sort_keys=True).encode())[:12]
-    try: done = json.loads((path/'source.json').read_text())
-    except (OSError, ValueError): done = None
-    if done is None or sum(1 for _ in path.rglob('*.png')) != done['images']:
-        tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            tmp.mkdir(parents=True)
-            done = about | _write_idx(files, tmp, names)
-            (tmp/'source.json').write_text(json.dumps(done, indent=1))
+    path = Path(cache).absolute()/source/digest(json.dumps(about, sort_keys=True).encode())[:12]
+    if done := _unpacked(path): return path, done['size']
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        tmp.mkdir(parents=True)
+        done = about | _write_idx(files, tmp, names)
+        (tmp/'source.json').write_text(json.dumps(done, indent=1))
+        if _unpacked(path) is None: # unless somebody else has just made the same
             shutil.rmtree(path, ignore_errors=True)
             os.rename(tmp, path)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-    return path.absolute(), done['size']
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+    return path, done['size']
 
 # %% ../../nbs/lab/03_data.ipynb #d791190b
 fashion_names = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot']

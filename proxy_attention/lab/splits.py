@@ -150,8 +150,8 @@ def _check_made(splits, labels, groups, allow_empty):
 # %% ../../nbs/lab/02_splits.ipynb #0f3ee154
 def make_splits(
     items, # Something with `root`, `files`, `labels`, `groups` and `fixed`
-    valid:float=0.2, # Share of the items for validation
-    test:float=0.2, # Share of the items for the test
+    valid:float=0.2, # Share of the items for validation; where the data set comes with splits, of its training items
+    test:float=0.2, # The same for the test
     seed:int=0, # Decides who goes where
     per_class:int|None=None, # At most so many training items of each class
     n_train:int|None=None, # At most so many training items
