@@ -1,0 +1,75 @@
+"""Verdicts: against SciPy, by hand, and by simulation (does an interval hold the truth as often as it says?)."""
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from proxy_attention.lab.stats import Difference, bootstrap_t, in_words, intervals, not_worse, paired_t, points
+
+numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
+
+
+@given(numbers)
+def test_paired_t_is_scipys(pairs):
+    a,b = np.array(pairs).T
+    if (a - b).std() < 1e-9: return
+    ours,theirs = paired_t(a, b), stats.ttest_rel(a, b)
+    ci = theirs.confidence_interval(0.95)
+    assert np.allclose([ours.mean, ours.low, ours.high, ours.p], [(a - b).mean(), ci.low, ci.high, theirs.pvalue], rtol=1e-6, atol=1e-9)
+
+def test_by_hand():
+    d = paired_t([2, 4, 6], [1, 2, 3]) # differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(0.975, 2) = 4.3027
+    assert (d.mean, d.n) == (2, 3) and d.high - d.mean == pytest.approx(4.3027/np.sqrt(3), abs=1e-4)
+
+def test_bootstrap_t_by_scipy_s_own_resampling():
+    "The same studentised quantiles, from an independent implementation"
+    rng = np.random.default_rng(3)
+    d = rng.normal(0.1, 0.05, 8)
+    ours = bootstrap_t(d, np.zeros(8), draws=20000)
+    resampled = stats.bootstrap((d,), lambda x, axis: (x.mean(axis) - d.mean())/(x.std(axis, ddof=1)/np.sqrt(8)), n_resamples=20000, method='percentile',
+                                random_state=np.random.default_rng(5), vectorized=True).bootstrap_distribution
+    low,high = np.quantile(resampled[np.isfinite(resampled)], [.025, .975])
+    se = d.std(ddof=1)/np.sqrt(8)
+    assert ours.low == pytest.approx(d.mean() - high*se, abs=0.15*se) and ours.high == pytest.approx(d.mean() - low*se, abs=0.15*se)
+
+@pytest.mark.parametrize('name, low', [('t', 0.935), ('bootstrap-t', 0.91)])
+@pytest.mark.parametrize('draw', ['normal', 'uniform'])
+def test_coverage_and_false_positives_with_five_seeds(name, low, draw):
+    rng,times = np.random.default_rng(1), 1500 if name == 't' else 500
+    kw = {} if name == 't' else dict(draws=499)
+    noise = (lambda: rng.normal(size=5)) if draw == 'normal' else (lambda: rng.uniform(-1, 1, 5))
+    got = [intervals[name](0.4 + noise(), np.zeros(5), **kw) for _ in range(times)]
+    assert low < np.mean([g.low <= 0.4 <= g.high for g in got]) < 0.985
+    null = [intervals[name](noise(), np.zeros(5), **kw).sign for _ in range(times)]
+    assert 0.01 < np.mean(np.abs(null)) < 0.09 # about one in twenty says something where nothing is
+
+def test_false_claims_of_not_worse():
+    "Where the loss is the margin itself, it is called not worse in one of twenty"
+    rng = np.random.default_rng(2)
+    claims = [not_worse(rng.normal(-0.02, 0.01, 10), np.zeros(10), 0.02)[0] for _ in range(1500)]
+    assert 0.03 < np.mean(claims) < 0.07
+
+def test_arguments_change_the_outcome():
+    a,b = np.array([.5, .6, .4, .7]), np.array([.4, .4, .4, .5])
+    assert paired_t(a, b, 0.99).high > paired_t(a, b, 0.9).high and paired_t(b, a).mean == -paired_t(a, b).mean
+    assert bootstrap_t(a, b, 0.99, draws=999).high > bootstrap_t(a, b, 0.9, draws=999).high
+    assert bootstrap_t(a, b, seed=1, draws=999) != bootstrap_t(a, b, seed=2, draws=999) and bootstrap_t(a, b, draws=999) != bootstrap_t(a, b, draws=1999)
+    assert not_worse(a, a + .01 + np.array([0, .01, 0, .01]), 0.05)[0] and not not_worse(a, a + .01 + np.array([0, .01, 0, .01]), 0.01)[0]
+    assert not_worse(a, b, 0.01, 0.99)[1] < not_worse(a, b, 0.01, 0.9)[1]
+
+def test_no_spread():
+    assert paired_t([1, 2, 3], [1, 2, 3]).p == 1 and paired_t([1, 2, 3], [0, 1, 2]).sign == 1 and bootstrap_t([1, 2, 3], [0, 1, 2]).low == 1
+
+def test_words():
+    assert points(0.123) == '+12.3' and points(-0.05) == '−5.0'
+    assert in_words(Difference(.123, .081, .16, .001, 5), 'random_erasing', 1.04) == '+12.3 points [8.1, 16.0] over random_erasing at 1.04× its time'
+    assert in_words(Difference(.01, -.02, .04, .4, 5), 'none') == 'no effect shown against none: +1.0 points [−2.0, 4.0]'
+    assert in_words(Difference(-.1, -.2, -.05, .01, 5), 'none').startswith('a loss: −10.0 points')
+
+@pytest.mark.parametrize('a, b, words', [([1], [2], '1 pair'), ([1, 2], [1, 2, 3], 'as many'), ([1, float('nan')], [1, 2], 'finite'), ([[1, 2]], [[1, 2]], 'as many')])
+def test_bad_input(a, b, words):
+    for f in intervals.values():
+        with pytest.raises(ValueError, match=words): f(a, b)
+    with pytest.raises(ValueError, match='margin'): not_worse([1, 2], [1, 2], 0)
+    with pytest.raises(ValueError, match='level'): paired_t([1, 2], [1, 2], 0.2)
