@@ -397,13 +397,13 @@ def run_pieces(
     against:str='epochs', # Or seconds
 ) -> tuple: # pieces, marks
     "The values of a key as pieces of `line_chart`, and where cycles begin"
-    undone = {s.get('cycle') for s in records['stages'] if s.get('rolled_back') is True}
-    mining = {s.get('cycle'): sum(num(s.get(f'seconds_{k}')) or 0 for k in ('score', 'saliency', 'erase', 'write')) for s in records['stages'] if s.get('stage') == 'proxies'}
+    undone = {num(s.get('cycle')) for s in records['stages'] if s.get('rolled_back') is True}
+    mining = {num(s.get('cycle')): sum(num(s.get(f'seconds_{k}')) or 0 for k in ('score', 'saliency', 'erase', 'write')) for s in records['stages'] if s.get('stage') == 'proxies'}
     pieces,marks,x,cycle = [], [], 0, None
     for e in records['epochs']:
-        if not pieces or e.get('cycle') != cycle:
+        if not pieces or num(e.get('cycle')) != cycle:
             if pieces: marks.append((x, f"cycle {count(e.get('cycle'))}"))
-            cycle = e.get('cycle')
+            cycle = num(e.get('cycle'))
             pieces.append(dict(points=[], faint=cycle in undone))
             if against == 'seconds': x += mining.get(cycle, 0)
         x += 1 if against == 'epochs' else num(e.get('seconds_train')) or 0
