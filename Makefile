@@ -31,7 +31,7 @@ readme: $(VENV)/.installed-dev ## Make README.md from nbs/index.ipynb
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and keep their figures in results/
 	$(BIN)/pip install -q -e '.[bench]'
-	for b in startup saliency step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
+	for b in startup saliency reading step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
 
 results: $(VENV)/.installed ## Make the records that the README reads: the demo under both policies (about six minutes)
 	for p in early_look proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \

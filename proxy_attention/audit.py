@@ -74,27 +74,34 @@ def audit(
         if train and src not in train: out.problems.append(f"{name} was made of {src}, which is not a training item of this split")
         if (now := _file_digest(src)) is None: out.problems.append(f"{name}: its original {src} can't be read")
         elif now != r['original_sha256']: out.problems.append(f"{name}: its original {src} has changed since")
-    if near is not None: out.near = look_alikes({r['original'] for r in rows.values() if r.get('original')}, held_out, near)
+    if near is not None: out.near = look_alikes([{r['original'] for r in rows.values() if r.get('original')}, held_out], near)
     return out
 
 # %% ../nbs/06_audit.ipynb #9cb0a31a
-def look_alikes(
-    ours, # Files
-    theirs, # Files
-    near:int=4, # In how many of 64 bits two hashes may differ
-    most:int=1000, # At most so many pairs, the nearest first
-    progress:Callable=iter, # Wraps the list of files, to show progress
-) -> list: # Pairs (one of ours, one of theirs), the nearest first
-    "Pairs of pictures that look alike, by perceptual hash; files that can't be read are left out"
-    ours,theirs = sorted({str(f) for f in ours}), sorted({str(f) for f in theirs})
-    files = sorted({*ours, *theirs})
-    with ThreadPoolExecutor(4) as pool: hashes = {f: h for f,h in zip(files, pool.map(_look_hash, progress(files))) if h is not None}
-    ours,theirs = [f for f in ours if f in hashes], [f for f in theirs if f in hashes]
+def _look_bits(files, progress):
+    "Perceptual hash of each file that can be read, its bits as ±1"
+    with ThreadPoolExecutor(4) as pool: hashes = list(progress(pool.map(_look_hash, files), len(files)))
+    return {f: h.hash.ravel().astype(np.float32)*2 - 1 for f,h in zip(files, hashes) if h is not None}
+
+def _near_pairs(ours, theirs, bits, near):
+    "(how many bits differ, one of ours, one of theirs) of all that differ in at most `near`"
+    ours,theirs = sorted({f for f in ours if f in bits}), sorted({f for f in theirs if f in bits})
     if not ours or not theirs: return []
-    a,b = (np.stack([hashes[f].hash.ravel() for f in fs]).astype(np.float32)*2 - 1 for fs in (ours, theirs))
-    pairs = []
+    a,b = (np.stack([bits[f] for f in fs]) for fs in (ours, theirs))
+    out = []
     for i in range(0, len(a), 1000):
         differ = (a.shape[1] - a[i:i+1000] @ b.T)/2
-        pairs += [(differ[r, c], ours[i+r], theirs[c]) for r,c in np.argwhere(differ <= near)]
-        pairs = sorted(pairs)[:most]
-    return [(f, g) for _,f,g in pairs]
+        out += [(int(differ[r, c]), ours[i+r], theirs[c]) for r,c in np.argwhere(differ <= near)]
+    return out
+
+def look_alikes(
+    groups, # Lists of files
+    near:int=4, # In how many of 64 bits two hashes may differ
+    most:int|None=None, # At most so many pairs; None: all
+    progress:Callable=lambda it, total: it, # (iterator, its length) -> iterator that shows progress
+) -> list: # Pairs of files, the nearest first
+    "Pairs of pictures of different groups that look alike, by perceptual hash; files that can't be read are left out"
+    groups = [[str(f) for f in g] for g in groups]
+    bits = _look_bits(sorted({f for g in groups for f in g}), progress)
+    pairs = [p for i,g in enumerate(groups) for h in groups[i+1:] for p in _near_pairs(g, h, bits, near)]
+    return [(f, g) for _,f,g in sorted(pairs)[:most]]

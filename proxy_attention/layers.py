@@ -101,6 +101,7 @@ def _trace(model, x):
 def _is_channels_last(model, name, module):
     if isinstance(module, nn.LayerNorm) and type(module).__name__ != 'LayerNorm2d': return True
     owners = [model] + [model.get_submodule(name.rsplit('.', i)[0]) for i in range(1, name.count('.')+1)]
+    owners += [module, getattr(module, 'model', None)] # fastai's TimmBody gives what the `model` inside of it gives
     return any(getattr(o, 'output_fmt', None) in ('NHWC',) or str(getattr(o, 'output_fmt', '')).endswith('NHWC') for o in owners)
 
 def _last_spatial(model, x):

@@ -131,6 +131,8 @@ def test_no_proxy(read):
     assert got.proxy is None and read(overrides=['proxy=none']).proxy is None
     says(read, good.replace('proxy = mine\n', ''), 'no proxy section', overrides=['area=0.2'])
     assert read(good.replace('proxy = mine\n', ''), overrides=['area=0.2', 'proxy=mine']).proxy.area == 0.2
+    assert read(overrides=['epochs=3', 'proxy=none']).epochs == 3 # Nobody else has epochs
+    says(read, good, 'proxy.epochs or experiment.epochs', overrides=['epochs=3'])
 
 def test_where_values_come_from(read, tmp_path):
     read()

@@ -171,3 +171,28 @@ def test_moved_folder_is_the_same(digits, tmp_path):
     moved = tmp_path/'moved'
     shutil.copytree(digits, moved)
     assert make_shortcut_digits(moved) == moved
+
+def test_fewer_test_images(digits, tmp_path):
+    few = make_shortcut_digits(tmp_path/'few', n_test=100)
+    assert [len(split_files(few, s)) for s in splits] == [1200, 200, 100]
+    count = np.bincount([int(f.parent.name) for f in split_files(few, 'test')], minlength=10)
+    assert count.max() - count.min() <= 1, "stratified"
+    names = {f.name for f in split_files(digits, 'test')}
+    assert {f.name for f in split_files(few, 'test')} < names, "the others stay out, and training is what it was"
+    assert all(f.read_bytes() == (digits/f.relative_to(few)).read_bytes() for f in split_files(few, 'train')[::50])
+    assert told(split_files(few, 'test')).mean() <= 0.1
+
+def test_recipes_from_before_n_test(digits, tmp_path):
+    assert 'n_test' not in json.loads((digits/'recipe.json').read_text()), "what was made before is what is made now"
+    with pytest.raises(ValueError, match='n_test=None instead of 100'): make_shortcut_digits(digits, n_test=100)
+    few = make_shortcut_digits(tmp_path/'few', n_test=100)
+    with pytest.raises(ValueError, match='n_test=100 instead of None'): make_shortcut_digits(few)
+    assert make_shortcut_digits(few, n_test=100) == few
+
+@pytest.mark.parametrize('n_test', [9, 392, 1.5, '100'])
+def test_bad_n_test(tmp_path, n_test):
+    with pytest.raises((ValueError, TypeError), match='n_test='): make_shortcut_digits(tmp_path/'d', n_test=n_test)
+    assert list(tmp_path.iterdir()) == []
+
+def test_all_that_is_left(tmp_path, few):
+    assert len(split_files(make_shortcut_digits(tmp_path/'d', n_train=100, n_valid=50, n_test=150))) == 150

@@ -342,6 +342,7 @@ def _override(chosen, text):
     knows = [k for k,cls in kinds.items() if key in cls.model_fields and (not dot or k == kind)]
     every = {f for k,cls in kinds.items() for f in cls.model_fields if not dot or k == kind}
     if not knows: raise SettingsError(f"{where} no such key. {_near(key, every, 'Keys')}")
+    knows = [k for k in knows if k in chosen] or knows # Without proxies there is but one `epochs`
     if len(knows) > 1: raise SettingsError(f"{where} {' and '.join(knows)} both have {key!r}; write {' or '.join(f'{k}.{key}' for k in knows)}.")
     if knows[0] not in chosen: raise SettingsError(f"{where} this experiment has no {knows[0]} section; set {knows[0]}=NAME first.")
     chosen[knows[0]][key] = value.strip()

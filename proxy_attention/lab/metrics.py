@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import Clock, check_number, no_footprint, peak_ram
+from ..core import Clock, check_number, kept_modes, kept_rng, peak_ram
 from ..layers import unwrap
 
 # %% ../../nbs/lab/05_metrics.ipynb #6929a642
@@ -113,7 +113,7 @@ def plot_confusion(
     for (r,c),n in np.ndenumerate(counts):
         if n: ax.text(c, r, f'{n}', ha='center', va='center', color='white' if share[r, c] > .5 else 'black')
     ax.set(xticks=range(len(vocab)), yticks=range(len(vocab)), xlabel='predicted', ylabel='true', yticklabels=vocab)
-    ax.set_xticklabels(vocab, rotation=90 if max(len(str(v)) for v in vocab) > 2 else 0)
+    ax.set_xticklabels(vocab, rotation=90 if max(len(str(v)) for v in vocab) > 4 else 0)
     return ax
 
 def plot_reliability(
@@ -171,7 +171,7 @@ def model_cost(
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with no_footprint(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(x)
+        with kept_rng(), kept_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(x)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     params = list(model.parameters())
     return dict(parameters=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad), multiply_adds=counter.get_total_flops()//2)

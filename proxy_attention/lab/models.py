@@ -6,9 +6,10 @@
 __all__ = ['half', 'models', 'Around', 'small_cnn', 'size_pair', 'patch_side', 'small_vit', 'head_names', 'body_head_split',
            'WeightsError', 'read_weights', 'first_conv', 'fit_weights', 'OwnNet', 'reachable', 'TimmNet', 'Lite0Net',
            'with_channels', 'TorchvisionNet', 'find_net', 'input_size', 'input_stats', 'make_model', 'one_input',
-           'make_learner']
+           'make_learner', 'timm_head']
 
 # %% ../../nbs/lab/04_models.ipynb #7b8d1f88
+import contextlib
 import inspect
 import math
 import os
@@ -21,6 +22,7 @@ import warnings
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -29,11 +31,13 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner, defaults
 from fastai.metrics import accuracy
 from fastai.vision.learner import get_c
+from fastcore.foundation import L
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.ops import Permute
 
 from ..core import check_flag, check_number, kept_rng, no_footprint
 from ..layers import unwrap
@@ -139,13 +143,18 @@ def body_head_split(
 class WeightsError(ValueError):
     "Weights that can't be had, or that don't fit"
 
+def _load_tensors(file):
+    "`torch.load` of tensors only; and of what fastai's optimizer states consist of, as `learn.save` writes them too"
+    harmless = [L, np.float64(0).__reduce__()[0], np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
+    with getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)(harmless): return torch.load(file, map_location='cpu', weights_only=True)
+
 def read_weights(
     file, # safetensors, or a checkpoint of tensors only
 ) -> dict:
     "The state dict in `file`; nothing in it is run"
     file = Path(file)
     if not file.is_file(): raise WeightsError(f"weights={str(file)!r} is neither 'none' nor 'imagenet' nor a file that exists.")
-    try: state = load_file(file) if file.suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
+    try: state = load_file(file) if file.suffix == '.safetensors' else _load_tensors(file)
     except pickle.UnpicklingError as e:
         raise WeightsError(f"weights={str(file)!r} holds more than tensors, so reading it could run code; save the state dict alone "
                            "(learn.save, torch.save(model.state_dict()), or safetensors).") from e
@@ -166,6 +175,8 @@ def _adapted(model, state):
     if adapt := getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None):
         try: state = adapt(dict(state), model)
         except Exception: pass # it is something else's state: what doesn't fit is said in a moment
+    if isinstance(model, torchvision.models.VisionTransformer) and 'encoder.pos_embedding' in state:
+        with contextlib.suppress(ValueError): state = interpolate_embeddings(model.image_size, model.patch_size, state)
     if not (name := first_conv(model)): return state
     key,own = f'{name}.weight', model.get_submodule(name).weight
     if key in state and state[key].ndim == 4 and state[key].shape[1] == 3 != own.shape[1]: state[key] = adapt_input_conv(own.shape[1], state[key])
@@ -443,3 +454,19 @@ def make_learner(
     learn = Learner(dls, model, loss_func=loss_func, lr=lr, cbs=cbs, metrics=metrics, **({'splitter': body_head_split} | for_learner))
     if pretrained: learn.freeze()
     return learn
+
+# %% ../../nbs/lab/04_models.ipynb #43819f29
+def timm_head(
+    arch:str, # A name of timm's: the one given to `vision_learner`
+    n_out:int, # Classes
+    **kw, # What else is given to timm there, where it changes the width, such as embed_dim
+) -> nn.Sequential:
+    "A `custom_head` for fastai's `vision_learner` with which any network of timm's works, Swins too: mean over the map, one linear layer"
+    net,n_out = find_net(arch), check_number('n_out', n_out, 1, whole=True)
+    if not isinstance(net, TimmNet): raise ValueError(f"arch={arch!r} is not timm's; vision_learner takes timm's names as strings, and torchvision's functions.")
+    with torch.device('meta'): body = timm.create_model(net.name, num_classes=0, **kw)
+    layers = [nn.Linear(body.num_features, n_out)]
+    if body.default_cfg.get('pool_size') is not None: # then fastai takes the map, not what timm has pooled
+        layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers]
+        if str(getattr(body, 'output_fmt', '')).endswith('NHWC'): layers = [Permute([0, 3, 1, 2]), *layers]
+    return nn.Sequential(*layers)

@@ -159,6 +159,10 @@ def _lock(folder):
     return lock
 
 # %% ../../nbs/lab/07_runs.ipynb #5341e324
+def _first_signs(name):
+    "Is it a file that a run has before its config.json?"
+    return name == '.lock' or name.startswith('.config.json.') and name.endswith('.tmp')
+
 class Run:
     "The folder of a run, taken by one process: its state, and a record whose lines count when the state says so"
     def __init__(self,
@@ -168,7 +172,7 @@ class Run:
 
     def __enter__(self):
         if self.folder.exists() and not self.folder.is_dir(): raise RunError(f"{str(self.folder)!r} is a file; give the name of a folder.")
-        if self.folder.is_dir() and not is_run(self.folder) and any(f.name != '.lock' for f in self.folder.iterdir()):
+        if self.folder.is_dir() and not is_run(self.folder) and any(not _first_signs(f.name) for f in self.folder.iterdir()):
             raise RunError(f"{str(self.folder)!r} is a folder with something else in it (no run made it); give another name.")
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise RunError(f"{str(self.folder)!r} can't be made: {e.strerror or e}. Give another folder.") from None
@@ -218,8 +222,8 @@ class Run:
     def _tidy(self):
         "Delete weights that the state names no longer, and what killed processes have left half written"
         named = {v for v in self.state.values() if isinstance(v, str)}
-        for f in [*(self/'weights').glob('*'), *self.folder.glob('*.tmp'), *self.folder.glob('.*.tmp')]:
-            if f.name not in named: f.unlink()
+        for f in [*(self/'weights').glob('*'), *self.folder.glob('*.tmp')]:
+            if f.name not in named: f.unlink(missing_ok=True)
 
     def weights(self, name) -> Path:
         "Path of a file of weights"

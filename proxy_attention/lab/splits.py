@@ -20,7 +20,7 @@ from fastprogress.fastprogress import progress_bar
 from .. import __version__
 from ..audit import Audit, audit, look_alikes
 from ..core import check_number, digest, seeded_rng
-from ..store import StoreError, read_manifest, write_atomic
+from ..store import StoreError, write_atomic
 
 # %% ../../nbs/lab/02_splits.ipynb #ba5ccab2
 split_names = ('train', 'valid', 'test')
@@ -58,6 +58,7 @@ def apportion(
 ) -> np.ndarray: # How many of each class
     "`total` items shared out among classes in proportion to their sizes (largest remainder), at least one of each class that can spare one"
     counts = np.asarray(counts, dtype=int)
+    if not total: return counts*0
     room = (counts - spare).clip(0)
     exact = counts*total/max(counts.sum(), 1)
     out = np.minimum(np.maximum(np.floor(exact).astype(int), 1), room)
@@ -141,15 +142,16 @@ def _parted(splits, hashes):
 def _check_made(splits, labels, groups, allow_empty):
     for name,idx in splits.items():
         if not len(idx) and name not in allow_empty:
-            raise SplitError(f"nothing is left for {name}: {len(labels)} images{'' if groups is None else f' in {len(set(groups))} groups'} are too few.")
+            what = f"{len(labels)} images of {len(set(labels))} classes{'' if groups is None else f' in {len(set(groups))} groups'}"
+            raise SplitError(f"nothing is left for {name}: {what} are too few. A class needs three {'images' if groups is None else 'groups'} to be in every split.")
     unseen = np.setdiff1d(np.concatenate([labels[splits[k]] for k in ('valid', 'test')]), labels[splits['train']])
     if len(unseen): raise SplitError(f"class {some(unseen)}: there are images of it in validation or test, but none in training.")
 
 # %% ../../nbs/lab/02_splits.ipynb #0f3ee154
 def make_splits(
     items, # Something with `root`, `files`, `labels`, `groups` and `fixed`
-    valid:float=0.2, # Share of the items for validation
-    test:float=0.2, # Share of the items for the test
+    valid:float=0.2, # Share of the items for validation; where the data set comes with splits, of its training items
+    test:float=0.2, # The same for the test
     seed:int=0, # Decides who goes where
     per_class:int|None=None, # At most so many training items of each class
     n_train:int|None=None, # At most so many training items
@@ -251,7 +253,8 @@ class RunAudit(Audit):
     def __str__(self):
         what = f"audit of {self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies: "
         verdict = 'clean' if self else f"{len(self.problems)} {'problem' if len(self.problems) == 1 else 'problems'}"
-        return '\n'.join([what + verdict, *self.problems, *(f"look-alike across the split: {a} ~ {b}" for a,b in self.near)])
+        look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]] + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else [])
+        return '\n'.join([what + verdict, *self.problems, *look])
 
 def _listed(split):
     "Files of each split, as absolute paths"
@@ -308,10 +311,5 @@ def audit_run(
     held_out = len(files['valid']) + len(files['test'])
     out = RunAudit(proxies, held_out, _files_changed(split, files, now) + _in_two(split, files, now) + problems, **{k: len(v) for k,v in files.items()})
     if not held_out: out.problems.append('the split holds no validation or test images: nothing is proven')
-    if near is not None: out.near = _across(files, near, most)
+    if near is not None: out.near = look_alikes(files.values(), near, most, shown)
     return out
-
-def _across(files, near, most):
-    "Look-alikes between training and the rest, and between validation and test"
-    pairs = look_alikes(files['train'], [*files['valid'], *files['test']], near, most, shown) + look_alikes(files['valid'], files['test'], near, most, shown)
-    return pairs[:most]

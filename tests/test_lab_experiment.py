@@ -1,0 +1,469 @@
+"""Stages 0 to 3 as one run: killed anywhere it goes on and ends as if nothing had happened; what a step knows, it knows from disk."""
+import contextlib
+import gc
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.training import GradientAccumulation
+from safetensors.torch import load_file, save_file
+
+from proxy_attention.lab import experiment as lab
+from proxy_attention.lab.config import SettingsError
+from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
+from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
+
+INI = """\
+[data:digits]
+source = shortcut_digits
+n_train = 60
+n_valid = 20
+n_test = 30
+size = 40
+bs = 20
+[model:net]
+arch = small_cnn
+width = 4
+[proxy:unsure]
+select = low_confidence
+share = 0.2
+cycles = 2
+[proxy:early]
+select = all
+look_after = 5 steps
+restart = initial
+[proxy:seen]
+select = ever_wrong
+share = 1
+[experiment:try]
+data = digits
+model = net
+proxy = unsure
+epochs = 2
+freeze_epochs = 1
+lr = 0.01
+deterministic = true
+threads = 1
+"""
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory): return tmp_path_factory.mktemp('lab')/'data'
+
+@pytest.fixture
+def run(cache, monkeypatch):
+    "A function: run the experiment with these changes; folder of the run"
+    Path('settings.ini').write_text(INI)
+    monkeypatch.setattr(lab, 'forget', lambda: None) # Collecting all garbage of a test process takes longer than a step
+    def _run(*overrides, out='run', **kw): return run_experiment('try', 'settings.ini', out, overrides, cache, say=lambda *_: None, **kw)
+    return _run
+
+def lines(folder, *kinds):
+    "The record without what it cost"
+    free = lambda v: {k: free(o) for k,o in v.items() if not is_cost(k)} if isinstance(v, dict) else v
+    return [free(o) for o in read_lines(folder) if not kinds or o['kind'] in kinds]
+
+def stages(folder, stage): return [o for o in lines(folder, 'stage') if o['stage'] == stage]
+
+def final(folder):
+    "The weights that the test was made with"
+    return load_file(Path(folder)/'weights'/json.loads((Path(folder)/'state.json').read_text())['weights'])
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def copies(folder): return {f.name: f.read_bytes() for f in (Path(folder)/'proxies').glob('*.png')}
+
+def child(work):
+    "`work` in a forked process; its number"
+    pid = os.fork()
+    if pid: return pid
+    try:
+        with contextlib.redirect_stdout(io.StringIO()): work()
+        os._exit(0)
+    except BaseException: traceback.print_exc()
+    finally: os._exit(1)
+
+def ended(pid, within):
+    "Exit status of a process, None if it hasn't ended after so many seconds"
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        got,status = os.waitpid(pid, os.WNOHANG)
+        if got: return status
+        time.sleep(0.002)
+    return None
+
+forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork"), pytest.mark.filterwarnings('ignore:.*fork.*')]
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------ a whole run
+
+def test_a_run(run, cache):
+    said = []
+    out = run_experiment('try', 'settings.ini', 'run', (), cache, say=said.append)
+    assert [s[:7] for s in said] == ['stage 0', 'stage 1', 'stage 2', 'stage 3', 'stage 2', 'stage 3', 'the end']
+    first,*_,end = lines(out)
+    assert (first['kind'], end['kind'], end['stop']) == ('run', 'end', 'cycles done') and first['images'] == dict(train=60, valid=20, test=30)
+    assert first['settings']['experiment']['lr'] == 0.01 and len(first['settings_sha256']) == 64 and first['parameters'] > 0 and first['multiply_adds'] > 0
+    assert [(o['cycle'], o['epoch']) for o in lines(out, 'epoch')] == [(c, e) for c in range(3) for e in (1, 2, 3)]
+    assert [(o['cycle'], o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(0, 60, 0, 9), (1, 72, 12, 9), (2, 72, 12, 9)]
+    assert [(o['cycle'], o['proxies'], o['live']) for o in stages(out, 'proxies')] == [(1, 12, 12), (2, 12, 12)]
+    assert end['test']['n'] == 30 and end['audit']['ok'] and sum(map(sum, end['test']['confusion'])) == 30
+    assert set(end['test']['per_group']) == {'colour agrees', 'colour differs'} or len(end['test']['per_group']) == 1
+    assert 0 <= end['maps']['on_digit'] <= 1 and end['maps']['method'] == 'layercam'
+    assert len(list((out/'gallery').glob('*.jpg'))) == 2*12*3 and is_run(out)
+
+def test_every_cost_is_there(run):
+    whole = read_lines(run())
+    epoch,train,proxy,end = (next(o for o in whole if o['kind'] == k and (s is None or o['stage'] == s)) for k,s in
+                             (('epoch', None), ('stage', 'train'), ('stage', 'proxies'), ('end', None)))
+    for o in (epoch, train): assert o['seconds_train'] > 0 and o['seconds_valid'] > 0 and o['images_per_second'] > 0 and o['peak_ram_mb'] > 0
+    assert all(proxy[f'seconds_{k}'] > 0 for k in ('score', 'saliency', 'erase', 'write')) and proxy['proxies_mb'] > 0
+    assert end['seconds'] > end['seconds_train'] > 0 and end['seconds_train'] == pytest.approx(sum(o['seconds_train'] for o in whole if o.get('stage') == 'train' and o['kind'] == 'stage'))
+    assert end['target']['epochs'] is not None and 'peak_gpu_allocated_mb' in epoch
+
+def test_the_record_does_not_grow_with_the_data(run):
+    size = lambda *o: (run(*o, out=f'run{o[1]}')/'record.jsonl').stat().st_size
+    small,large = size('cycles=1', 'n_train=20', 'n_valid=10'), size('cycles=1', 'n_train=100', 'n_valid=60')
+    assert abs(small - large) < 0.05*small
+
+def test_no_proxies_at_all(run):
+    out = run('proxy=none')
+    assert [o['kind'] for o in lines(out)] == ['run', 'epoch', 'epoch', 'epoch', 'stage', 'end'] and lines(out, 'end')[0]['stop'] == 'trained'
+    assert not (out/'proxies').exists()
+
+def test_stage_1_is_a_plain_fine_tune(run, cache):
+    "The lab adds nothing to what fastai does with the same model, data and random numbers"
+    out = run('proxy=none')
+    conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
+    with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
+        job = lab.Job(r, conf, cache)
+        lab.prepare(job)
+        job.seed('train', 0)
+        learn = lab.loaded(job, 'initial.safetensors')
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
+    assert same(final(out), learn.model.state_dict())
+
+# ------------------------------------------------------------------------------------------------------------------------------------- killed
+
+def go_on(work, moments):
+    "Run `work` again and again, killing it after the seconds that `moments` gives, until it ends; how often it was killed"
+    kills = 0
+    while True:
+        pid = child(work)
+        status = ended(pid, moments())
+        if status is not None:
+            assert status == 0, "the run failed by itself"
+            return kills
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kills += 1
+
+@pytest.mark.parametrize('change', [(), ('proxy=early',), ('proxy=seen', 'accumulate=2')], ids=['on', 'restart', 'seen'])
+def test_killed_at_any_moment(run, change, monkeypatch):
+    monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
+    start = time.monotonic()
+    whole = run(*change, out='whole')
+    took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
+    while kills < 8: # In all of them together more than 20
+        kills += go_on(lambda: run(*change, out=f'killed{n}'), lambda: rng.uniform(0.02, 0.6)*took) # noqa: B023
+        assert lines(f'killed{n}') == lines(whole) and same(final(f'killed{n}'), final(whole)) and copies(f'killed{n}') == copies(whole)
+        assert not list(Path(f'killed{n}').rglob('*.tmp')) and not Path(f'killed{n}/partial.pt').exists()
+        n += 1
+
+test_killed_at_any_moment.pytestmark = [*test_killed_at_any_moment.pytestmark, *forks]
+
+def test_killed_at_every_write(run, monkeypatch):
+    "Before each file that is moved to its place"
+    monkeypatch.setattr(lab, 'keep_every', 0)
+    whole = run('cycles=1', 'share=0.05', out='whole')
+    real,moves = os.replace, []
+    monkeypatch.setattr(os, 'replace', lambda a, b: moves.append(b) or real(a, b))
+    run('cycles=1', 'share=0.05', out='counted')
+    assert len(moves) > 12
+    def dying(out, at):
+        calls = []
+        def replace(a, b):
+            calls.append(b)
+            if len(calls) == at: os.kill(os.getpid(), signal.SIGKILL)
+            return real(a, b)
+        os.replace = replace
+        run('cycles=1', 'share=0.05', out=out)
+    for at in range(1, len(moves)+1, 4):
+        os.waitpid(child(lambda: dying(f'k{at}', at)), 0) # noqa: B023
+        out = run('cycles=1', 'share=0.05', out=f'k{at}')
+        assert lines(out) == lines(whole) and same(final(out), final(whole)) and copies(out) == copies(whole), moves[at-1]
+
+test_killed_at_every_write.pytestmark = forks
+
+def test_a_checkpoint_is_used(run, monkeypatch):
+    monkeypatch.setattr(lab, 'keep_every', 0)
+    whole = run(out='whole')
+    real,epochs = lab.Keep.after_epoch, []
+    def stop(self):
+        real(self)
+        if self.job.run.state['next'] == ['train', 1] and self.fit_no == 1: raise KeyboardInterrupt
+    monkeypatch.setattr(lab.Keep, 'after_epoch', stop)
+    with pytest.raises(KeyboardInterrupt): run()
+    assert Path('run/partial.pt').exists()
+    monkeypatch.setattr(lab.Keep, 'after_epoch', lambda self: epochs.append((self.fit_no, self.epoch)) if self.epoch >= self.watch.first else None)
+    run('proxy.cycles=2')
+    assert epochs[0] == (1, 1), "the epochs before the checkpoint were trained again"
+    assert lines('run') == lines(whole) and same(final('run'), final(whole))
+
+@pytest.mark.parametrize('every', [0, 1e9])
+def test_how_often_a_checkpoint_is_written(run, monkeypatch, every):
+    written = []
+    monkeypatch.setattr(lab, 'keep_every', every)
+    monkeypatch.setattr(lab.Run, 'checkpoint', lambda self, **kw: written.append(kw['epoch']))
+    run('proxy=none')
+    assert written == ([0, 1] if every == 0 else [])
+
+def test_done_is_done(run):
+    out = run()
+    before,said = (out/'record.jsonl').read_bytes(), []
+    run_experiment('try', 'settings.ini', 'run', (), 'nowhere', say=said.append)
+    assert (out/'record.jsonl').read_bytes() == before and 'done already' in said[0]
+
+def test_again(run):
+    out = run('proxy=none')
+    with pytest.raises(RunError, match=r"other settings \(experiment.lr: 0.01 then, 0.02 now\)"): run('proxy=none', 'lr=0.02')
+    run('proxy=none', 'lr=0.02', again=True)
+    assert lines(out, 'stage')[0]['lr'] == 0.02
+
+# --------------------------------------------------------------------------------------------------------------------------- one process, from disk
+
+def test_a_second_process_is_told(run, cache):
+    with lab.Run('run', lab.provenance(lab.load_experiment('try', 'settings.ini'), '')):
+        pid = child(lambda: pytest.raises(RunError, run).match('in use by another process'))
+        assert os.waitpid(pid, 0)[1] == 0
+        with pytest.raises(RunError, match='in use by another process'): run()
+    run('proxy=none', out='other')
+
+test_a_second_process_is_told.pytestmark = forks
+
+def test_nothing_holds_a_model_and_the_next_stage_starts_from_disk(run, monkeypatch):
+    models,make = [], lab.make_learn
+    def watched(*args, **kw):
+        learn = make(*args, **kw)
+        models.append(weakref.ref(learn.model))
+        return learn
+    monkeypatch.setattr(lab, 'make_learn', watched)
+    order = []
+    for name in ('train', 'proxies', 'test'):
+        def step(job, *args, real=lab.steps[name], name=name):
+            gc.collect()
+            assert all(m() is None for m in models), f"something still holds a model when {name} begins"
+            if name != 'train' or args[0] > 0: # What is on disk is what is used: with other weights there, the outcome is other
+                order.append((job.run/'weights'/job.run.state['weights']).is_file())
+            real(job, *args)
+        monkeypatch.setitem(lab.steps, name, step)
+    run()
+    assert order == [True]*5 and len(models) == 7
+
+def test_the_next_stage_uses_the_weights_on_disk(run, monkeypatch):
+    real = lab.steps['proxies']
+    def zeroed(job, cycle):
+        file = job.run.weights(job.run.state['weights'])
+        save_file({k: torch.zeros_like(v) for k,v in load_file(file).items()}, file)
+        real(job, cycle)
+    whole = run('cycles=1', out='whole')
+    monkeypatch.setitem(lab.steps, 'proxies', zeroed)
+    assert not same(final(run('cycles=1')), final(whole))
+
+def test_interrupted_it_leaves_a_sound_folder(run, monkeypatch):
+    whole = run(out='whole')
+    real,count = lab.Watch.after_pred, []
+    def stop(self):
+        count.append(1)
+        if len(count) == 25: raise KeyboardInterrupt
+        return real(self)
+    monkeypatch.setattr(lab.Watch, 'after_pred', stop)
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt): run()
+    assert torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
+    run() # the lock is free
+    assert lines('run') == lines(whole) and same(final('run'), final(whole))
+
+def test_no_footprint(run):
+    random.seed(3); torch.manual_seed(3)
+    expected = random.random(), torch.rand(1).item()
+    random.seed(3); torch.manual_seed(3)
+    run('proxy=none', 'threads=2', 'n_train=20', 'n_test=20')
+    assert (random.random(), torch.rand(1).item()) == expected and torch.get_num_threads() == 1
+
+# ----------------------------------------------------------------------------------------------------------------------------------- arguments
+
+SMALL = ['n_train=40', 'experiment.epochs=1', 'cycles=1']
+
+@pytest.fixture(scope='module')
+def unchanged(cache, tmp_path_factory):
+    "The record of the experiment as it stands"
+    folder = tmp_path_factory.mktemp('unchanged')
+    (folder/'settings.ini').write_text(INI)
+    return lines(run_experiment('try', folder/'settings.ini', folder/'run', SMALL, cache, say=lambda *_: None))
+
+@pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
+                                      'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
+                                      'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
+                                      'target_accuracy=0.01', 'n_test=20', 'data.per_class=3'])
+def test_every_key_changes_the_outcome(run, unchanged, override):
+    a,b = unchanged, lines(run(*SMALL, override))
+    drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
+    assert list(map(drop, a)) != list(map(drop, b))
+
+def test_until(run):
+    out = run('until=accuracy>=0.01')
+    assert lines(out, 'end')[0]['stop'] == 'until' and not stages(out, 'proxies')
+
+def test_patience(run, monkeypatch):
+    values = iter([0.5, 0.4, 0.3, 0.2])
+    scripted(monkeypatch, lambda: next(values))
+    out = run('patience=2', 'cycles=3')
+    assert lines(out, 'end')[0]['stop'] == 'patience' and len(stages(out, 'train')) == 3
+
+def test_budget(run):
+    out = run('budget=0.001')
+    assert lines(out, 'end')[0]['stop'] == 'budget' and len(stages(out, 'train')) == 1
+
+def scripted(monkeypatch, value):
+    real = lab.judge
+    monkeypatch.setattr(lab, 'judge', lambda e, state, cycle, values: real(e, state, cycle, {**values, 'accuracy': value()}))
+
+def test_rollback_undoes_weights_and_copies(run, monkeypatch):
+    values = iter([0.5, 0.1, 0.6])
+    scripted(monkeypatch, lambda: next(values))
+    seen,real = [], lab.steps['proxies']
+    def noted(job, cycle):
+        seen.append((dict(final(job.run.folder)), list(job.run.state['live'])))
+        real(job, cycle)
+    monkeypatch.setitem(lab.steps, 'proxies', noted)
+    out = run('rollback=0.05')
+    assert [o['rolled_back'] for o in stages(out, 'train')] == [False, True, False]
+    assert same(seen[0][0], seen[1][0]) and seen[1][1] == [], "cycle 2 didn't start from where cycle 1 had started"
+
+def test_rollback_of_the_last_cycle(run, monkeypatch):
+    values = iter([0.5, 0.1])
+    with monkeypatch.context() as m:
+        scripted(m, lambda: next(values))
+        out = run('rollback=0.05', 'cycles=1')
+    assert same(final(out), final(run('proxy=none', out='plain'))), "the test must be made with the weights that were kept"
+
+def test_judge():
+    from proxy_attention.lab.config import ExperimentConfig
+    e = lambda **kw: ExperimentConfig(data='d', model='m', **kw)
+    state = dict(history=[dict(cycle=0, value=0.5, rolled_back=False)], best=0.5, stale=0)
+    ok = judge(e(patience=2), state, 1, dict(accuracy=0.5))
+    assert (ok['best'], ok['stale'], ok['stop']) == (0.5, 1, '') and judge(e(patience=1), state, 1, dict(accuracy=0.5))['stop'] == 'patience'
+    loss = dict(history=[dict(cycle=0, value=-1., rolled_back=False)], best=-1., stale=0)
+    assert judge(e(monitor='valid_loss'), loss, 1, dict(valid_loss=0.9))['best'] == -0.9
+    assert judge(e(monitor='valid_loss', rollback=0.1), loss, 1, dict(valid_loss=1.2))['history'][-1]['rolled_back']
+    assert not judge(e(monitor='valid_loss', rollback=0.3), loss, 1, dict(valid_loss=1.2))['history'][-1]['rolled_back']
+    assert judge(e(until='f1>0.4'), state, 1, dict(accuracy=0.1, f1=0.41))['stop'] == 'until'
+    assert judge(e(), state, 1, dict(accuracy=float('nan')))['best'] == 0.5
+
+def test_fits():
+    conf = lambda **kw: lab.load_experiment('try', Path('settings.ini'), [f'{k}={v}' for k,v in kw.items()])
+    Path('settings.ini').write_text(INI)
+    head,rest = stage_fits(conf(), 0, 0.01, 3)
+    assert (head['frozen'], head['epochs'], head['lr'].stop) == (True, 1, 0.01) and (rest['frozen'], rest['epochs'], rest['lr']) == (False, 2, slice(0.01/200, 0.005))
+    assert [f['steps'] for f in stage_fits(conf(look_after='50%'), 0, 0.01, 3)] == [3] and len(stage_fits(conf(look_after='50%'), 1, 0.01, 3)) == 2
+    assert stage_fits(conf(cycle_epochs=7), 1, 0.01, 3)[1]['epochs'] == 7 and stage_fits(conf(cycle_epochs=7), 0, 0.01, 3)[1]['epochs'] == 2
+
+def test_find_lr(run):
+    out = run('lr=find', 'n_train=300', 'data.bs=4', 'proxy=none')
+    found = lines(out, 'find_lr')[0]['lr']
+    assert found > 0 and lines(out, 'stage')[0]['lr'] == found
+
+def test_ever_wrong_knows_what_training_saw(run, monkeypatch):
+    seen = []
+    real = lab.seen_log
+    monkeypatch.setattr(lab, 'seen_log', lambda state: seen.append(int(state['wrong'].sum())) or real(state))
+    out = run('proxy=seen')
+    assert seen and stages(out, 'proxies')[0]['proxies'] == seen[0] > 0
+
+def test_keep_all(run):
+    kept = run('keep=all')
+    assert [o['proxies'] for o in stages(kept, 'train')] == [0, 12, 24] and [o['live'] for o in stages(kept, 'proxies')] == [12, 24]
+
+def test_replace_leaves_originals_out(run): assert [o['items'] for o in stages(run('merge=replace'), 'train')] == [60, 60, 60]
+
+def test_nothing_to_erase_ends_the_run(run):
+    out = run('select=wrong', 'experiment.epochs=25', 'lr=0.03', 'n_train=20', 'n_valid=20', 'width=16', 'freeze_epochs=0')
+    assert lines(out, 'end')[0]['stop'] == 'nothing left to erase'
+
+def test_precision():
+    assert precision('auto', 'cpu') == 'fp32' and precision('fp32', 'cpu') == 'fp32'
+    with pytest.raises(SettingsError, match="precision='bf16'.*CUDA"): precision('bf16', 'cpu')
+
+def test_spread():
+    rows = [dict(label=label, k=k) for k,label in enumerate('aaaaabbc')]
+    assert [r['k'] for r in spread(rows, 5)] == [0, 5, 7, 1, 6]
+
+# ------------------------------------------------------------------------------------------------------------------------------------ memory, faults
+
+def hungry(monkeypatch, most):
+    "A machine that holds batches of at most `most` images"
+    real = lab.Watch.after_pred
+    def check(self):
+        if self.training and len(self.pred) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self)
+    monkeypatch.setattr(lab.Watch, 'after_pred', check)
+
+def test_a_smaller_batch_is_found(run, monkeypatch):
+    hungry(monkeypatch, 6)
+    out = run('auto_batch=true')
+    assert [o['bs'] for o in lines(out, 'batch')] == [10, 5] and {(o['bs'], o['accumulate']) for o in stages(out, 'train')} == {(5, 4)}
+    assert [o['steps'] for o in stages(out, 'train')][0] == 9, "the effective batch, and so the number of steps, stays"
+
+def test_out_of_memory_is_one_clear_error(run, monkeypatch):
+    hungry(monkeypatch, 6)
+    with pytest.raises(RunError, match='out of memory with bs=20.*auto_batch'): run()
+
+def test_accumulation(run, monkeypatch):
+    seen,make = [], lab.make_learn
+    monkeypatch.setattr(lab, 'make_learn', lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
+    out = run('proxy=none', 'data.bs=5', 'accumulate=4')
+    assert seen[1]._grab_cbs(GradientAccumulation)[0].n_acc == 20 and stages(out, 'train')[0]['steps'] == 9
+
+@pytest.mark.parametrize('override, words', [('source=shortcut_digit', "source='shortcut_digit'"), ('arch=resnt18', 'resnt18'), ('method=gradcm', "method='gradcm'"),
+                                             ('select=wrng', "select='wrng'"), ('precision=fp16', "precision='fp16'"), ('until=acc>1', 'until')])
+def test_wrong_names_before_anything_is_written(run, override, words):
+    with pytest.raises(SettingsError, match=words): run(override)
+    assert not Path('run').exists()
+
+def test_a_policy_that_cannot_work_is_told_before_training(run):
+    with pytest.raises(ValueError, match='layer'): run('layer=nowhere')
+    assert not lines('run', 'epoch')
+
+def test_somebody_else_s_folder(run):
+    Path('mine').mkdir()
+    Path('mine/thesis.txt').write_text('all of it')
+    for again in (False, True):
+        with pytest.raises(RunError, match='mine'): run(out='mine', again=again)
+    assert [f.name for f in Path('mine').iterdir()] == ['thesis.txt']
+
+def test_divergence(run):
+    with pytest.raises(RunError, match='diverged.*lr'): run('lr=100', 'weight_decay=10', 'freeze_epochs=0', 'experiment.epochs=12')
+
+def test_a_changed_image_is_noticed(run, cache, monkeypatch):
+    def stop(*args): raise KeyboardInterrupt
+    shutil.copytree(next((cache/'shortcut_digits').iterdir()), 'mine')
+    with monkeypatch.context() as m:
+        m.setitem(lab.steps, 'proxies', stop)
+        with pytest.raises(KeyboardInterrupt): run('source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=')
+    file = next(Path('mine/train').rglob('*.png'))
+    file.write_bytes(next(Path('mine/test').rglob('*.png')).read_bytes())
+    with pytest.raises(ValueError, match=file.name): run('source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=')
+
+def test_tensorboard(run):
+    pytest.importorskip('tensorboard')
+    assert list((run('proxy=none', 'tensorboard=true')/'tensorboard').rglob('events.*'))
