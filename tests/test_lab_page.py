@@ -89,6 +89,13 @@ def test_why_it_stopped(tmp_path, stop, more, words):
     (line/'config.json').write_text(json.dumps(config))
     assert any(words in s for s in verdict(read_records(line)))
 
+@pytest.mark.parametrize('valid, word', [(.99, 'above'), (.5, 'below'), (None, '')])
+def test_validation_that_does_not_carry_over(tmp_path, valid, word):
+    run = make_run(tmp_path/'try', accuracies=(.8, .9), pictures=0)
+    if valid is not None: edit(run, lambda lines: lines[-2]['valid'].update(accuracy=valid))
+    said = [s for s in verdict(read_records(run)) if 'does not carry over' in s]
+    assert len(said) == (valid is not None) and all(f'{valid:.1%}, {word}' in s for s in said)
+
 def test_no_proxies_no_claim(tmp_path):
     said = ' '.join(verdict(read_records(make_run(tmp_path/'try', accuracies=(.8,), proxy=False, stop='trained'))))
     assert 'no training on proxies' in said and 'trained once, without proxies' in said and 'points' not in said
