@@ -409,7 +409,7 @@ def test_audit_near(real, monkeypatch):
         return out
     monkeypatch.setattr(splits, 'audit_run', audit_run)
     got = run('audit', 'runs/try')
-    assert got.exit_code == 0 and got.output.count('look-alike') == 20 and 'and 10 more look-alikes' in got.output
+    assert got.exit_code == 0 and got.output.count('look-alike across') == 20 and 'and 10 more look-alikes' in got.output
     assert len(answer('audit', 'runs/try', '--no-near')['near']) == 30 and seen == [4, None]
 
 def test_report(here):
