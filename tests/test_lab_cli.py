@@ -47,6 +47,10 @@ def test_help(args):
 
 def test_commands_are_all_known(): assert {c.name or c.callback.__name__ for c in app.registered_commands} == set(commands)
 
+def test_as_a_module():
+    got = subprocess.run([sys.executable, '-m', 'proxy_attention.lab', '--version'], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(repo)})
+    assert got.stdout.strip() == __version__
+
 def test_no_command():
     got = run()
     assert 'Usage' in got.output and got.exit_code in (0, 2)
