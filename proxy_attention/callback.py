@@ -27,7 +27,7 @@ from fastprogress.fastprogress import progress_bar
 from .check import check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, no_footprint, seeded_rng
 from .inject import ProxyDataset, Source, as_validation, inject
-from .look import MIXED, UNTRUSTED, Eraser, TrainingLog, look
+from .look import MIXED, UNTRUSTED, Eraser, TrainingLog, look, placed
 from .policy import NO_RECOMMENDED, Policy, presets
 from .select import Scores, select_items
 from .store import ProxyStore, StoreError, formats, purge, write_split
@@ -70,6 +70,7 @@ class ProxyAttentionCB(Callback):
         keep:str='latest', # Copies of the 'latest' cycle only, or 'all'
         per_class:bool=False, # Does `share` hold in each true class by itself?
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
+        place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
         layer=None, # Module or dotted name whose output is looked at; None: the last spatial one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
@@ -79,7 +80,7 @@ class ProxyAttentionCB(Callback):
         verbose:bool=True, # Print a line after each cycle?
     ):
         self._init_state()
-        self.policy = Policy(method, target, select, share, area, threshold, fill, merge, keep, per_class, thresh)
+        self.policy = Policy(method, target, select, share, area, threshold, fill, merge, keep, per_class, thresh, place)
         check_choice('format', format, formats)
         check_number('max_gb', max_gb, 0, open_low=True)
         check_number('seed', seed, 0, whole=True)
@@ -190,6 +191,7 @@ class ProxyAttentionCB(Callback):
         if seen.unreadable: warnings.warn(f"{len(seen.unreadable)} training items can't be read and get no copy: {self._names(files, seen.unreadable)}")
         if leaked.any(): warnings.warn(f"{leaked.sum()} training items are validation or test items too and get no copy: {self._names(files, idxs[leaked])}")
         if st.store.bytes > st.store.max_bytes/2: st.store.prune({r['id'] for r in st.rows}) # room comes from cycles that nobody trains on any more
+        if p.place != 'salient': seen.maps = placed(seen.maps, chosen[chosen < len(seen.maps)], p.place, seeded_rng(self.seed, 'place', cycle))
         eraser = Eraser(files, seen, st.task.kind, n, **p.rule, fill=p.fill, seed=self.seed)
         start = time.perf_counter()
         with as_validation(base), st.store.writer() as put:
@@ -204,7 +206,7 @@ class ProxyAttentionCB(Callback):
         name = lambda v: [names[c] for c in np.flatnonzero(v)] if np.ndim(v) else names[int(v)] # noqa: E731
         return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=name(scores.label[k]),
                     predicted=name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6), method=p.method, target=p.target, **p.rule,
-                    fill=p.fill)
+                    fill=p.fill, place=p.place)
 
     def _with_log(self, seen):
         "Scores of all items: those looked at, and the rest as training saw them, which was never wrong"

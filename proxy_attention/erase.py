@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fills', 'View', 'view_grid', 'maps_on_image', 'check_rule', 'saliency_masks', 'fill_black', 'fill_mean', 'fill_blur',
-           'fill_noise', 'fill_inpaint', 'fill_context', 'fill_blend', 'erase']
+           'fill_noise', 'fill_inpaint', 'fill_context', 'fill_blend', 'fill_unchanged', 'erase']
 
 # %% ../nbs/03_erase.ipynb #8137ed06
 from numbers import Real
@@ -122,8 +122,10 @@ def fill_blend(img, mask, saliency, rng, donor):
     keep = 1 - saliency.reshape(saliency.shape + (1,)*(img.ndim-2))
     return (img * keep).round().astype(np.uint8)
 
+def fill_unchanged(img, mask, saliency, rng, donor): return img
+
 fills = {'black': fill_black, 'mean': fill_mean, 'blur': fill_blur, 'noise': fill_noise, 'inpaint': fill_inpaint, 'context': fill_context,
-         'blend': fill_blend}
+         'blend': fill_blend, 'unchanged': fill_unchanged}
 
 # %% ../nbs/03_erase.ipynb #86cd7c59
 def erase(

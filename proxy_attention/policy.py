@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .core import check_choice, check_flag, check_number
 from .erase import check_rule, fills
-from .look import targets
+from .look import places, targets
 from .saliency import saliency_methods
 from .select import selectors
 
@@ -29,9 +29,10 @@ class Policy:
     keep: str = 'latest' # 'latest': copies of the last cycle only; 'all': of all cycles
     per_class: bool = False # Does `share` hold in each class by itself?
     thresh: float = 0.5 # Multi-label: probability above which a label counts as predicted
+    place: str = 'salient' # A key of `places`; all but 'salient' are controls
 
     def __post_init__(self):
-        for name,choices in (('method', saliency_methods), ('target', targets), ('select', selectors), ('fill', fills), ('merge', ('add', 'replace')),
+        for name,choices in (('method', saliency_methods), ('target', targets), ('select', selectors), ('fill', fills), ('place', places), ('merge', ('add', 'replace')),
                              ('keep', ('latest', 'all'))): check_choice(name, getattr(self, name), choices)
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('thresh', self.thresh, 0, 1)

@@ -38,6 +38,7 @@ from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
+from proxy_attention.look import places
 from proxy_attention.policy import Policy, presets
 from proxy_attention.saliency import saliency_maps
 from proxy_attention.store import StoreError
@@ -646,9 +647,55 @@ def test_fill(outcome, fill):
         inside = copy[hole_there]
         if fill == 'black': assert (inside == 0).all()
         elif fill == 'mean': assert (inside == inside[0]).all() and abs(inside[0].astype(float) - img.reshape(-1, 3).mean(0)).max() <= 1
+        elif fill == 'unchanged': assert (inside == img[hole_there]).all()
         elif fill == 'blend': assert (inside <= img[hole_there]).all() and inside.any()
         else: assert inside.std() > 0 and (inside != img[hole_there]).any()
     if fill != 'black': assert all(copy_bytes(learn)[k] != copy_bytes(black)[k] for k in copy_bytes(black))
+
+@pytest.mark.parametrize('place', [p for p in places if p != 'salient'])
+def test_place(outcome, place):
+    "As many pixels of the same images as the method erases, but others"
+    learn,method = outcome(place=place, area=0.2), outcome(area=0.2)
+    assert copied_files(learn) == copied_files(method) and (learn.proxies['erased'] == method.proxies['erased']).mean() > 0.9
+    assert copy_bytes(learn) != copy_bytes(method) and copy_bytes(learn) == copy_bytes(outcome(place=place, area=0.2))
+    own = dict(zip(method.proxies['original'], method.proxies['path']))
+    overlap = [(hole(r.original, r.path) & hole(r.original, own[r.original])).sum() / hole(r.original, r.path).sum() for r in learn.proxies.itertuples()]
+    assert np.mean(overlap) < 0.7 if place != 'least_salient' else np.mean(overlap) == 0
+
+def test_copies_of_an_earlier_process(shapes, learner):
+    first = make_learner(lambda: shapes_dls(shapes), quiet_cb(path='run', select='all'))
+    first.fit(1, LOW)
+    ids,items = list(first.proxies['id']), len(first.dls.train_ds)
+    first.remove_proxies()
+    again = make_learner(lambda: shapes_dls(shapes), quiet_cb(path='run', select='all'))
+    cb = again._grab_cbs(ProxyAttentionCB)[0]
+    assert cb.resume(ids) == len(ids) and list(again.proxies['id']) == ids and len(again.dls.train_ds) == items
+    last = int(ids[-1].split('-')[1])
+    assert again.dls.train_ds[items-1][1] == again.dls.train_ds[last][1] # the label is the original's
+    assert cb.resume(ids[:3]) == 3 and len(again.dls.train_ds) == items - len(ids) + 3
+    assert cb.resume() == len(ids) and cb.make_proxies()['cycle'] == 2
+    with pytest.raises(ValueError, match="ids=.*no such copies"): cb.resume(['9-9'])
+    again.remove_proxies()
+
+def test_copies_of_other_images_are_not_taken_up(shapes, own_shapes):
+    first = make_learner(lambda: shapes_dls(shapes), quiet_cb(path='run', select='all'))
+    first.fit(1, LOW)
+    first.remove_proxies()
+    other = make_learner(lambda: shapes_dls(own_shapes), quiet_cb(path='run'))
+    with pytest.raises(ValueError, match='copies of other images'): other._grab_cbs(ProxyAttentionCB)[0].resume()
+    assert not len(other.proxies)
+    other.remove_proxies()
+
+def test_resume_leaves_lost_copies_out(shapes):
+    first = make_learner(lambda: shapes_dls(shapes), quiet_cb(path='run', select='all'))
+    first.fit(1, LOW)
+    gone = Path(first.proxies['path'][0])
+    first.remove_proxies()
+    gone.unlink()
+    again = make_learner(lambda: shapes_dls(shapes), quiet_cb(path='run'))
+    with pytest.warns(UserWarning, match='missing or damaged'): assert again._grab_cbs(ProxyAttentionCB)[0].resume() == 26
+    again.show_proxies() # without maps: they were another process's
+    again.remove_proxies()
 
 def test_merge(outcome):
     added, replaced = outcome(), outcome(merge='replace')

@@ -161,7 +161,7 @@ def test_untouched_elsewhere(fill, case):
     assert (img == kept).all() and (mask == kept_mask).all() and not np.shares_memory(out, img)
     if img.ndim == 3 and img.shape[2] == 4: assert (out[..., 3] == img[..., 3]).all()
 
-@pytest.mark.parametrize('fill', fills)
+@pytest.mark.parametrize('fill', [f for f in fills if f != 'unchanged'])
 @pytest.mark.parametrize('channels', [(), (3,), (4,)])
 def test_every_fill_changes_what_is_masked(fill, channels):
     img = np.random.default_rng(0).integers(0, 256, (24, 32, *channels), dtype=np.uint8)

@@ -167,7 +167,7 @@ def go_on(work, moments):
         os.waitpid(pid, 0)
         kills += 1
 
-@pytest.mark.parametrize('change', [(), ('proxy=early',), ('proxy=seen', 'accumulate=2')], ids=['on', 'restart', 'seen'])
+@pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2')], ids=['on', 'restart', 'seen'])
 def test_killed_at_any_moment(run, change, monkeypatch):
     monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
     start = time.monotonic()
@@ -312,7 +312,7 @@ def unchanged(cache, tmp_path_factory):
     return lines(run_experiment('try', folder/'settings.ini', folder/'run', SMALL, cache, say=lambda *_: None))
 
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
-                                      'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
+                                      'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=3'])
 def test_every_key_changes_the_outcome(run, unchanged, override):

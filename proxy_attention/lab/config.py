@@ -55,7 +55,7 @@ class DataConfig(Section):
     strength: float = Field(0.95, ge=0, le=1) # shortcut_digits: probability that the shortcut tells the class
     size: int = Field(224, ge=8, le=4096) # Side of the image the network gets, in pixels
     resize: Literal['crop', 'pad', 'squish'] = 'crop' # How an image of another shape becomes a square
-    augment: Optional[Literal['flip', 'standard']] = None # Augmentation in training: horizontal flips, or fastai's aug_transforms
+    augment: Optional[Literal['flip', 'standard', 'random_erasing']] = None # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
     seed: int = Field(0, ge=0, lt=2**32) # Decides the splits and what is drawn
     bs: int = Field(64, ge=1) # Images in a batch
     num_workers: int = Field(0, ge=0, le=256) # Processes that load images
@@ -82,9 +82,11 @@ class ProxyConfig(Section):
     merge: Optional[Literal['add', 'replace']] = None # Copies beside their originals, or in their place
     keep: Optional[Literal['latest', 'all']] = None # Copies of the latest cycle, or of all
     per_class: Optional[bool] = None # Does the share hold in each class by itself?
+    place: Optional[str] = None # Where it is erased: salient, or a control: least_salient, random, shuffled_map
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
+    repeat: int = Field(1, ge=1, le=100) # How often each copy is in the training set
     cycles: int = Field(1, ge=1, le=1000) # How many times copies are made and trained on
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
@@ -112,7 +114,7 @@ class ProxyConfig(Section):
         "Arguments of `ProxyAttentionCB`"
         return {k: v for k,v in self if k not in loop_keys and v is not None}
 
-loop_keys = ('cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart') # Arguments of `fit_proxy`
+loop_keys = ('repeat', 'cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart') # Arguments of the loop, not of the callback
 
 # %% ../../nbs/lab/06_config.ipynb #7beaca15
 measures = ('train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1') # What every epoch tells; precision, recall and F1 are means over classes
@@ -124,8 +126,10 @@ class ExperimentConfig(Section):
     proxy: Optional[str] = None # Name of a [proxy:...] section; none: train without proxies
     seed: int = Field(0, ge=0, lt=2**32) # Decides the initial weights and the order of the images
     epochs: int = Field(5, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3
+    steps: Optional[int] = Field(None, ge=1) # Optimizer steps of all stages together, instead of epochs: the same for every policy
     freeze_epochs: int = Field(0, ge=0, le=1000) # Before these, so many epochs of the head alone
     lr: Union[float, Literal['find']] = 1e-3 # Largest learning rate of each fit (one cycle); find: fastai's lr_find, before Stage 1
+    mix: Optional[Literal['mixup', 'cutmix']] = None # fastai's MixUp or CutMix in training
     weight_decay: Optional[float] = Field(None, ge=0, le=10) # none: fastai's
     monitor: Literal['train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1'] = 'accuracy' # What patience and rollback go by, on validation
     until: Optional[str] = None # Stop when this holds, such as accuracy>=0.95

@@ -31,7 +31,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import Normalize, get_image_files
 from fastai.torch_core import default_device
-from fastai.vision.augment import Flip, Resize, aug_transforms
+from fastai.vision.augment import Flip, RandomErasing, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from torchvision.datasets import FashionMNIST
 
@@ -445,7 +445,7 @@ class SteadyResize(Resize):
     "`Resize` that crops the middle in training too: fastai's own crops at random there, which is augmentation"
     def before_call(self, b, split_idx): return super().before_call(b, 1)
 
-augmentations = {'none': lambda: [], 'flip': lambda: [Flip()], 'standard': lambda: aug_transforms()} # Batch transforms of training
+augmentations = {'none': lambda: [], 'flip': lambda: [Flip()], 'standard': lambda: aug_transforms(), 'random_erasing': lambda: [RandomErasing(p=0.5)]} # Batch transforms of training
 
 def _resize(items, conf, size):
     "Item transforms that bring the images to `size`"
