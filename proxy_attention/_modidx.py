@@ -896,6 +896,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._unfinished': ( 'lab/report.html#_unfinished',
                                                                                         'proxy_attention/lab/report.py'),
+                                            'proxy_attention.lab.report._unlike': ( 'lab/report.html#_unlike',
+                                                                                    'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._where_it_looked': ( 'lab/report.html#_where_it_looked',
                                                                                              'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._write': ( 'lab/report.html#_write',

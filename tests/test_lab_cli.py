@@ -1,17 +1,26 @@
 """The command line: help at once, one line and exit code 2 for what a user got wrong."""
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import filelock
 import pytest
+from hypothesis import HealthCheck, example, given, settings as hypo
+from hypothesis import strategies as st
+from lab_kit import make_run
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from test_lab_config import good, keys, mixed, texts, values
+
 from proxy_attention import __version__
 from proxy_attention.lab.cli import app
+from proxy_attention.lab.report import read_records, summary, verdict
 
 repo = Path(__file__).resolve().parents[1]
 
@@ -27,11 +36,20 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-@pytest.mark.parametrize('args', [['--help'], ['-h'], ['demo', '--help'], ['purge', '--help']])
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'report', 'audit', 'clean', 'purge']
+
+@pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
     got = run(*args)
     assert got.exit_code == 0 and 'Usage' in got.output
     if len(args) > 1: assert 'Examples' in got.output and f'proxy-attention {args[0]}' in got.output
+    if len(args) > 1 and args[0] not in ('demo', 'purge'): assert 'Exit codes' in got.output and '--json' in got.output
+
+def test_commands_are_all_known(): assert {c.name or c.callback.__name__ for c in app.registered_commands} == set(commands)
+
+def test_as_a_module():
+    got = subprocess.run([sys.executable, '-m', 'proxy_attention.lab', '--version'], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(repo)})
+    assert got.stdout.strip() == __version__
 
 def test_no_command():
     got = run()
@@ -62,7 +80,9 @@ def test_settings_errors(tmp_path, monkeypatch, args, words):
 def test_bad_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'settings.ini').write_text('[experiment:demo]\nlr = fast\n')
-    assert "lr='fast'" in wrong('demo') or 'lacks' in wrong('demo')
+    got = run('demo')
+    lines = got.output.splitlines()
+    assert got.exit_code == 2 and len(lines) == 3 and "lr='fast'" in lines[2] and all(line.startswith('proxy-attention: settings.ini, line') for line in lines)
 
 @pytest.mark.filterwarnings('ignore')
 def test_late_errors(tmp_path, monkeypatch):
@@ -129,3 +149,304 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
     assert again == lines, "the same seed gave another run"
     assert (tmp_path/'demo/notes.txt').read_text() == 'mine'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['demo']
+
+
+# -- the settings file ----------------------------------------------------------------------------------------------------------------------------
+
+ini = """\
+[DEFAULT]
+seed = 3
+[data:digits]
+# Small digits. And more words.
+source = shortcut_digits
+n_train = 60
+n_valid = 20
+n_test = 30
+size = 40
+bs = 20
+[model:net]
+arch = small_cnn
+width = 4
+[proxy:unsure]
+select = low_confidence
+share = 0.2
+[experiment:try]
+# One to try
+data = digits
+model = net
+proxy = unsure
+epochs = 1
+lr = 0.01
+threads = 1
+"""
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "A working directory with a settings file"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.ini').write_text(ini)
+    return tmp_path
+
+def answer(*args, code=0):
+    "The one JSON document that a command prints"
+    got = run(*args, '--json')
+    assert got.exit_code == code, (got.output, got.exception)
+    return json.loads(got.stdout)
+
+def test_init(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run('init').exit_code == 0 and (tmp_path/'settings.ini').read_bytes() == cli_settings()
+    (tmp_path/'settings.ini').write_text('mine')
+    assert 'settings.ini' in wrong('init') and (tmp_path/'settings.ini').read_text() == 'mine'
+    (tmp_path/'study').mkdir()
+    assert answer('init', '--out', 'study')['file'] == str(Path('study/settings.ini')) and (tmp_path/'study/settings.ini').is_file()
+    assert run('init', '--out', 'other.ini').exit_code == 0 and run('check', '--settings', 'other.ini').exit_code == 0
+    assert 'no folder' in wrong('init', '--out', 'no/where.ini') and 'nowhere' not in os.listdir()
+
+def cli_settings():
+    from proxy_attention.lab.config import package_settings
+    return package_settings().read_bytes()
+
+def test_check(here):
+    got = run('check')
+    assert got.exit_code == 0 and got.output == '1 experiment is right (settings.ini)\n'
+    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, problems=[])
+    (here/'other.ini').write_text(ini.replace('= 40', '= tall').replace('share', 'shrae').replace('= unsure', '= unsrue'))
+    got = run('check', '--settings', 'other.ini')
+    lines = got.stdout.splitlines()
+    assert got.exit_code == 2 and len(lines) == 3 and 'line 9' in lines[0] and "'share'" in lines[1] and "'unsure'" in lines[2]
+    told = answer('check', '--settings', 'other.ini', code=2)
+    assert not told['ok'] and [p['line'] for p in told['problems']] == [9, 16, 21] and told['problems'][0]['value'] == 'tall'
+
+@pytest.mark.parametrize('old, new, line, word', [('= shortcut_digits', '= shortcut_digit', 5, 'shortcut_digits'), ('= small_cnn', '= smal_cnn', 12, 'small_cnn'),
+                                                  ('= low_confidence', '= low_confidnce', None, 'low_confidence')])
+def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
+    (here/'settings.ini').write_text(ini.replace(old, new))
+    (problem,) = answer('check', code=2)['problems']
+    assert word in problem['message'] and (problem['line'] == line or line is None and problem['section'] == 'proxy:unsure')
+
+def test_check_cannot_read(here):
+    assert 'nowhere.ini' in answer('check', '--settings', 'nowhere.ini', code=2)['problems'][0]['message']
+    (here/'settings.ini').write_text('[data:x\nsource')
+    assert run('check', '--settings', 'settings.ini').exit_code == 2
+
+def test_show(here):
+    got = run('show', 'try', '--set', 'share=0.5')
+    assert got.exit_code == 0 and 'share = 0.5' in got.output and '# --set share=0.5' in got.output and '# line 6' in got.output and '# default' in got.output and 'line 2 [DEFAULT]' in got.output
+    assert 'area = none' in got.output and 'download = false' in got.output
+    told = answer('show', 'try', '--set', 'share=0.5')
+    assert told['settings']['proxy']['share'] == .5 and dict(kind='data', section='digits', key='bs', value=20, **{'from': None}).keys() - {'from'} <= told['values'][0].keys()
+    assert "'try'" in wrong('show', 'tri')
+    got = run('show', 'try', '--set', 'share=7', '--set', 'lr=fast')
+    assert got.exit_code == 2 and len(got.output.splitlines()) == 2
+    told = answer('show', 'try', '--set', 'share=7', '--set', 'lr=fast', code=2)
+    assert len(told['problems']) == 2 and told['error'].count('\n') == 1
+
+def test_list(here):
+    make_run(here/'runs'/'done', pictures=0)
+    make_run(here/'runs'/'half', until=8, pictures=0)
+    (here/'runs'/'else').mkdir()
+    (here/'runs'/'else'/'config.json').write_text('nothing of ours')
+    got = run('list').output
+    assert 'try  digits, net, unsure' in got and 'One to try' in got and 'Small digits\n' in got and 'done' in got and 'stopped at' in got and 'else' not in got
+    told = answer('list')
+    assert told['experiments'] == [dict(name='try', data='digits', model='net', proxy='unsure', comment='One to try')] and told['data_sets'][0]['comment'] == 'Small digits'
+    assert [(r['run'], r['state']) for r in told['runs']] == [('done', 'done'), ('half', 'stopped')] and told['runs'][0]['test_accuracy'] == summary(here/'runs'/'done')['test_accuracy']
+    with filelock.FileLock(here/'runs'/'half'/'.lock'): assert answer('list')['runs'][1]['state'] == 'running'
+    assert 'no runs in elsewhere' in run('list', '--runs', 'elsewhere').output
+    (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
+    assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
+
+def test_list_show_and_check_of_nothing_are_light(here):
+    code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
+           "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
+    make_run(here/'runs'/'done', pictures=0)
+    (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
+    for args in (['list'], ['show', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
+        subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
+
+def quiet_names(conf): return []
+
+@contextlib.contextmanager
+def settings_file(data):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder)/'settings.ini').write_bytes(data)
+        yield Path(folder)/'settings.ini'
+
+def never_a_traceback(*args):
+    got = run(*args)
+    assert got.exit_code in (0, 2) and (got.exception is None or isinstance(got.exception, SystemExit)), (args, got.exception)
+    assert got.exit_code == 0 or got.output.strip()
+    told = run(*args, '--json')
+    json.loads(told.stdout)
+    assert told.exit_code == got.exit_code
+
+@hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(texts, mixed))
+@example(good)
+@example('[experiment:\ud800]\n')
+def test_any_settings_file(text):
+    with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
+        m.setattr('proxy_attention.lab.experiment.check_names', quiet_names) # Its own test: here only the file matters
+        for args in (['check'], ['list'], ['show', 'try']): never_a_traceback(*args, '--settings', file)
+
+@hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(texts, st.tuples(st.sampled_from(keys), values).map('='.join)))
+def test_any_change(change):
+    with settings_file(good.encode()) as file: never_a_traceback('show', 'try', '--settings', file, '--set', change)
+
+@hypo(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(['source = ', 'arch = ']), st.one_of(st.sampled_from(['resnet18', 'timm/', '../x', 'hf_hub:x/y', 'gradcam']), st.text('abcxyz_019/.: -é', min_size=1, max_size=9)))
+def test_any_name(key, name):
+    old = {'source = ': 'source = shortcut_digits', 'arch = ': 'arch = small_cnn'}[key]
+    with settings_file(ini.replace(old, key + name).encode()) as file: never_a_traceback('check', '--settings', file)
+
+
+# -- running --------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def fake(here, monkeypatch):
+    "`run_experiment` that notes its arguments, and leaves the folder of a run"
+    from proxy_attention.lab import experiment
+    seen = {}
+    def run_experiment(name, **kw):
+        seen.update(kw, name=name)
+        kw['say']('stage 1   train')
+        print('a library prints')
+        if isinstance(seen.get('raises'), BaseException): raise seen['raises']
+        return make_run(kw['out'] or Path('runs')/name, pictures=0)
+    monkeypatch.setattr(experiment, 'run_experiment', run_experiment)
+    return seen
+
+def test_run(fake, here):
+    got = run('run', 'try')
+    assert got.exit_code == 0 and 'stage 1   train' in got.output and 'Stage 3, cycle 1' in got.output and (here/'runs/try/report.html').is_file()
+    assert all(s in got.output for s in verdict(read_records('runs/try'))) and 'page   runs/try/report.html' in got.output.replace(os.sep, '/')
+    assert (fake['name'], fake['settings'], fake['out'], tuple(fake['overrides']), fake['data'], fake['again']) == ('try', None, None, (), Path('data'), False)
+
+def test_run_passes_everything_on(fake, here):
+    (here/'other.ini').write_text(ini)
+    run('run', 'try', '--settings', 'other.ini', '--out', 'there', '--set', 'share=0.5', '--set', 'lr=0.1', '--data', 'pictures', '--again')
+    assert (fake['settings'], fake['out'], fake['overrides'], fake['data'], fake['again']) == (Path('other.ini'), Path('there'), ['share=0.5', 'lr=0.1'], Path('pictures'), True)
+    assert (here/'there/report.html').is_file()
+
+def test_run_json(fake, here):
+    got = run('run', 'try', '--json')
+    told = json.loads(got.stdout)
+    assert got.exit_code == 0 and told['test_accuracy'] == summary('runs/try')['test_accuracy'] and told['verdict'] and Path(told['page']).is_file()
+    assert 'stage 1' in got.stderr and 'a library prints' in got.stderr
+
+def test_run_stopped(fake):
+    fake['raises'] = KeyboardInterrupt()
+    got = run('run', 'try', '--out', 'a b', '--set', 'area=0.05', '--again')
+    assert got.exit_code == 130 and got.stderr.strip() == "stopped; `proxy-attention run try --out 'a b' --set area=0.05` goes on from here"
+    told = run('run', 'try', '--json')
+    assert told.exit_code == 130 and 'goes on' in json.loads(told.stdout)['error']
+
+def test_run_errors(fake):
+    from proxy_attention.lab.config import SettingsError
+    fake['raises'] = SettingsError(['one', 'two'])
+    assert "'try'" in wrong('run', 'tri') and 'name' not in fake, "the settings are checked before anything slow"
+    assert wrong('run', 'try', '--set', 'aera=1')
+    fake['raises'] = KeyError('bug')
+    assert isinstance(run('run', 'try').exception, KeyError)
+    fake['raises'] = ValueError('of another library') # raised in this test, not by us
+    assert isinstance(run('run', 'try').exception, ValueError)
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory):
+    "A run by the command line"
+    top = tmp_path_factory.mktemp('real')
+    (top/'settings.ini').write_text(ini)
+    with contextlib.chdir(top) if hasattr(contextlib, 'chdir') else _chdir(top): got = run('run', 'try')
+    assert got.exit_code == 0, (got.output, got.exception)
+    return top, got
+
+@contextlib.contextmanager
+def _chdir(to):
+    before = os.getcwd()
+    os.chdir(to)
+    try: yield
+    finally: os.chdir(before)
+
+def test_a_real_run(real, monkeypatch):
+    top,got = real
+    monkeypatch.chdir(top)
+    assert 'Stage 3, cycle 1' in got.output and 'of 30 test images' in got.output and 'UserWarning' not in got.output
+    page = (top/'runs/try/report.html').read_text()
+    assert 'class="card"' in page and 'Saliency on digit' in page and 'audit of 60 training' in page
+    told = answer('run', 'try')
+    assert told['done'] and told['experiment'] == 'try' and told['audit_ok'] is True
+    again = run('run', 'try', '--set', 'lr=0.02')
+    assert again.exit_code == 2 and 'other settings' in again.output
+    assert answer('list')['runs'][0]['state'] == 'done'
+
+def test_audit(real, monkeypatch, tmp_path):
+    top,_ = real
+    monkeypatch.chdir(top)
+    got = run('audit', 'runs/try')
+    assert got.exit_code == 0 and 'clean' in got.output
+    told = answer('audit', 'runs/try/proxies', '--no-near')
+    assert told['ok'] and told['proxies'] == 12 and told['near'] == []
+    import shutil
+    shutil.copytree(top/'runs/try', tmp_path/'leaky')
+    split = json.loads((tmp_path/'leaky/split.json').read_text())
+    for part in ('files', 'labels', 'sha256'): split['valid'][part][0] = split['train'][part][0]
+    (tmp_path/'leaky/split.json').write_text(json.dumps(split))
+    got = run('audit', tmp_path/'leaky')
+    assert got.exit_code == 1 and 'same picture' in got.output and 'problem' in got.output
+    assert not answer('audit', tmp_path/'leaky', '--no-near', code=1)['ok']
+    (tmp_path/'leaky/split.json').unlink()
+    assert 'split.json' in wrong('audit', tmp_path/'leaky')
+    (tmp_path/'empty').mkdir()
+    assert 'neither' in wrong('audit', tmp_path/'empty') and 'not a folder' in wrong('audit', tmp_path/'nowhere')
+
+def test_audit_near(real, monkeypatch):
+    monkeypatch.chdir(real[0])
+    seen = []
+    from proxy_attention.lab import splits
+    whole = splits.audit_run
+    def audit_run(folder, near=4):
+        seen.append(near)
+        out = whole(folder, near=None)
+        out.near = [(f'a{i}', f'b{i}') for i in range(30)]
+        return out
+    monkeypatch.setattr(splits, 'audit_run', audit_run)
+    got = run('audit', 'runs/try')
+    assert got.exit_code == 0 and got.output.count('look-alike across') == 20 and 'and 10 more look-alikes' in got.output
+    assert len(answer('audit', 'runs/try', '--no-near')['near']) == 30 and seen == [4, None]
+
+def test_report(here):
+    a,b = make_run(here/'a'), make_run(here/'b', until=9)
+    got = run('report', 'a')
+    assert got.exit_code == 0 and (a/'report.html').is_file() and verdict(read_records(a))[0] in got.output and 'page   a' in got.output
+    told = answer('report', a, b)
+    assert told['page'] == 'report.html' and [r['done'] for r in told['runs']] == [True, False] and '2 runs side by side' in (here/'report.html').read_text()
+    assert run('report', 'a', 'b').exit_code == 0 # Its own page is replaced
+    assert run('report', 'a/record.jsonl', '--out', 'x.html').exit_code == 0 and (here/'x.html').is_file()
+    (here/'thesis.html').write_text('<html>all of it')
+    assert 'thesis.html' in wrong('report', 'a', '--out', 'thesis.html') and (here/'thesis.html').read_text() == '<html>all of it'
+    assert 'folder' in wrong('report', 'a', '--out', 'b') and 'nowhere' in wrong('report', 'nowhere') and 'error' in answer('report', 'nowhere', code=2)
+
+def test_clean(here):
+    a,b = make_run(here/'a'), make_run(here/'b')
+    (b/'notes.txt').write_text('mine')
+    (here/'photos').mkdir()
+    assert 'photos' in wrong('clean', 'a', 'photos') and a.is_dir()
+    got = run('clean', 'a', input='n\n')
+    assert got.exit_code == 0 and 'nothing deleted' in got.output and (a/'record.jsonl').is_file()
+    assert '--yes' in answer('clean', 'a', code=2)['error']
+    assert answer('clean', 'a', 'b', '--yes') == dict(deleted=['a', 'b'], left=['b'])
+    assert not a.exists() and sorted(p.name for p in b.iterdir()) == ['notes.txt']
+
+def test_clean_asks(here):
+    make_run(here/'a')
+    assert run('clean', 'a', input='y\n').exit_code == 0 and not (here/'a').exists()
+
+def test_a_reader_that_goes_away(here):
+    code = "import sys; sys.argv = ['proxy-attention', 'list']; from proxy_attention.lab.cli import main; main()"
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here)
+    p.stdout.close()
+    assert 'Traceback' not in p.stderr.read().decode()
+    p.stderr.close()
+    p.wait()

@@ -34,7 +34,7 @@ def test_number_of_ticks(): assert len(ticks(0, 100, 10)) > len(ticks(0, 100, 3)
 @given(st.lists(numbers, max_size=20))
 def test_span_holds_all(values):
     low,high = span(values)
-    assert low < high and all(low - 1e-6*abs(low) <= v <= high + 1e-6*abs(high) for v in values if num(v) is not None)
+    assert low < high and all(low - 1e-6*(high-low) <= v <= high + 1e-6*(high-low) for v in values if num(v) is not None)
 
 def test_span_arguments():
     assert span([.2, .3], top=1)[1] == 1 and span([.2, .3])[1] < 1

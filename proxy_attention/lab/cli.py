@@ -367,10 +367,9 @@ def audit(
     with _answering(as_json) as answer:
         if not folder.is_dir(): raise ValueError(f"{folder} is not a folder.")
         found = _audited(folder, 4 if near else None)
-        lines = str(found).splitlines()
-        most = 1 + len(found.problems) + 20
-        text = lines[:most] + ([f"and {len(lines)-most} pairs more that look alike (all of them with --json)"] if len(lines) > most else [])
-        answer(dict(folder=folder, ok=bool(found), **found.to_dict()), '\n'.join(text), 0 if found else 1)
+        pairs = [f"look-alike across the split: {a} ~ {b}" for a,b in found.near]
+        more = [f"and {len(pairs)-20} more look-alikes (all of them with --json)"] if len(pairs) > 20 else []
+        answer(dict(folder=folder, ok=bool(found), **found.to_dict()), '\n'.join([str(found).splitlines()[0], *found.problems, *pairs[:20], *more]), 0 if found else 1)
 
 def _audited(folder, near):
     "The audit of a lab's run, or of a folder of copies"

@@ -12,7 +12,11 @@ import math
 from markupsafe import Markup
 
 # %% ../../nbs/lab/08_draw.ipynb #608b2cf7
-def num(v): return v if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) else None
+def num(v):
+    "`v` if it is a finite number, else None"
+    if not isinstance(v, (int, float)) or isinstance(v, bool): return None
+    return v if abs(v) <= 1e300 else None # NaN isn't; and a sum or difference of a few stays finite
+
 def written(fmt, v): return '–' if num(v) is None else format(v, fmt)
 def share(v): return written('.1%', v)
 def count(v): return written(',.0f', v)
@@ -36,7 +40,7 @@ def span(
     least:float=0.1, # Smallest length of the axis
 ) -> tuple: # low, high
     "A round axis that holds all values; it begins at 0 unless they all lie in its upper part"
-    values = [min(max(v, -1e300), 1e300) for v in values if num(v) is not None] # A difference of two of them is finite
+    values = [v for v in values if num(v) is not None]
     if not values: return 0., top or 1.
     high = max(values) if top is None else top
     low = min(min(values), high - max(least, abs(high)/1e6))
@@ -64,7 +68,7 @@ def line_chart(
     low,high = span([y for _,y,_ in points], top, 0.1 if percent else 1e-9)
     most = max(max(x for x,_,_ in points), 1e-9)
     left,right,up,down = 54, width-14, 12, height-44
-    px = lambda x: round(left + (right-left)*x/most, 1)
+    px = lambda x: round(left + (right-left)*min(max(x, 0), most)/most, 1)
     py = lambda y: round(down - (down-up)*(min(max(y, low), high)-low)/(high-low), 1)
     out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}</text>').format(left, py(v), right, left-7, py(v)+4, _tick(v, percent))
            for v in ticks(low, high)]

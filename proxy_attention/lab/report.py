@@ -292,14 +292,19 @@ def _unfinished(records):
     so_far = f" So far: {share(best[-1])} on validation." if best and num(best[-1]) is not None else ''
     return [f"This run is not finished: it has come to {_stage_after(records)}, and nothing has been tested.{so_far}", f"What follows is what it has left behind until now. To go on: {goes_on}"]
 
-def _tested(end):
-    "How right, of how many"
+def _tested(end, valid):
+    "How right, of how many, and whether validation had said so"
     right,n = num(at(end, 'test', 'accuracy')), num(at(end, 'test', 'n'))
     if right is None or not n or not 0 <= right <= 1: return ["The test's accuracy is not known."]
     low,high = wilson(right, n)
     words = f"{share(right)} of {count(n)} {{}} images (95% interval {share(low)} to {share(high)})"
     if end.get('tested_on') == 'valid': return [f"The network is right on {words.format('validation')}. There are no test images, and validation decided when to stop, so this is likely too good."]
-    return [f"The network is right on {words.format('test')}."]
+    return [f"The network is right on {words.format('test')}.", *_unlike(valid, low, high)]
+
+def _unlike(valid, low, high):
+    "A warning where validation and test don't agree"
+    if num(valid) is None or low <= valid <= high: return []
+    return [f"On validation the same network is right on {share(valid)}, {'above' if valid > high else 'below'} that interval: what validation says does not carry over to these test images."]
 
 def _changed(records):
     "What the cycles changed on validation"
@@ -361,7 +366,8 @@ def _audited(end):
 def _run_verdict(records):
     end = records['end']
     if not end: return _unfinished(records)
-    return [*_audited(end), *_tested(end), *_changed(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
+    kept = [s for s in records['stages'] if s.get('stage') == 'train' and s.get('rolled_back') is not True]
+    return [*_audited(end), *_tested(end, at(kept[-1], 'valid', 'accuracy') if kept else None), *_changed(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
 
 def verdict(
     records, # What `read_records` returns
@@ -397,13 +403,13 @@ def run_pieces(
     against:str='epochs', # Or seconds
 ) -> tuple: # pieces, marks
     "The values of a key as pieces of `line_chart`, and where cycles begin"
-    undone = {s.get('cycle') for s in records['stages'] if s.get('rolled_back') is True}
-    mining = {s.get('cycle'): sum(num(s.get(f'seconds_{k}')) or 0 for k in ('score', 'saliency', 'erase', 'write')) for s in records['stages'] if s.get('stage') == 'proxies'}
+    undone = {num(s.get('cycle')) for s in records['stages'] if s.get('rolled_back') is True}
+    mining = {num(s.get('cycle')): sum(num(s.get(f'seconds_{k}')) or 0 for k in ('score', 'saliency', 'erase', 'write')) for s in records['stages'] if s.get('stage') == 'proxies'}
     pieces,marks,x,cycle = [], [], 0, None
     for e in records['epochs']:
-        if not pieces or e.get('cycle') != cycle:
+        if not pieces or num(e.get('cycle')) != cycle:
             if pieces: marks.append((x, f"cycle {count(e.get('cycle'))}"))
-            cycle = e.get('cycle')
+            cycle = num(e.get('cycle'))
             pieces.append(dict(points=[], faint=cycle in undone))
             if against == 'seconds': x += mining.get(cycle, 0)
         x += 1 if against == 'epochs' else num(e.get('seconds_train')) or 0
