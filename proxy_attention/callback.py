@@ -71,7 +71,7 @@ class ProxyAttentionCB(Callback):
         per_class:bool=False, # Does `share` hold in each true class by itself?
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
-        layer=None, # Module or dotted name whose output is looked at; None: the last spatial one
+        layer=None, # Module or dotted name whose output is looked at; None: the last spatial one; methods that follow attention take none
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
         format:str='png', # 'png', exact; 'jpg', faster and smaller
@@ -132,7 +132,7 @@ class ProxyAttentionCB(Callback):
         "Check the learner, open the folder, and see that the copies are all there; `fit` does it"
         st = self.proxy_state
         self._adopt()
-        if st.task is None: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
+        if st.task is None or st.task.method != self.active.method: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
         self._open()
         self._drop_lost()

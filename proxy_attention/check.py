@@ -16,9 +16,8 @@ from fastai.data.load import DataLoader, SkipItemException
 
 from .core import no_footprint
 from .inject import ProxyDataset, Source, as_validation, eval_dl, pixels
-from .layers import feature_layer
 from .look import prepared
-from .saliency import class_scores, raw_maps
+from .saliency import OnAttention, class_scores, method_layer, raw_maps, saliency_methods
 
 # %% ../nbs/09_check.ipynb #8e8f03a6
 class TrainingSet(NamedTuple):
@@ -56,7 +55,8 @@ class Task(NamedTuple):
     several: bool # Several labels an item?
     names: list # Of the classes
     kind: type # Of the training images
-    layer: object # A `FeatureLayer`
+    method: str # A key of `saliency_methods`
+    layer: object # Where it looks, from `method_layer`
     some: int # How many images are erased at a time: as many as make a million pixels
 
 # %% ../nbs/09_check.ipynb #f62ed243
@@ -65,7 +65,7 @@ def check_task(
     data:TrainingSet,
     layer=None, # As in `feature_layer`
     reshape=None,
-    method:str='gradcam', # 'cam' is tried, since not every head allows it
+    method:str='gradcam', # A key of `saliency_methods`; what not every network allows is tried
 ) -> Task:
     "Ask the learner about one training item; an error says what is missing"
     model = learn.model
@@ -83,14 +83,14 @@ def check_task(
         several = _is_several(y, logits, what)
         k = logits.shape[1]
         if not several and k < 2: raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
-        found = feature_layer(model, x, layer, reshape)
-        if method == 'cam': raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
+        found = method_layer(model, x, method, layer, reshape)
+        if method == 'cam' or isinstance(saliency_methods[method], OnAttention): raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
     some = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
     names = list(map(str, v)) if (v := getattr(learn.dls, 'vocab', None)) is not None and len(v) == k else [str(i) for i in range(k)]
     if not several: _check_classes(source, data.n)
-    return Task(several, names, type(img), found, some)
+    return Task(several, names, type(img), method, found, some)
 
 def _is_several(y, logits, what):
     if y.dim() == 1 and not y.is_floating_point(): return False

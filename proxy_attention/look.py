@@ -108,7 +108,7 @@ def look(
     dls, # Whose validation transforms are used
     base, # The user's training set
     n:int, # How many of its items to look at
-    layer, # From `feature_layer`
+    layer, # From `method_layer`
     method:str, # A key of `saliency_methods`
     target:str, # A key of `targets`
     wants:Callable|None=None, # Scores of a batch -> bool (B,): whose maps may be needed; None: all

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['saliency_methods', 'features_and_grads', 'cam', 'gradcam', 'gradcam_pp', 'layercam', 'hirescam', 'xgradcam',
-           'eigencam', 'normalise', 'flat_maps', 'linear_head_weights', 'class_scores', 'raw_maps', 'saliency_maps']
+           'eigencam', 'OnAttention', 'rollout', 'gradrollout', 'normalise', 'flat_maps', 'linear_head_weights',
+           'class_scores', 'attention_weights', 'attention_maps', 'method_layer', 'raw_maps', 'saliency_maps']
 
 # %% ../nbs/02_saliency.ipynb #2a5e68a6
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .core import check_choice, no_footprint
-from .layers import FeatureLayer, feature_layer, unwrap
+from .layers import AttentionBlocks, FeatureLayer, attention_blocks, feature_layer, unwrap
 
 # %% ../nbs/02_saliency.ipynb #cbe763df
 def features_and_grads(
@@ -96,8 +99,26 @@ def eigencam(acts, grads=None, weights=None):
     return torch.where(finite, (proj * sign).unflatten(1, acts.shape[2:]), torch.nan)
 
 # %% ../nbs/02_saliency.ipynb #0e9e3cea
+class OnAttention(NamedTuple):
+    "A method that follows attention through all blocks of a ViT, instead of reading one layer's activations"
+    step: Callable # (B,N,N) so far or None, attention (B,heads,N,N), its gradient or None -> (B,N,N)
+    grads: bool = False # Does it need gradients?
+
+# %% ../nbs/02_saliency.ipynb #562d5479
+def rollout(so_far, attn, grads=None):
+    "Attention rollout: attention averaged over heads, half of each token its own, multiplied through the blocks (Abnar & Zuidema 2020)"
+    step = (attn.mean(1) + torch.eye(attn.shape[-1]).to(attn)) / 2
+    return step if so_far is None else step @ so_far
+
+# %% ../nbs/02_saliency.ipynb #9a9506d9
+def gradrollout(so_far, attn, grads):
+    "Gradient-weighted rollout: the positive part of gradient × attention, averaged over heads, added up through the blocks (Chefer et al. 2021, eq. 5-6)"
+    step = (grads * attn).relu().mean(1)
+    return step if so_far is None else so_far + step + step @ so_far
+
+# %% ../nbs/02_saliency.ipynb #881d51a4
 saliency_methods = {'cam': cam, 'gradcam': gradcam, 'gradcam++': gradcam_pp, 'layercam': layercam, 'hirescam': hirescam, 'xgradcam': xgradcam,
-                    'eigencam': eigencam}
+                    'eigencam': eigencam, 'rollout': OnAttention(rollout), 'gradrollout': OnAttention(gradrollout, grads=True)}
 
 # %% ../nbs/02_saliency.ipynb #4412f2a4
 def normalise(maps:torch.Tensor) -> torch.Tensor:
@@ -155,28 +176,117 @@ def _check_target(target, logits):
     return t.long().expand(n)
 
 # %% ../nbs/02_saliency.ipynb #49bf83e4
+def attention_weights(
+    q:torch.Tensor, # (B,heads,N,D)
+    k:torch.Tensor, # (B,heads,N,D), or fewer heads, each for a group
+    attn_mask:torch.Tensor|None=None, # Added to the scores; or bool: which may be attended to
+    is_causal:bool=False, # To earlier tokens only?
+    scale:float|None=None, # Of the scores; None: one over the square root of D
+) -> torch.Tensor:
+    "The attention (B,heads,N,N) that `F.scaled_dot_product_attention` applies and doesn't show, float32"
+    n, k = q.shape[-2], k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q.float() * (q.shape[-1]**-0.5 if scale is None else scale) @ k.float().transpose(-2, -1)
+    if is_causal: attn_mask = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None: scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)
+
+class _Instead(TorchFunctionMode):
+    "Inside of the block `see` is called in the stead of `F.scaled_dot_product_attention`"
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (self.see if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+
+# %% ../nbs/02_saliency.ipynb #6518bc06
+def attention_maps(
+    model:nn.Module, # In evaluation mode
+    x:torch.Tensor, # (B,3,H,W)
+    blocks:AttentionBlocks, # From `attention_blocks`
+    method:OnAttention,
+    score:Callable, # As in `features_and_grads`
+):
+    "Logits (B,K) and maps (B,h,w) of a method that follows attention (None where `score` gives None)"
+    at, seen, kept, so_far = [], [], [], None # the block that is run, those that showed their attention, and what they did
+    def note(out, attn, grads):
+        nonlocal so_far
+        seen.append(at[-1])
+        if not method.grads:
+            so_far = method.step(so_far, attn(), None)
+            return out
+        if not kept: out = out.detach().requires_grad_()
+        torch.set_grad_enabled(True)
+        kept.append((out, attn, grads))
+        return out.clone() # a downstream in-place op must not change what is kept
+    def fused(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, **kwargs):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+        if not at: return out # not a block's: a head that pools by attention
+        def grads(g): return g.float() @ v.repeat_interleave(q.shape[1] // v.shape[1], 1).float().transpose(-2, -1)
+        return note(out, lambda: attention_weights(q, k, attn_mask, is_causal, scale), grads)
+    def unfused(mod, inp, out):
+        if at: return note(out, out.float, torch.Tensor.float)
+    handles, checkpoints = [], getattr(blocks.vit, 'grad_checkpointing', None)
+    try:
+        for i,m in enumerate(blocks.attns):
+            handles += [m.register_forward_pre_hook(lambda mod, inp, i=i: at.append(i)), m.register_forward_hook(lambda mod, inp, out: at.clear())]
+            if not getattr(m, 'fused_attn', True): handles.append(m.attn_drop.register_forward_hook(unfused))
+        if checkpoints: blocks.vit.grad_checkpointing = False # it would run the blocks once more
+        with torch.no_grad():
+            with _Instead(fused): logits = _checked(unwrap(model)(x)).as_subclass(torch.Tensor).float()
+            if seen != list(range(len(blocks.attns))):
+                raise ValueError(f"the attention of timm's {type(blocks.attns[0]).__name__} can't be followed: {len(blocks.attns)} blocks showed {len(seen)} "
+                                 "attention matrices. Use method='gradcam', which is for any network.")
+            coef = score(logits.detach())
+            if coef is None: return logits.detach(), None
+            if method.grads:
+                with torch.enable_grad(): total = (logits * coef).sum()
+                found = torch.autograd.grad(total, [o for o,_,_ in kept], allow_unused=True, materialize_grads=True)
+                with torch.no_grad():
+                    for (_,attn,grads),g in zip(kept, found): so_far = method.step(so_far, attn(), grads(g))
+            return logits.detach(), blocks.maps(so_far)
+    finally:
+        for h in handles: h.remove()
+        if checkpoints: blocks.vit.grad_checkpointing = checkpoints
+
+# %% ../nbs/02_saliency.ipynb #04657d09
+def method_layer(
+    model:nn.Module, # An image classifier
+    x:torch.Tensor, # (B,3,H,W): images as the model takes them
+    method:str, # A key of `saliency_methods`
+    layer:nn.Module|str|FeatureLayer|None=None, # As in `feature_layer`
+    reshape:Callable|None=None, # As in `feature_layer`
+) -> FeatureLayer|AttentionBlocks:
+    "Where `method` looks in `model`: at one layer, or at the attention of all blocks"
+    if not isinstance(saliency_methods[method], OnAttention): return feature_layer(model, x, layer, reshape)
+    if isinstance(layer, AttentionBlocks): return layer
+    if layer is not None: raise ValueError(f"layer={layer!r}: method={method!r} follows the attention of all blocks and takes no layer; leave it out.")
+    try: return attention_blocks(model, reshape)
+    except ValueError as e: raise ValueError(f"method={method!r}: {e}") from None
+
+# %% ../nbs/02_saliency.ipynb #d6f5239e
 def raw_maps(
     model:nn.Module, # In evaluation mode
     x:torch.Tensor, # (B,3,H,W)
-    layer:FeatureLayer,
+    layer:FeatureLayer|AttentionBlocks, # From `method_layer`
     method:str, # A key of `saliency_methods`
     score:Callable, # logits -> coefficients (B,K), or None for no maps
 ):
     "Logits (B,K) and maps (B,h,w) at the layer's own resolution, before normalising (None where `score` gives None)"
+    if isinstance(entry := saliency_methods[method], OnAttention): return attention_maps(model, x, layer, entry, score)
     coefs, first = [], x[:1].clone() # a model may change its input in place
     def noted(logits): coefs.append(score(logits)); return coefs[-1]
     logits, acts, grads = features_and_grads(model, x, layer, noted)
     if grads is None: return logits, None
     weights = linear_head_weights(model, first, layer, coefs[-1], grads) if method == 'cam' else None
-    return logits, saliency_methods[method](acts, grads, weights)
+    return logits, entry(acts, grads, weights)
 
-# %% ../nbs/02_saliency.ipynb #189aa511
+# %% ../nbs/02_saliency.ipynb #06fd5c37
 def saliency_maps(
     model:nn.Module, # An image classifier: (B,3,H,W) -> (B,K) logits
     x:torch.Tensor, # (B,3,H,W): a batch as the model takes it, normalised
     target:int|torch.Tensor|None=None, # Class explained: None (the predicted one), an int for all, or (B,) class indices
     method:str='gradcam', # A key of `saliency_methods`
-    layer:nn.Module|str|FeatureLayer|None=None, # Module or dotted name whose output is looked at; None: found (a forward pass of one image)
+    layer:nn.Module|str|FeatureLayer|AttentionBlocks|None=None, # Module or dotted name whose output is looked at; None: found (a forward pass of one image)
     reshape:Callable|None=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
 ) -> torch.Tensor:
     "Saliency (B,H,W), float32 in [0,1], at the size of `x`; all zero where a map says nothing. The model is left as it was."
@@ -186,7 +296,7 @@ def saliency_maps(
     with torch.inference_mode(False), no_footprint(model), torch.no_grad():
         x = x.as_subclass(torch.Tensor)
         if x.is_inference(): x = x.clone() # else it couldn't take part in the tail
-        found = feature_layer(model, x, layer, reshape)
+        found = method_layer(model, x, method, layer, reshape)
         _, maps = raw_maps(model, x, found, method, lambda logits: class_scores(logits, _check_target(target, logits)))
         maps = F.interpolate(maps.relu()[:, None], x.shape[2:], mode='bilinear', align_corners=False)[:, 0]
         return normalise(maps)
