@@ -75,7 +75,7 @@ def train_targets(
 def _without(dls, data, held):
     "`DataLoaders` like `dls` whose training set lacks the items `held`"
     train,left = copied_dl(dls.train), np.setdiff1d(np.arange(data.n), held)
-    train.dataset = ProxyDataset(data.base, left, [])
+    train.dataset = ProxyDataset(data.base, left.tolist(), [])
     train.n = len(left)
     train.bs = min(train.bs, train.n) # else there might be no full batch
     if data.weights is not None: train.wgts = data.weights[left]/data.weights[left].sum()
