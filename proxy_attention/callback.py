@@ -27,9 +27,9 @@ from fastprogress.fastprogress import progress_bar
 from .check import check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, no_footprint, seeded_rng
 from .inject import ProxyDataset, Source, as_validation, inject
-from .look import MIXED, UNTRUSTED, Eraser, TrainingLog, look, placed
+from .look import MIXED, UNTRUSTED, Eraser, TrainingLog, falls, look, placed
 from .policy import NO_RECOMMENDED, Policy, presets
-from .select import Scores, select_items
+from .select import Scores, item_indices, select_items
 from .store import ProxyStore, StoreError, formats, purge, write_split
 
 # %% ../nbs/11_callback.ipynb #626e6dc8
@@ -50,13 +50,15 @@ class ProxyState:
     files: list = field(default_factory=list) # Files of the training items
     held_out: set = field(default_factory=set) # Files of validation and test items
     override: Policy|None = None # A recipe's policy, while `fit_proxy` runs
+    suspects: object = None # Indices of the items that get no copy since their label is in doubt; None: not known yet
+    doubts: dict = field(default_factory=dict) # What the last look said of these: predicted class and confidence by index
     paused: bool = False # `fit_proxy` calls the steps itself
 
 # %% ../nbs/11_callback.ipynb #57296ad7
 class ProxyAttentionCB(Callback):
     "After each fit: erase, in copies of the images the network gets wrong, what it looked at; the next fit trains on the copies too"
     order, run_valid, _only_train_loop, remove_on_fetch = 90, False, True, True # after SaveModelCallback has loaded the best weights
-    _stateattrs = ('proxy_state',)
+    _stateattrs = ('proxy_state', 'suspects')
 
     def __init__(self,
         method:str='gradcam', # Saliency: a key of `saliency_methods`
@@ -71,6 +73,8 @@ class ProxyAttentionCB(Callback):
         per_class:bool=False, # Does `share` hold in each true class by itself?
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
+        accept:bool=False, # Keep a copy only if what its map explains is less probable on it than on its original? (One pass more over the copies)
+        suspects=None, # Training items that get no copy: indices, a mask over all, or a function (learner) -> these, asked once, at the first look
         layer=None, # Module or dotted name whose output is looked at; None: the last spatial one; methods that follow attention take none
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
@@ -80,16 +84,19 @@ class ProxyAttentionCB(Callback):
         verbose:bool=True, # Print a line after each cycle?
     ):
         self._init_state()
-        self.policy = Policy(method, target, select, share, area, threshold, fill, merge, keep, per_class, thresh, place)
+        self.policy = Policy(method, target, select, share, area, threshold, fill, merge, keep, per_class, thresh, place, accept)
         check_choice('format', format, formats)
         check_number('max_gb', max_gb, 0, open_low=True)
         check_number('seed', seed, 0, whole=True)
         check_flag('verbose', verbose)
         if path is not None and not isinstance(path, (str, Path)): raise TypeError(f"path={path!r} must be a folder's name or None.")
+        if suspects is not None and not callable(suspects): item_indices('suspects', suspects)
         if reshape is not None and not callable(reshape): raise TypeError(f"reshape={reshape!r} must be a function (output) -> (B,C,H,W), or None.")
         self.layer, self.reshape, self.folder, self.format, self.max_gb, self.seed, self.verbose = layer, reshape, path, format, max_gb, seed, verbose
+        self.suspects = suspects
 
-    def _init_state(self): self.__dict__['proxy_state'] = ProxyState() # also after unpickling: an exported learner knows nothing of its data
+    def _init_state(self): # also after unpickling: an exported learner knows nothing of its data
+        self.__dict__['proxy_state'], self.__dict__['suspects'] = ProxyState(), None
 
     @classmethod
     def preset(cls,
@@ -134,6 +141,7 @@ class ProxyAttentionCB(Callback):
         self._adopt()
         if st.task is None or st.task.method != self.active.method: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
+        if not callable(self.suspects): self._suspects()
         self._open()
         self._drop_lost()
 
@@ -184,28 +192,55 @@ class ProxyAttentionCB(Callback):
         files = Source(base)
         both = st.held_out.intersection(st.files)
         leaked = np.array([bool(both) and str(files.path(i)) in both for i in idxs], bool)
+        doubtful = np.isin(idxs, self._suspects())
+        st.doubts = {int(seen.idxs[k]): (self._name(seen.scores.predicted[k]), float(seen.scores.confidence[k])) for k in np.flatnonzero(np.isin(seen.idxs, st.suspects))}
         pick = lambda allowed: select_items(scores, p.select, p.share, p.per_class, seeded_rng(self.seed, 'select', cycle), allowed) # noqa: E731
-        chosen = pick(~flat & ~leaked)
+        chosen = pick(~flat & ~leaked & ~doubtful)
+        candidate = _candidates(scores, p.select)
         done.update(wrong=int(scores.wrong.sum()), candidates=len(chosen), unreadable=len(seen.unreadable), held_out=int(leaked.sum()),
-                    flat=int(flat[_candidates(scores, p.select)].sum()))
+                    flat=int((flat & ~doubtful)[candidate].sum()), suspects=int(doubtful[candidate].sum()))
         if seen.unreadable: warnings.warn(f"{len(seen.unreadable)} training items can't be read and get no copy: {self._names(files, seen.unreadable)}")
         if leaked.any(): warnings.warn(f"{leaked.sum()} training items are validation or test items too and get no copy: {self._names(files, idxs[leaked])}")
         if st.store.bytes > st.store.max_bytes/2: st.store.prune({r['id'] for r in st.rows}) # room comes from cycles that nobody trains on any more
         if p.place != 'salient': seen.maps = placed(seen.maps, chosen[chosen < len(seen.maps)], p.place, seeded_rng(self.seed, 'place', cycle))
         eraser = Eraser(files, seen, st.task.kind, n, **p.rule, fill=p.fill, seed=self.seed)
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), clock.total
         with as_validation(base), st.store.writer() as put:
             for some in self._progress([chosen[i:i+st.task.some] for i in range(0, len(chosen), st.task.some)]):
-                put([self._row(cycle, int(idxs[k]), scores, k, files) for k in some], eraser)
-        st.store.share_seconds(clock, time.perf_counter() - start)
-        done['flat'] += len(chosen) - len(put.rows)
+                rows, make = [self._row(cycle, int(idxs[k]), scores, k, files) for k in some], eraser
+                if p.accept: rows, make = self._accepted(rows, seen, eraser, clock, done)
+                put(rows, make)
+        st.store.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
+        done['flat'] += len(chosen) - len(put.rows) - done['rejected']
         return put.rows, eraser, {**done, 'proxies': len(put.rows), **_seconds(clock)}
 
+    def _accepted(self, rows, seen, eraser, clock, done):
+        "Of `rows` those whose copies pass the acceptance test, and what gives their images; here and not in the store's threads, so that only what passed is written"
+        with clock('erase'): images = eraser(rows)
+        rows, images = ([v for v,img in zip(vs, images) if img is not None] for vs in (rows, images))
+        if not rows: return [], lambda rows: []
+        with clock('score'): ok = falls(self.learn.model, self.learn.dls, seen, rows, images, eraser, self.format)
+        done['rejected'] += int((~ok).sum())
+        kept = [img for img,k in zip(images, ok) if k]
+        return [r for r,k in zip(rows, ok) if k], lambda rows: kept
+
+    def _suspects(self):
+        "Indices of the items that get no copy since their label is in doubt; a function is asked once for a training set"
+        st = self.proxy_state
+        if st.suspects is None:
+            found = self.suspects(self.learn) if callable(self.suspects) else self.suspects
+            st.suspects = item_indices('suspects', [] if found is None else found, st.data.n)
+        return st.suspects
+
+    def _name(self, v):
+        "A class in words; several labels: a list"
+        names = self.proxy_state.task.names
+        return [names[c] for c in np.flatnonzero(v)] if np.ndim(v) else names[int(v)]
+
     def _row(self, cycle, i, scores, k, files):
-        names, p, path = self.proxy_state.task.names, self.active, files.path(i)
-        name = lambda v: [names[c] for c in np.flatnonzero(v)] if np.ndim(v) else names[int(v)] # noqa: E731
-        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=name(scores.label[k]),
-                    predicted=name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6), method=p.method, target=p.target, **p.rule,
+        p, path = self.active, files.path(i)
+        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=self._name(scores.label[k]),
+                    predicted=self._name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6), method=p.method, target=p.target, **p.rule,
                     fill=p.fill, place=p.place)
 
     def _with_log(self, seen):
@@ -232,7 +267,7 @@ class ProxyAttentionCB(Callback):
             warnings.warn(f"learn.dls already holds {len(dls.train.dataset.copies)} copies made by another learner, and this one trains on them until it makes "
                           "its own. To keep them apart give each learner the DataLoaders as they were made.")
         st.data, st.task = training_set(dls), None
-        st.plain, st.mine, st.rows, st.erasers = dls, None, [], {}
+        st.plain, st.mine, st.rows, st.erasers, st.suspects, st.doubts = dls, None, [], {}, None, {}
         st.files = item_files(st.data.base, st.data.n)
         st.held_out = {f for dl in dls.loaders[1:] for f in item_files(dl.dataset)}
 
@@ -319,7 +354,8 @@ class ProxyAttentionCB(Callback):
     def _line(self, d):
         p, few = self.active, d['wrong'] < 0.05*d['items'] and self.active.select in ('wrong', 'ever_wrong') and not self.proxy_state.paused
         of = {'wrong': f"{d['wrong']} wrong", 'ever_wrong': "those wrong at any time"}.get(p.select, f"select={p.select!r}")
-        notes = [f"{d[k]} {k.replace('_', ' ')}" for k in ('flat', 'unreadable', 'held_out') if d[k]]
+        notes = [f"{d[k]} {k.replace('_', ' ')}" for k in ('flat', 'unreadable', 'held_out', 'rejected') if d[k]]
+        if d['suspects']: notes.append(f"{d['suspects']} suspects, see learn.suspects")
         out = f"cycle {d['cycle']}: {d['proxies']} copies ({of} of {d['items']} items{', no copy: ' + ', '.join(notes) if notes else ''}) in {d['seconds']:.1f} s"
         if d['live']: out += f", in {self.proxy_state.store.name}; dls.train now draws from {self.learn.dls.train.n} items"
         else: out += "; dls.train is as it was made"
@@ -329,7 +365,7 @@ class ProxyAttentionCB(Callback):
 # %% ../nbs/11_callback.ipynb #30a02732
 def _seconds(clock): return {f"seconds_{k}": clock[k] for k in ('score', 'saliency', 'erase', 'write')}
 
-def _blank(cycle, n): return dict(cycle=cycle, items=n, wrong=0, candidates=0, proxies=0, flat=0, unreadable=0, held_out=0)
+def _blank(cycle, n): return dict(cycle=cycle, items=n, wrong=0, candidates=0, proxies=0, flat=0, unreadable=0, held_out=0, suspects=0, rejected=0)
 
 def _candidates(scores, select):
     return {'wrong': scores.wrong, 'ever_wrong': scores.ever_wrong}.get(select, np.ones(len(scores), bool))
@@ -360,6 +396,22 @@ def proxies(self:Learner) -> pd.DataFrame:
     st = cbs[0].proxy_state if cbs else ProxyState()
     rows = [{**r, 'original': r['original'] or r['index'], 'path': str(st.store.file(r))} for r in st.rows]
     return pd.DataFrame(rows, columns=_columns)
+
+@patch(as_prop=True)
+def suspects(self:Learner) -> pd.DataFrame:
+    "The training items that get no copy since their label is in doubt, a row each in the order given: index, original, label, and what the last look said"
+    cbs = self._grab_cbs(ProxyAttentionCB)
+    st = cbs[0].proxy_state if cbs else ProxyState()
+    rows, files = [], None if st.data is None else Source(st.data.base)
+    for i in map(int, () if st.suspects is None else st.suspects):
+        path = files.path(i)
+        said = st.doubts.get(i, (None, float('nan')))
+        rows.append(dict(index=i, original=i if path is None else os.path.abspath(path), label=_label(cbs[0], files, i), predicted=said[0], confidence=said[1]))
+    return pd.DataFrame(rows, columns=['index', 'original', 'label', 'predicted', 'confidence'])
+
+def _label(cb, files, i):
+    try: return cb._name(np.asarray(files.targets(i)[0]))
+    except (OSError, SyntaxError, ValueError): return None # a damaged file, where the label comes with the image
 
 @patch
 def remove_proxies(self:Learner,

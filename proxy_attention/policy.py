@@ -30,6 +30,7 @@ class Policy:
     per_class: bool = False # Does `share` hold in each class by itself?
     thresh: float = 0.5 # Multi-label: probability above which a label counts as predicted
     place: str = 'salient' # A key of `places`; all but 'salient' are controls
+    accept: bool = False # Keep a copy only if what its map explains is less probable on it than on its original?
 
     def __post_init__(self):
         for name,choices in (('method', saliency_methods), ('target', targets), ('select', selectors), ('fill', fills), ('place', places), ('merge', ('add', 'replace')),
@@ -37,6 +38,7 @@ class Policy:
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('thresh', self.thresh, 0, 1)
         check_flag('per_class', self.per_class)
+        check_flag('accept', self.accept)
         check_rule(self.area, self.threshold)
 
     @property

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['selectors', 'Scores', 'score_batch', 'select_wrong', 'select_ever_wrong', 'select_low_confidence', 'select_high_loss',
-           'select_low_margin', 'select_random', 'select_all', 'default_share', 'select_items']
+           'select_low_margin', 'select_random', 'select_all', 'default_share', 'select_items', 'item_indices']
 
 # %% ../nbs/04_select.ipynb #01f258f9
 from dataclasses import dataclass, fields
@@ -106,3 +106,24 @@ def select_items(
     return order[[r < cap[c] for r,c in zip(rank, label)]] if len(order) else order
 
 def _cap(share, n): return int(np.floor(share*n + 1e-9)) or 1
+
+# %% ../nbs/04_select.ipynb #0e408a40
+def item_indices(
+    name:str, # Name of the argument, as the user wrote it
+    value, # Indices of items, or a mask with a True or False for each; any sequence, array or tensor
+    n:int|None=None, # How many items there are; None: not known yet
+) -> np.ndarray:
+    "The indices meant, each once, in the order given; else an error that says what is allowed"
+    allowed = f"{name} must hold indices of training items{'' if n is None else f' (0 to {n-1})'}, or a True or False for each of them"
+    if isinstance(value, (str, bytes)) or not hasattr(value, '__len__'): raise TypeError(f"{name}={value!r}: {allowed}.")
+    if torch.is_tensor(value): value = value.detach().cpu()
+    try: a = np.asarray(sorted(value) if isinstance(value, (set, frozenset)) else value)
+    except (ValueError, TypeError): raise TypeError(f"{allowed}; its entries differ in length.") from None
+    if not a.size: return np.zeros(0, int)
+    if a.ndim != 1 or a.dtype.kind not in 'iub': raise TypeError(f"{allowed}, got an array {a.shape} of {a.dtype}.")
+    if a.dtype == bool:
+        if n is not None and len(a) != n: raise ValueError(f"{allowed}, got a mask of {len(a)} for {n} items.")
+        return np.flatnonzero(a)
+    bad = a[(a < 0) | (a >= (np.inf if n is None else n))]
+    if len(bad): raise ValueError(f"{allowed}, got {bad[0]}.")
+    return a[np.sort(np.unique(a, return_index=True)[1])].astype(int)

@@ -1,12 +1,14 @@
 """Stages 0 to 3 as one run: killed anywhere it goes on and ends as if nothing had happened; what a step knows, it knows from disk."""
 import contextlib
 import gc
+import importlib.util
 import io
 import json
 import os
 import random
 import shutil
 import signal
+import sys
 import time
 import traceback
 import weakref
@@ -80,6 +82,8 @@ def final(folder):
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
+def listed(folder): return (Path(folder)/'suspects.json').read_text() if (Path(folder)/'suspects.json').exists() else None
+
 def copies(folder): return {f.name: f.read_bytes() for f in (Path(folder)/'proxies').glob('*.png')}
 
 def child(work):
@@ -100,6 +104,8 @@ def ended(pid, within):
         if got: return status
         time.sleep(0.002)
     return None
+
+needs_cleanlab = pytest.mark.skipif(importlib.util.find_spec('cleanlab') is None, reason="needs cleanlab: pip install 'proxy_attention[labels]'")
 
 forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork"), pytest.mark.filterwarnings('ignore:.*fork.*')]
 
@@ -167,7 +173,8 @@ def go_on(work, moments):
         os.waitpid(pid, 0)
         kills += 1
 
-@pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2')], ids=['on', 'restart', 'seen'])
+@pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2'),
+                                    pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)], ids=['on', 'restart', 'seen', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
     monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
     start = time.monotonic()
@@ -176,6 +183,7 @@ def test_killed_at_any_moment(run, change, monkeypatch):
     while kills < 8: # In all of them together more than 20
         kills += go_on(lambda: run(*change, out=f'killed{n}'), lambda: rng.uniform(0.02, 0.6)*took) # noqa: B023
         assert lines(f'killed{n}') == lines(whole) and same(final(f'killed{n}'), final(whole)) and copies(f'killed{n}') == copies(whole)
+        assert listed(f'killed{n}') == listed(whole)
         assert not list(Path(f'killed{n}').rglob('*.tmp')) and not Path(f'killed{n}/partial.pt').exists()
         n += 1
 
@@ -314,7 +322,7 @@ def unchanged(cache, tmp_path_factory):
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
                                       'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
-                                      'target_accuracy=0.01', 'n_test=20', 'data.per_class=3'])
+                                      'target_accuracy=0.01', 'n_test=20', 'data.per_class=3', 'accept=true'])
 def test_every_key_changes_the_outcome(run, unchanged, override):
     a,b = unchanged, lines(run(*SMALL, override))
     drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
@@ -399,6 +407,68 @@ def test_replace_leaves_originals_out(run): assert [o['items'] for o in stages(r
 def test_nothing_to_erase_ends_the_run(run):
     out = run('select=wrong', 'experiment.epochs=25', 'lr=0.03', 'n_train=20', 'n_valid=20', 'width=16', 'freeze_epochs=0')
     assert lines(out, 'end')[0]['stop'] == 'nothing left to erase'
+
+# ------------------------------------------------------------------------------------------------------------------------------ labels in doubt
+
+@needs_cleanlab
+def test_labels_in_doubt_are_listed_and_not_erased(run, cache):
+    said = []
+    Path('settings.ini').write_text(INI)
+    out = run_experiment('try', 'settings.ini', 'run', ['label_gate=true', 'label_folds=2', 'share=1'], cache, say=said.append)
+    assert [s for s in said if 'labels' in s] == ['stage 2   labels in doubt, fold 1 of 2', 'stage 2   labels in doubt, fold 2 of 2']
+    split, got = json.loads((out/'split.json').read_text())['train'], json.loads((out/'suspects.json').read_text())
+    rows, line = got['suspects'], lines(out, 'labels')[0]
+    assert len(rows) > 0 and (got['folds'], got['images'], line['images']) == (2, 60, 60)
+    for r in rows: assert split['files'][r['index']] == r['file'] and split['labels'][r['index']] == r['label'] and 0 <= r['confidence'] <= 1
+    assert line['suspects'] == len(rows) and line['files'] == [r['file'] for r in rows][:20]
+    copied = {json.loads(o)['index'] for o in (out/'proxies'/'manifest.jsonl').read_text().splitlines()}
+    assert copied and copied.isdisjoint(r['index'] for r in rows)
+    assert [o['suspects'] for o in stages(out, 'proxies')] == [len(rows)]*2 and stages(out, 'proxies')[0]['proxies'] <= 60 - len(rows)
+    assert [o['fold'] for o in lines(out, 'fold')] == [0, 1] and sum(o['images'] for o in lines(out, 'fold')) == 60
+    order = [o.get('stage') or o['kind'] for o in lines(out) if o['kind'] in ('stage', 'fold', 'labels')]
+    assert order == ['train', 'fold', 'fold', 'labels', 'proxies', 'train', 'proxies', 'train']
+    costs = [o for o in read_lines(out) if o['kind'] in ('fold', 'labels')]
+    assert all(o['seconds'] > 0 for o in costs) and costs[-1]['seconds'] > costs[0]['seconds'] and not list((out/'weights').glob('labels*'))
+
+@needs_cleanlab
+def test_few_are_named_in_the_record(run, monkeypatch):
+    monkeypatch.setattr(lab, 'named', 2)
+    out = run('label_gate=true', 'label_folds=2', 'cycles=1')
+    assert len(lines(out, 'labels')[0]['files']) == 2 < lines(out, 'labels')[0]['suspects'] == len(json.loads(listed(out))['suspects'])
+
+@needs_cleanlab
+@pytest.mark.parametrize('override', ['label_folds=3', 'label_epochs=5', 'label_gate=false', 'experiment.seed=1', 'freeze_epochs=0'])
+def test_keys_of_the_gate(run, override):
+    a,b = (run('label_gate=true', 'label_folds=2', 'experiment.epochs=1', 'cycles=1', *o, out=k) for k,o in (('a', []), ('b', [override])))
+    assert listed(a) != listed(b) and (listed(b) is None) == (override == 'label_gate=false')
+
+@needs_cleanlab
+def test_the_networks_of_the_folds_change_nothing_else(run, monkeypatch):
+    monkeypatch.setattr(lab, 'find_label_errors', lambda *args: [])
+    gated, plain = run('label_gate=true', 'label_folds=2', out='gated'), run(out='plain')
+    assert copies(gated) == copies(plain) and same(final(gated), final(plain))
+
+@needs_cleanlab
+def test_no_labels_are_looked_at_where_no_copies_are_made(run):
+    assert listed(run('label_gate=true', 'until=accuracy>=0.01')) is None
+
+@needs_cleanlab
+def test_groups_stay_in_one_fold(run, cache, monkeypatch):
+    seen, real = [], lab.fold_probs
+    monkeypatch.setattr(lab, 'fold_probs', lambda dls, make, held, *args: seen.append(held) or real(dls, make, held, *args))
+    run('proxy=none', out='first')
+    shutil.copytree(next((cache/'shortcut_digits').iterdir())/'train', 'mine')
+    group = r'data.group=(\d)\.png$' # as if the last digit of the name were a person
+    run('source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=', group, 'label_gate=true', 'label_folds=2', 'cycles=1', 'experiment.epochs=1')
+    names = json.loads(Path('run/split.json').read_text())['train']['files']
+    persons = [{names[i][-5] for i in held} for held in seen]
+    assert len(seen) == 2 and persons[0] and persons[1] and not persons[0] & persons[1]
+
+def test_without_cleanlab_it_is_told_before_anything_is_written(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cleanlab.filter', None)
+    with pytest.raises(SettingsError, match=r"cleanlab, which isn't installed: pip install 'proxy_attention\[labels\]'"): run('label_gate=true')
+    assert not Path('run').exists()
+    run('proxy=none')
 
 def test_precision():
     assert precision('auto', 'cpu') == 'fp32' and precision('fp32', 'cpu') == 'fp32'

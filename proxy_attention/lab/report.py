@@ -213,7 +213,8 @@ def _row(what, line, report, **more):
 def _looked(s):
     "What a Stage 2 did, in words"
     out = [f"{count(s.get('wrong'))} of {count(s.get('items'))} training images wrong"] + [f"{count(s[k])} {words}" for k,words in (
-        ('candidates', 'chosen'), ('proxies', 'proxies made'), ('flat', 'empty maps'), ('unreadable', 'unreadable'), ('held_out', 'kept back as they are in another split'))
+        ('candidates', 'chosen'), ('proxies', 'proxies made'), ('flat', 'empty maps'), ('unreadable', 'unreadable'), ('held_out', 'kept back as they are in another split'),
+        ('suspects', 'kept back as their label is in doubt'), ('rejected', 'copies rejected'))
         if num(s.get(k)) is not None and (s[k] or k in ('candidates', 'proxies'))]
     return ', '.join(out)
 
@@ -283,7 +284,7 @@ def _stage_after(records):
     todo = records['next'] if isinstance(records['next'], list) else []
     name,cycle = todo[0] if todo else None, todo[1] if len(todo) > 1 else None
     if name == 'train': return 'Stage 1' if cycle == 0 else f'Stage 3 of cycle {cycle}'
-    return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
+    return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'labels': 'the labels in doubt', 'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
 
 def _unfinished(records):
     goes_on = str(records['config'].get('command') or 'proxy-attention run')

@@ -31,7 +31,7 @@ from ..store import write_atomic
 # %% ../../nbs/lab/07_runs.ipynb #e11cf01b
 SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them
 MADE_BY = 'proxy_attention run'
-files = ('config.json', 'state.json', 'record.jsonl', 'split.json', 'partial.pt', 'report.html', 'weights', 'proxies', 'gallery', 'tensorboard')
+files = ('config.json', 'state.json', 'record.jsonl', 'split.json', 'suspects.json', 'partial.pt', 'report.html', 'weights', 'proxies', 'gallery', 'tensorboard')
 
 class RunError(ValueError):
     "A run's folder can't be used: it is taken, somebody else's, or was made with other settings"
