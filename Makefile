@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks readme bench results clean
+.PHONY: help demo test lint notebooks readme bench results records clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,11 @@ results: $(VENV)/.installed ## Make the records that the README reads: the demo 
 	for p in early_look proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \
 		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
 	mkdir -p nbs/images && cp demo_early_look/gallery.png nbs/images/gallery.png
+
+records: $(VENV)/.installed ## Run the experiments asl, fashion and vit and the comparison of the README again (about an hour; PROXY_ATTENTION_DATA names the photos)
+	for e in asl fashion vit; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done
+	$(BIN)/proxy-attention compare shortcut --arms duplicate_wrong,random_erasing,random_place,masktune,proposal,early_look,early_look_replace
+	mkdir -p results/compare_shortcut && cp runs/compare_shortcut/record.jsonl results/compare_shortcut/
 
 clean: ## Remove the virtual environment, builds, and what the demo wrote
 	rm -rf $(VENV) build dist *.egg-info demo
