@@ -294,10 +294,12 @@ def test_frozen_weights_change_nothing(model, x, method):
 def test_mode_dropout_and_checkpoints(x, method):
     model = lively(vit(proj_drop_rate=.3, attn_drop_rate=.3, drop_path_rate=.3))
     before = saliency_maps(model, x, 1, method)
-    model.train().requires_grad_(False).set_grad_checkpointing() # frozen: the blocks' second run would find nothing to differentiate
+    model.train().requires_grad_(False).set_grad_checkpointing()
+    calls = []
+    model.blocks[2].mlp.register_forward_hook(lambda m,i,o: calls.append(1))
     model.blocks[1].attn.eval()
     modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
-    assert torch.equal(saliency_maps(model, x, 1, method), before)
+    assert torch.equal(saliency_maps(model, x, 1, method), before) and len(calls) == 1 # checkpoints would run the blocks once more
     assert [m.training for m in model.modules()] == modes and model.grad_checkpointing is True and torch.equal(torch.get_rng_state(), rng)
 
 class Boom(nn.Module):
