@@ -230,7 +230,7 @@ def attention_maps(
         for i,m in enumerate(blocks.attns):
             handles += [m.register_forward_pre_hook(lambda mod, inp, i=i: at.append(i)), m.register_forward_hook(lambda mod, inp, out: at.clear())]
             if not getattr(m, 'fused_attn', True): handles.append(m.attn_drop.register_forward_hook(unfused))
-        if checkpoints: blocks.vit.grad_checkpointing = False # it would run the blocks once more
+        if checkpoints: blocks.vit.grad_checkpointing = False # of the reentrant kind it would run the blocks without gradients
         with torch.no_grad():
             with _Instead(fused): logits = _checked(unwrap(model)(x)).as_subclass(torch.Tensor).float()
             if seen != list(range(len(blocks.attns))):
