@@ -230,3 +230,17 @@ keys = [f'{k}.{f}' for k,c in kinds.items() for f in c.model_fields]
 @hypo(max_examples=300, deadline=None)
 @given(st.sampled_from(keys), values)
 def test_any_value(key, value): attempt(good.encode(), [f'{key}={value}'])
+
+
+# -- the label gate -------------------------------------------------------------------------------------------------------------------------------
+
+def test_keys_of_the_label_gate_are_the_labs_own():
+    from proxy_attention.lab.config import ProxyConfig
+    conf = ProxyConfig(label_gate='true', label_folds='3', label_epochs='2', accept='true', select='all')
+    assert (conf.label_gate, conf.label_folds, conf.label_epochs) == (True, 3, 2) and conf.policy == dict(select='all', accept=True)
+    assert ProxyConfig().label_gate is False and ProxyConfig().policy == {}
+
+@pytest.mark.parametrize('key,value', [('label_gate', 'perhaps'), ('label_folds', '1'), ('label_folds', '21'), ('label_epochs', '0')])
+def test_bad_values_of_the_label_gate(key, value):
+    from proxy_attention.lab.config import ProxyConfig
+    with pytest.raises(ValueError, match=key): ProxyConfig(**{key: value})

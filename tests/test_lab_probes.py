@@ -117,7 +117,7 @@ def test_arguments_of_the_probe():
     assert places(area=.3).float().mean() > base.float().mean() and len(places(repeats=1)) == 1 and torch.equal(places(repeats=1)[0], base[0])
 
 def test_batches_of_another_size_give_the_same():
-    a,b = (black_patch_probe(Hand(corner), loader(bs=bs), repeats=2) for bs in (4, 30))
+    a,b = (black_patch_probe(Hand(corner), loader(bs=bs), area=.8, repeats=2) for bs in (4, 30))
     assert a == pytest.approx(b) and a['fall'] > 0
 
 def test_of_the_whole_and_the_patched_images_each_counts_once():
@@ -192,12 +192,12 @@ def test_arguments_of_erased_vs_whole():
         class Spy(nn.Module):
             def __init__(self): super().__init__(); self.p = nn.Parameter(torch.zeros(1))
             def forward(self, x): seen.append((x == -1).all(1)); return torch.zeros(len(x), 3)
-        erased_vs_whole(Spy(), dl, **dict(looker=model, method='gradcam') | kwargs)
+        erased_vs_whole(Spy(), dl, **dict(looker=model, method='gradcam++') | kwargs)
         got = torch.cat(seen[1::2])
         seen.clear()
         return got
     base = masks()
-    assert torch.equal(base, masks(area=.1)) and base.float().mean() == pytest.approx(.1, abs=.02)
+    assert torch.equal(base, masks(area=.1)) and base.float().mean() == pytest.approx(.1, abs=.005)
     for change in (dict(area=.3), dict(threshold=.6), dict(method='eigencam'), dict(target='true'), dict(layer='0.2')):
         assert not torch.equal(base, masks(**change)), f"{change} changes nothing"
 

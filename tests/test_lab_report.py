@@ -118,3 +118,9 @@ def test_curves(tmp_path):
     for line in drawn['lines']:
         for x,y in line['dots']: assert drawn['left'] <= x <= drawn['right'] and drawn['top'] <= y <= drawn['bottom']
     assert len(drawn['starts']) == 2 and drawn['lines'][0]['d'].count('M') == 2 # A new fit is a new line
+
+def test_suspects_and_rejects_are_told():
+    from proxy_attention.lab.report import _looked
+    line = dict(wrong=9, items=60, candidates=8, proxies=5, flat=0, suspects=3, rejected=2)
+    assert _looked(line) == "9 of 60 training images wrong, 8 chosen, 5 proxies made, 3 kept back as their label is in doubt, 2 copies rejected"
+    assert 'doubt' not in _looked({**line, 'suspects': 0, 'rejected': 0})
