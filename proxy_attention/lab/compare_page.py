@@ -90,7 +90,7 @@ def _caveats(found):
     if not judged: return []
     few = ' With so few the interval is wide, and leans on their differences being normally distributed.' if n < 5 else ''
     return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {_plural(n, 'seed')}, on the same test images.{few} It is not adjusted for the number of "
-            f"arms: of the {judged} intervals here one in twenty would leave 0 out by chance alone. The best control was picked by these same results, which favours it."]
+            f"arms: of the {judged} intervals here one in twenty would leave 0 out if no arm differed from another. The best control was picked by these same results, which favours it."]
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
@@ -98,7 +98,7 @@ def _by_validation(found):
     by_valid,by_test = first('valid_accuracy'), first('test_accuracy')
     if by_valid is None or by_test is None: return []
     of = lambda a,key: share(_average(found, a, key))
-    if by_valid == by_test: return [f"Validation, too, has {by_test} as the best arm."]
+    if _average(found, by_valid, 'test_accuracy') == _average(found, by_test, 'test_accuracy'): return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
     return [f"Validation would have chosen {by_valid} ({of(by_valid, 'valid_accuracy')} there, {of(by_valid, 'test_accuracy')} on the test), not {by_test} ({of(by_test, 'valid_accuracy')} and "
             f"{of(by_test, 'test_accuracy')}): validation is drawn as training is, and shares its shortcuts."]
 
@@ -106,7 +106,10 @@ def _gaps(found):
     "What is missing"
     if not found['missing']: return []
     n,of = len(found['results']), len(found['arms'])*len(found['seeds'])
-    which = '; '.join(f"{a}: {'all seeds' if len(m) == len(found['seeds']) else 'seed ' + ', '.join(m)}" for a,m in found['missing'].items())
+    alike = {}
+    for a,m in found['missing'].items(): alike.setdefault(tuple(m), []).append(a)
+    seeds = lambda m: 'every seed' if len(m) == len(found['seeds']) else f"{'seed' if len(m) == 1 else 'seeds'} {_listed(m)}"
+    which = '; '.join(f"{seeds(m)} of {'every arm' if len(arms) == len(found['arms']) > 1 else _listed(arms)}" for m,arms in alike.items())
     return [f"This comparison is not finished: {count(n)} of {_plural(of, 'run')} {'is' if n == 1 else 'are'} done.", f"Missing: {which}. An arm is judged by the seeds that it shares with the other one.",
             f"To go on: {found['about'].get('command') or 'proxy-attention compare'}"]
 
@@ -167,13 +170,13 @@ def forest(
     left,right,each,top = 8, width-8, 44, 4
     px = lambda v: round(left + (right-left)*(min(max(v, low), high) - low)/(high-low), 1)
     bottom = top + each*len(rows)
-    out = [Markup('<path class="grid" d="M{0} {1} V{2}"/><text x="{0}" y="{3}" text-anchor="middle">{4}</text>').format(px(v), top, bottom, bottom+17, _axis(v)) for v in ticks(low, high, 5)]
+    out = [Markup('<path class="grid" d="M{0} {1} V{2}"/><text x="{0}" y="{3}" text-anchor="middle">{4}</text>').format(px(v), top, bottom, bottom+17, _axis(v)) for v in ticks(low, high, 5) if left+14 <= px(v) <= right-14]
     out.append(Markup('<path class="zero" d="M{} {} V{}"/>').format(px(0), top, bottom))
     for i,r in enumerate(rows):
         y,d = top + each*i + 30, r['diff']
         words = 'one seed: no interval' if d is None else f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]"
         out.append(Markup('<text class="who" x="{}" y="{}">{}</text><text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            left, y-12, r['name'], 'who' if d and d['sign'] else 'soft', right, y-12, words))
+            left, y-12, r['name'], 'who' if d and d['sign'] else 'dim', right, y-12, words))
         c = _colour[r['kind']]
         if d:
             out.append(Markup('<path class="span a{}" d="M{} {} H{}"/><path class="span a{} mid" d="M{} {} V{}"/>').format(c, px(d['low']), y, px(d['high']), c, px(d['mean']), y-7, y+7))
@@ -242,16 +245,16 @@ def verdict_table(
 ) -> dict: # heads, rows
     "A row an arm: accuracies, differences, costs"
     extra,best = _extra(found), _best(found)
-    heads = ['Test accuracy', 'Against none', f"Against {best if best else 'the best control'}", f"Per seed ({', '.join(found['seeds'])})", 'Validation accuracy', 'Seconds', 'Copies made',
-             *(name for name,_ in extra)]
+    heads = ['Test accuracy', 'Against none', f"Against {best if best else 'the best control'}", 'Validation accuracy', 'Seconds', 'Copies made', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
     rows = []
     for a in in_order(found):
         v = found['verdicts'].get(a)
         none,over = difference(v, 'none'), difference(v, 'best')
         cells = [(share(_average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)), ('best control' if a == best else _short(over), _effect(over)),
-                 (' '.join(written('.1f', 100*x if (x := num(at(found['results'].get((a, s)), 'test_accuracy'))) is not None else None) for s in found['seeds']), ''),
                  (share(_average(found, a, 'valid_accuracy')), ''), (secs(_average(found, a, 'seconds')), ''), (count(_mean(_copies(o) for o in _of(found, a))), '')]
-        rows.append(dict(name=a, kind=arm_kind(a), does=about_arms.get(a, ('', 'a policy of the settings file'))[1], cells=cells + [(share(_average(found, a, k)), '') for _,k in extra]))
+        seeds = ' '.join(written('.1f', None if x is None else 100*x) for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
+        cells += [*((share(_average(found, a, k)), '') for _,k in extra), (seeds, '')]
+        rows.append(dict(name=a, kind=arm_kind(a), does=about_arms.get(a, ('', 'a policy of the settings file'))[1], cells=cells))
     return dict(heads=heads, rows=rows)
 
 _spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scoring', ('score',)), ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
