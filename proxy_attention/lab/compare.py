@@ -25,7 +25,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core import check_choice, check_number
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
-from .runs import RunError, is_run, plain, provenance, read_lines
+from .runs import RunError, check_same, is_run, plain, provenance, read_lines
 from .stats import in_words, intervals
 from ..policy import NO_RECOMMENDED, presets
 from ..store import write_atomic
@@ -128,15 +128,18 @@ def compare(
     jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
     from proxy_attention.lab.data import load_items
-    from proxy_attention.lab.experiment import check_settings
+    from proxy_attention.lab.experiment import check_settings, command_line
     all_jobs = _jobs(conf, names, seeds, out, None)
-    for _,_,s,_ in all_jobs: check_settings(s) # Everything that is wrong is said before anything runs
+    for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s) # Everything that is wrong is said before anything runs
     items = load_items(conf.data, Path(data)) # Once, before the processes need it
     n_train = len(items.fixed['train']) if items.fixed else len(items)
     steps = fair_steps(conf, min(n_train, conf.data.n_train or n_train))
     all_jobs = _jobs(conf, names, seeds, out, steps)
-    command = ' '.join(['proxy-attention compare', experiment, '--arms', ','.join(names), '--seeds', ','.join(map(str, seeds)), *(f'--set {o}' for o in overrides)])
+    which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
+    command = command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), settings=(settings, None), data=(data, 'data'),
+                           interval=(interval, 't'), overrides=overrides)
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval)
+    for _,_,s,folder in all_jobs: check_same(folder, s)
     todo = [j for j in all_jobs if _done(j[3]) is None]
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
     write = lambda: write_comparison(out, about, all_jobs, interval)

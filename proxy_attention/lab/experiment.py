@@ -7,7 +7,8 @@ __all__ = ['mixers', 'keep_every', 'steps', 'Job', 'precision', 'deterministic',
            'file_digest', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits', 'quiet',
            'run_fits', 'tensorboard', 'train', 'judge', 'proxies', 'seen_log', 'save_gallery', 'spread', 'rgb', 'glow',
            'small', 'predictions', 'judge_method', 'looked', 'subgroups', 'test', 'told', 'smaller_batch',
-           'out_of_memory', 'forget', 'go', 'check_names', 'check_settings', 'run_settings', 'run_experiment']
+           'out_of_memory', 'forget', 'go', 'check_names', 'check_settings', 'run_settings', 'command_line',
+           'run_experiment']
 
 # %% ../../nbs/lab/09_experiment.ipynb #3dc059fb
 import contextlib
@@ -15,6 +16,7 @@ import gc
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -162,7 +164,6 @@ class Watch(Callback):
         self.record, self.vocab, self.meter = record, list(map(str, vocab)), CostMeter()
         self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
         self.report, self.probs, self.diverged = None, [], False
-    def before_fit(self): self.lr = None
     def before_train(self): self.start, self.seen = time.perf_counter(), 0
     def before_validate(self): self.start, self.probs, self.targets = time.perf_counter(), [], []
     def after_train(self): self.took = time.perf_counter() - self.start
@@ -608,6 +609,11 @@ def run_settings(
     finally: torch.set_num_threads(threads)
     return out
 
+def command_line(*words, overrides=(), **options):
+    "What a user would type: options (value, default) that differ from their default, then what was set"
+    given = [w for k,(v,default) in options.items() if v is not None and str(v) != str(default) for w in (f'--{k}', str(v))]
+    return shlex.join(['proxy-attention', *words, *given, *(w for o in overrides for w in ('--set', str(o)))])
+
 def run_experiment(
     experiment:str, # Section [experiment:...] of the settings
     settings=None, # Settings file; None: the working directory's, else the package's
@@ -623,4 +629,4 @@ def run_experiment(
     check_settings(conf)
     out = Path('runs')/experiment if out is None else Path(out)
     if again and out.exists(): clean_run(out)
-    return run_settings(conf, out, ' '.join(['proxy-attention run', experiment, *(f'--set {o}' for o in overrides)]), data, progress, say)
+    return run_settings(conf, out, command_line('run', experiment, out=(out, Path('runs')/experiment), settings=(settings, None), data=(data, 'data'), overrides=overrides), data, progress, say)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'MADE_BY', 'files', 'RunError', 'is_cost', 'plain', 'commit', 'provenance', 'save_weights', 'load_weights',
-           'save_state', 'load_state', 'opt_state', 'load_opt', 'rng_state', 'set_rng_state', 'is_run', 'clean_run',
-           'Run', 'read_lines']
+           'save_state', 'load_state', 'opt_state', 'load_opt', 'rng_state', 'set_rng_state', 'check_same', 'is_run',
+           'clean_run', 'Run', 'read_lines']
 
 # %% ../../nbs/lab/07_runs.ipynb #6e6a13e8
 import json
@@ -135,6 +135,19 @@ def _differences(old, new, prefix=''):
         else: out.append(f"{prefix}{k}: {a!r} then, {b!r} now")
     return out
 
+def check_same(
+    folder, # Of a run that may be there already
+    settings, # `Settings`, or a dict of them
+) -> dict|None: # What the run's config.json says; None if there is none
+    "An error if `folder` holds a run with other settings"
+    config = Path(folder)/'config.json'
+    if not config.exists(): return None
+    old = json.loads(config.read_text(encoding='utf-8'))
+    differ = _differences(old['settings'], plain(settings if isinstance(settings, dict) else settings.model_dump()))
+    if not differ: return old
+    raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder, "
+                   "or run it again from the start.")
+
 def is_run(folder) -> bool:
     "Did `run` make this folder?"
     try: return json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))['made_by'] == MADE_BY
@@ -188,16 +201,10 @@ class Run:
     def _read(self):
         config = self/'config.json'
         if not config.exists(): write_atomic(config, json.dumps(self.about, indent=2).encode() + b'\n')
-        else: self._same(json.loads(config.read_text(encoding='utf-8')))
+        else: self.about = check_same(self.folder, self.about['settings'])
         self.state = json.loads((self/'state.json').read_text(encoding='utf-8')) if (self/'state.json').exists() else dict(next=['prepare'], record_bytes=0)
         if self.state.get('schema', SCHEMA) > SCHEMA: raise RunError(f"{str(self.folder)!r} was made by a newer version of proxy_attention. Upgrade, or give another folder.")
         self._cut()
-
-    def _same(self, old):
-        differ = _differences(old['settings'], plain(self.about['settings']))
-        if not differ: self.about = old; return
-        raise RunError(f"{str(self.folder)!r} holds a run with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder, "
-                       "or run it again from the start.")
 
     def _cut(self):
         "Cut off lines of a step that didn't end"
