@@ -4,6 +4,7 @@ import json
 import numpy as np
 
 from proxy_attention.lab.compare import verdicts
+from proxy_attention.lab.stats import intervals
 
 LEVELS = dict(none=.52, duplicate_wrong=.545, random_erasing=.56, random_place=.53, shuffled_map=.525, masktune=.47, proposal=.55, early_look=.66, early_look_replace=.62)
 
@@ -29,6 +30,6 @@ def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., 
     head = dict(kind='compare', made_by='proxy_attention run', command='proxy-attention compare shortcut --arms ' + ','.join(levels), version='0.1', commit='a'*40,
                 settings=dict(name='shortcut', data=dict(source='shortcut_digits', strength=.95), model=dict(arch='small_cnn'), experiment=dict(steps=720, lr=.01)), settings_sha256='c'*64,
                 python='3.11', arms=list(levels), seeds=list(seeds), steps=720, interval='t', started='2026-01-02 03:04:05') | about
-    lines = [head, *results, *(verdicts(results, interval=head['interval']) if results else [])]
+    lines = [head, *results, *(verdicts(results, interval=head['interval'] if head['interval'] in intervals else 't') if results else [])]
     (folder/'record.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
     return folder

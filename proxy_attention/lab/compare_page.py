@@ -175,8 +175,8 @@ def forest(
     for i,r in enumerate(rows):
         y,d = top + each*i + 30, r['diff']
         words = 'one seed: no interval' if d is None else f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]"
-        out.append(Markup('<text class="who" x="{}" y="{}">{}</text><text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            left, y-12, r['name'], 'who' if d and d['sign'] else 'dim', right, y-12, words))
+        out.append(Markup('<text class="who" x="{}" y="{}">{}<title>{}</title></text><text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
+            left, y-12, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', r['name'], 'who' if d and d['sign'] else 'dim', right, y-12, words))
         c = _colour[r['kind']]
         if d:
             out.append(Markup('<path class="span a{}" d="M{} {} H{}"/><path class="span a{} mid" d="M{} {} V{}"/>').format(c, px(d['low']), y, px(d['high']), c, px(d['mean']), y-7, y+7))
