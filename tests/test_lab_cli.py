@@ -12,6 +12,7 @@ import filelock
 import pytest
 from hypothesis import HealthCheck, example, given, settings as hypo
 from hypothesis import strategies as st
+from compare_kit import make_comparison
 from lab_kit import make_run
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
@@ -36,7 +37,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'report', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'report', 'audit', 'clean', 'purge']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
@@ -261,8 +262,9 @@ def test_list_show_and_check_of_nothing_are_light(here):
     code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
            "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
     make_run(here/'runs'/'done', pictures=0)
+    make_comparison(here/'runs'/'compared')
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
-    for args in (['list'], ['show', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
+    for args in (['list'], ['show', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'none'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
         subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
 
 def quiet_names(conf): return []
@@ -380,6 +382,61 @@ def test_a_real_run(real, monkeypatch):
     again = run('run', 'try', '--set', 'lr=0.02')
     assert again.exit_code == 2 and 'other settings' in again.output
     assert answer('list')['runs'][0]['state'] == 'done'
+
+# -- comparing ------------------------------------------------------------------------------------------------------------------------------------
+
+tiny = ['--jobs', '1', '--set', 'steps=4', '--set', 'n_train=40']
+
+def test_compare(here, monkeypatch):
+    "Stopped after a run, gone on with, then with other seeds; every flag arrives"
+    from proxy_attention.lab import compare as lab
+    from proxy_attention.lab import experiment
+    monkeypatch.setattr(experiment, 'forget', lambda: None) # It ends the hooks of this very process
+    real = lab._work
+    def work(conf, folder, *args):
+        if (folder.parent.name, folder.name) == ('random_erasing', '3'): raise KeyboardInterrupt
+        return real(conf, folder, *args)
+    monkeypatch.setattr(lab, '_work', work)
+    args = ['compare', 'try', '--arms', 'random_erasing,none', '--seeds', '2', '--out', 'a b', '--data', 'pictures', *tiny]
+    got = run(*args)
+    assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,none --seeds 2 --out 'a b' --data pictures --jobs 1 "
+                                                           "--set steps=4 --set n_train=40` goes on from here")
+    assert 'This comparison is not finished: 1 of 4 runs is done' in run('report', 'a b').output and (here/'a b/report.html').is_file()
+    monkeypatch.setattr(lab, '_work', real)
+    got = run(*args)
+    assert got.exit_code == 0 and '1 runs are done, 3 to go' in got.output and 'against the best control' in got.output and 'Only controls were compared' in got.output
+    assert 'page   a b/report.html' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
+    told = answer('compare', 'try', '--arms', 'random_erasing', '--seed-list', '4,7', '--out', 'a b', '--data', 'pictures', '--interval', 'bootstrap-t', *tiny)
+    assert told['done'] and told['seeds'] == ['4', '7'] and told['interval'] == 'bootstrap-t' and told['steps'] == 4 and told['audits_clean'] == told['runs'] == 4
+    assert [v['arm'] for v in told['verdicts']] == ['none', 'random_erasing'] and told['verdict'] and Path(told['page']).is_file()
+    assert 'other settings' in wrong(*args, '--set', 'lr=0.5')
+
+@pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'none,,mixup'], ['--arms', 'commas']),
+                                         (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
+                                         (['--arms', 'none', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'none', '--interval', 'z'], ["'z'", 'bootstrap-t']),
+                                         (['--arms', 'none', '--jobs', '0'], ['jobs=0']), (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
+                                         (['--arms', 'none', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
+def test_compare_errors(here, args, words):
+    said = wrong('compare', 'try', *args)
+    assert all(w in said for w in words) and sorted(os.listdir()) == ['settings.ini']
+
+def test_compare_names_its_arms():
+    from proxy_attention.lab.compare import arms
+    said = run('compare', '--help').output
+    assert all(a in said for a in arms)
+
+def test_comparisons_are_listed_and_reported(here):
+    make_comparison(here/'runs'/'whole')
+    make_comparison(here/'runs'/'part', until=20)
+    got = run('list')
+    assert 'arms of a comparison' in got.output and 'another image\'s map' in got.output and '20 of 45 runs' in got.output and 'early_look beats the best control' in got.output
+    told = answer('list')
+    assert [(c['comparison'], c['state']) for c in told['comparisons']] == [('part', '20 of 45 runs'), ('whole', 'done')] and told['runs'] == []
+    assert dict(name='masktune', kind='rival').items() <= next(a for a in told['arms'] if a['name'] == 'masktune').items()
+    told = answer('report', 'runs/whole/record.jsonl', '--out', 'w.html')
+    assert told['best_control'] == 'random_erasing' and 'Comparison whole' in (here/'w.html').read_text()
+    make_run(here/'a')
+    assert 'Report it alone' in wrong('report', 'a', 'runs/whole')
 
 def test_audit(real, monkeypatch, tmp_path):
     top,_ = real

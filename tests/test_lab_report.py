@@ -27,7 +27,7 @@ def make_run(folder, arm='early_look', both=45, only_proxy=15, only_control=5, n
 
 class Checker(HTMLParser):
     "Tags that are opened are closed; what was seen is remembered"
-    void = {'meta', 'link', 'img', 'br'}
+    void = {'meta', 'link', 'img', 'br', 'wbr'}
     def __init__(self):
         super().__init__()
         self.stack,self.tags,self.attrs = [],[],[]

@@ -52,7 +52,7 @@ def span(
 
 # %% ../../nbs/lab/08_draw.ipynb #a11bb3f5
 def line_chart(
-    lines:list, # Dicts: name, number, style, pieces; a piece is a dict of points [(x, y, words)] and faint
+    lines:list, # Dicts: name ('': not read out), number, style, pieces; a piece is a dict of points [(x, y, words)] and faint
     xlabel:str, # Under the horizontal axis
     title:str, # What is drawn, for a reader that can't see it
     top=None, # Of the vertical axis; None: the largest value
@@ -84,7 +84,7 @@ def line_chart(
             if dots or len(p['points']) == 1:
                 out += [Markup('<circle class="f{}{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
                     l['number'] % 6, ' faint' if p.get('faint') else '', px(x), py(y), 2.6 if l['style'] == 'solid' else 2, words) for x,y,words in p['points']]
-    last = [f"{l['name']} {_tick(l['pieces'][-1]['points'][-1][1], percent, True)}" for l in lines if l['pieces'] and l['pieces'][-1]['points']]
+    last = [f"{l['name']} {_tick(l['pieces'][-1]['points'][-1][1], percent, True)}" for l in lines if l['name'] and l['pieces'] and l['pieces'][-1]['points']]
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}. Last values: {}.">{}</svg>').format(width, height, title, ', '.join(last), Markup('\n').join(out))
 
 def _tick(v, percent, exact=False): return f'{100*v:.3g}%' if percent else f'{v:.3g}' if exact else f'{v:g}'

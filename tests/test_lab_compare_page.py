@@ -1,0 +1,173 @@
+"""The page of a comparison: it claims what the intervals allow and no more, says what is missing, and takes any record."""
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from compare_kit import LEVELS, make_comparison
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, widths  # noqa: F401
+
+from proxy_attention.lab.arms import about_arms, arm_kind, controls
+from proxy_attention.lab.compare import arms, verdicts
+from proxy_attention.lab.compare_page import (compare_curves, comparison_summary, comparison_verdict, difference, forest, in_order, is_comparison, mean_curve, pairs, read_comparison, verdict_table,
+                                              write_compare_report)
+from proxy_attention.lab.report import write_report
+
+kinds = {a: arm_kind(a) for a in LEVELS}
+
+
+def made(tmp_path, name='compared', **kw): return read_comparison(make_comparison(tmp_path/name, **kw))
+
+def flat(tmp_path, **values):
+    "A comparison of arms with these values a seed, in the order of seeds"
+    folder = make_comparison(tmp_path/'flat', dict.fromkeys(values, .5), seeds=range(len(next(iter(values.values())))))
+    lines = [json.loads(line) for line in (folder/'record.jsonl').read_text().splitlines()]
+    results = [o | dict(test_accuracy=values[o['arm']][o['seed']], seconds=10.) for o in lines if o['kind'] == 'result']
+    (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, [lines[0], *results, *verdicts(results)])))
+    return read_comparison(folder)
+
+
+# -- what it says ---------------------------------------------------------------------------------------------------------------------------------
+
+def test_arms_are_the_same_everywhere(): assert list(about_arms) == list(arms) and controls == tuple(a for a in arms if arm_kind(a) == 'control') and controls[0] == 'none'
+
+def test_a_gain_a_loss_and_neither(tmp_path):
+    found = flat(tmp_path, none=[.5, .5, .5, .51, .5], mixup=[.55, .56, .55, .54, .55], early_look=[.7, .71, .69, .7, .72], masktune=[.4, .41, .4, .39, .4], proposal=[.5, .6, .55, .57, .52])
+    said = comparison_verdict(found)
+    d = found['verdicts']['early_look']['against_best']
+    assert said[0] == f"early_look beats the best control, mixup (55.0% right): +{100*d['mean']:.1f} points [{100*d['low']:.1f}, {100*d['high']:.1f}], at 1.00× its time." and d['arm'] == 'mixup'
+    assert said[1] == "No effect shown against mixup: proposal." and said[2].startswith('masktune loses to mixup: −15.0 points')
+    assert '5 seeds' in said[3] and 'not adjusted for the number of arms: of the 8 intervals' in said[3] and 'so few' not in said[3]
+
+def test_nothing_shown(tmp_path):
+    said = comparison_verdict(flat(tmp_path, none=[.5, .6, .4], early_look=[.52, .57, .44]))
+    assert said[0] == "Not one arm is shown to beat the best control, none (50.0% right)." and said[1] == "No effect shown against none: early_look." and 'so few' in said[2]
+    assert not any('beats' in s for s in said)
+
+def test_one_seed_shows_nothing(tmp_path):
+    found = flat(tmp_path, none=[.1], early_look=[.9])
+    assert comparison_verdict(found)[0].startswith('There are no two seeds') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+
+def test_only_controls(tmp_path): assert comparison_verdict(flat(tmp_path, none=[.1, .2], mixup=[.9, .9]))[0].startswith('Only controls')
+
+def test_validation_would_have_chosen_otherwise(tmp_path):
+    said = comparison_verdict(made(tmp_path))[-1]
+    assert said.startswith('Validation would have chosen') and 'not early_look' in said and 'shares its shortcuts' in said
+
+def test_missing_runs(tmp_path):
+    found = made(tmp_path, until=19, drop=[('masktune', 0)])
+    said = ' '.join(comparison_verdict(found))
+    assert '18 of 45 runs are done' in said and 'seeds 2, 3 and 4 of duplicate_wrong' in said and 'seeds 0, 2, 3 and 4 of masktune' in said and 'seeds 3 and 4 of none' in said
+    assert 'To go on: proxy-attention compare shortcut --arms none' in said and comparison_summary(found)['state'] == '18 of 45 runs' and not comparison_summary(found)['done']
+    page = write_compare_report(found['folder']).read_text()
+    check(page)
+    assert 'class="verdict warn"' in page and next(r for r in rows_of(page) if r[0] == 'masktune')[-1] == '– ' + f"{100*found['results']['masktune', '1']['test_accuracy']:.1f}" + ' – – –'
+    nothing = write_compare_report(make_comparison(tmp_path/'nothing', until=0)).read_text()
+    check(nothing)
+    assert 'There is no result yet' in nothing and 'every seed of every arm' in nothing and 'No epoch has ended yet' in nothing
+
+def test_what_makes_it_unfair_or_untrue_comes_first(tmp_path):
+    folder = make_comparison(tmp_path/'bad')
+    def change(**kw):
+        lines = [json.loads(line) for line in (folder/'record.jsonl').read_text().splitlines()]
+        lines[3].update(kw)
+        (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+        return comparison_verdict(read_comparison(folder))
+    assert 'audit of 1 run is not clean' in change(audit_ok=False)[0] and "don't share the split:" in change(audit_ok=True, split_sha256='x')[0]
+    assert 'split and initial weights' in change(initial_sha256='x')[0] and 'number of optimizer steps' in change(steps=7)[0]
+    page = write_compare_report(folder).read_text()
+    assert 'same split' not in page and 'class="verdict warn"' in page
+
+def test_the_table_is_the_record(tmp_path):
+    found = made(tmp_path)
+    assert in_order(found)[0] == 'random_erasing' and [kinds[a] for a in in_order(found)] == ['control']*5 + ['rival'] + ['proxies']*3
+    page = write_report(found['folder']).read_text()
+    check(page)
+    row = next(r for r in rows_of(page) if r[0] == 'early_look')
+    mean = sum(found['results']['early_look', str(s)]['test_accuracy'] for s in range(5))/5
+    d = found['verdicts']['early_look']['against_none']
+    assert row[1:4] == ['proxies', f'{mean:.1%}', f"+{100*d['mean']:.1f} [{100*d['low']:.1f}, {100*d['high']:.1f}]"] and '1,200' in row
+    assert len(verdict_table(found)['heads']) + 2 == len(row) and 'Saliency on shortcut' in verdict_table(found)['heads'] and 'Worst group' in verdict_table(found)['heads']
+    assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention audit runs/compared/arms/none/0' in page and str(tmp_path) not in page
+    assert 'SHA-256 of the three lists 5f1e5f1e5f1e5f1e' in page and 'shortcut_digits' in page and page.count('class="gain"') + page.count('n gain') == sum(
+        (x := difference(v, k)) is not None and x['sign'] > 0 for v in found['verdicts'].values() for k in ('none', 'best'))
+
+def test_out(tmp_path):
+    folder = make_comparison(tmp_path/'c', interval='bootstrap-t')
+    assert write_report(folder/'record.jsonl', tmp_path/'x.html') == tmp_path/'x.html' and not (folder/'report.html').exists() and '(bootstrap-t)' in (tmp_path/'x.html').read_text()
+    assert is_comparison(folder) and is_comparison(folder/'record.jsonl') and not is_comparison(tmp_path) and not is_comparison(tmp_path/'x.html')
+    with pytest.raises(ValueError, match='not the folder of a comparison'): read_comparison(tmp_path)
+    with pytest.raises(ValueError, match='Report it alone'): write_report([folder, folder], tmp_path/'y.html')
+
+# -- drawings -------------------------------------------------------------------------------------------------------------------------------------
+
+def row(low, mean, high, dots, name='a'): return dict(name=name, kind='proxies', diff=dict(arm='none', low=low, mean=mean, high=high, n=2, cost=1., sign=int(low > 0) - int(high < 0)), dots=dots)
+
+def marks(svg):
+    "Where 0, the ends of the interval, its mean and the dots are"
+    tree = ET.fromstring(str(svg))
+    path = {p.get('class'): p.get('d') for p in tree.iter('path') if p.get('class') != 'grid'}
+    ends = re.match(r'M([\d.]+) [\d.]+ H([\d.]+)', path['span a0']).groups()
+    return float(path['zero'].split()[0][1:]), *map(float, ends), float(path['span a0 mid'].split()[0][1:]), [float(c.get('cx')) for c in tree.iter('circle')]
+
+def test_the_forest_is_to_scale():
+    zero,low,high,mean,dots = marks(forest([row(.02, .05, .08, [('0', .04), ('1', .06)])], 't'))
+    a = (high - low)/.06
+    assert mean - low == pytest.approx(.03*a, abs=.2) and low - zero == pytest.approx(.02*a, abs=.3) and dots == pytest.approx([zero + .04*a, zero + .06*a], abs=.4)
+    assert marks(forest([row(.02, .05, .08, [])], 't', 900))[2] > 520
+
+def test_an_interval_of_two_seeds_does_not_hide_the_seeds():
+    svg = forest([row(-.9, .05, 1., [('0', .04), ('1', .06)])], 't')
+    zero,low,high,_,dots = marks(svg)
+    assert 0 <= low < zero < dots[0] < dots[1] < high <= 520 and dots[1] - dots[0] > 20 and str(svg).count('v10 z') == 2
+    assert str(forest([row(.02, .05, .08, [])], 't')).count('v10 z') == 0 and forest([], 't') == ''
+
+def test_pairs_and_mean_curve(tmp_path):
+    found = flat(tmp_path, none=[.5, .4], early_look=[.7, .7])
+    assert pairs(found, 'early_look', 'none') == [('0', pytest.approx(.2)), ('1', pytest.approx(.3))]
+    assert mean_curve([[(1, .2), (2, .4)], [(3, .4), (4, .6), (6, .8)]]) == [(2, pytest.approx(.3)), (4, pytest.approx(.6))] and mean_curve([[], []]) == []
+
+def test_curves(tmp_path):
+    found = made(tmp_path, levels={f'policy_{i}': .5 for i in range(15)} | dict(none=.5), seeds=range(2))
+    svg = str(compare_curves(found))
+    looks = re.findall(r'class="curve (a\d s\d) arm', svg)
+    assert len(looks) == len(set(looks)) == 16 and svg.count('seed arm') == 32 and 'policy_3' in svg and 'optimizer steps' in svg
+    assert 'seconds of training' in compare_curves(found, 'seconds') and compare_curves(found, 'seconds') != svg
+
+# -- any record -----------------------------------------------------------------------------------------------------------------------------------
+
+def test_everything_is_text(tmp_path):
+    found = made(tmp_path, levels={'none': .5, hostile: .7, 'žluť 🐴': .6}, command=f'proxy-attention compare {hostile}', interval=hostile)
+    page = write_compare_report(found['folder']).read_text()
+    check(page)
+    assert 'alert(1)' in page and '<script>alert' not in page and '49' not in re.findall(r'amp;(\d\d)', page)
+
+values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10**20, 10**20), st.floats(), st.text(max_size=5)), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=3), s, max_size=2), max_leaves=5)
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.integers(0, 14), st.sampled_from(['arm', 'seed', 'arms', 'seeds', 'test_accuracy', 'valid_accuracy', 'curve', 'copies', 'seconds', 'steps', 'settings', 'command', 'interval', 'audit_ok',
+                                                               'against_none', 'against_best', 'map_on_digit', 'split_sha256', 'initial_sha256', 'kind']), values), max_size=8))
+def test_any_record(tmp_path_factory, changes):
+    folder = make_comparison(tmp_path_factory.mktemp('any'), dict(none=.5, mixup=.5, early_look=.7), seeds=range(3))
+    lines = [json.loads(line) for line in (folder/'record.jsonl').read_text().splitlines()]
+    for i,key,v in changes:
+        if i % len(lines) or key != 'kind': lines[i % len(lines)][key] = v
+    (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    check(write_compare_report(folder).read_text())
+
+# -- in a browser ---------------------------------------------------------------------------------------------------------------------------------
+
+@in_browser
+def test_in_a_browser(tmp_path, browse): # noqa: F811
+    page = write_compare_report(make_comparison(tmp_path/'compare_with_a_rather_long_name', levels=LEVELS | {'a_policy_with_a_very_long_name_'*3: .5}))
+    press = "<script>document.querySelectorAll('.pick button')[2].click()</script></body>"
+    dom,complaints,asked = browse(f'file://{page}')
+    assert complaints == [] and asked == [] and 'lit' not in re.findall(r'<path class="curve[^>]*>', dom)[0]
+    (tmp_path/'pressed.html').write_text(re.sub(r'<meta http-equiv[^>]*>', '', page.read_text()).replace('</body>', press))
+    dom,complaints,_ = browse(f'file://{tmp_path}/pressed.html')
+    lit = re.findall(r'<path class="curve ([^"]*) lit"', dom)
+    assert complaints == [] and lit and all('arm2' in c.split() for c in lit) and 'aria-pressed="true"' in dom
+    (tmp_path/'frame.html').write_text(framed(page.read_text(), 390))
+    assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == (390, 390)
