@@ -266,6 +266,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare._run_all': ( 'lab/compare.html#_run_all',
                                                                                        'proxy_attention/lab/compare.py'),
+                                             'proxy_attention.lab.compare._short': ( 'lab/compare.html#_short',
+                                                                                     'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare._work': ( 'lab/compare.html#_work',
                                                                                     'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare.arm_cutmix': ( 'lab/compare.html#arm_cutmix',

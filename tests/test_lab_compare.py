@@ -160,7 +160,7 @@ def test_the_best_control_is_a_control():
 def test_text(run):
     out = run(['early_look'], 2, interval='bootstrap-t')
     text = comparison_text(out)
-    assert 'early_look' in text and 'against none' in text and '8 optimizer steps each' in text and '(bootstrap-t) over 2 seeds' in text and '4 of 4 runs clean' in text
+    assert 'early_look' in text and 'against none' in text and '8 optimizer steps each' in text and '(bootstrap-t)' in text and 'of 2 seeds' in text and '4 of 4 runs clean' in text
 
 # --------------------------------------------------------------------------------------------------------------------------------------- errors
 

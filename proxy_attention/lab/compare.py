@@ -26,7 +26,7 @@ from ..core import check_choice, check_number
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_same, is_run, plain, provenance, read_lines
-from .stats import in_words, intervals
+from .stats import in_words, intervals, points
 from ..policy import NO_RECOMMENDED, presets
 from ..store import write_atomic
 
@@ -249,6 +249,12 @@ def write_comparison(out, about, all_jobs, interval):
     Path(out).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(out)/'record.jsonl', ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
 
+def _short(v):
+    "A verdict in two cells: what it is, and the numbers"
+    if v is None: return '', ''
+    kind = 'gain' if v['low'] > 0 else 'loss' if v['high'] < 0 else 'no effect shown'
+    return f"{points(v['mean'])} [{points(v['low']).lstrip('+')}, {points(v['high']).lstrip('+')}]", kind
+
 def comparison_text(
     out, # Folder of a comparison, or its record
 ) -> str:
@@ -256,12 +262,13 @@ def comparison_text(
     lines = read_lines(out)
     head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
     results = [o for o in lines if o['kind'] == 'result']
-    say = lambda v: '' if v is None else v['words']
-    table = [('arm', 'seeds', 'mean', 'per seed', 'seconds', 'against none', 'against the best control')]
+    best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
+    table = [('arm', 'mean', 'lowest', 'highest', 'seconds', 'against none', '', f'against {best}' if best else '', '')]
     for v in rows:
-        table.append((v['arm'], str(v['seeds']), f"{v['mean']:.1%}", ' '.join(f"{x:.1%}" for x in v['values'].values()), f"{v['seconds']:.0f}", say(v.get('against_none')), say(v.get('against_best'))))
+        values = [x for x in v['values'].values() if x is not None]
+        table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}", *_short(v.get('against_none')), *_short(v.get('against_best'))))
     width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    text = ['  '.join(c.ljust(w) for c,w in zip(r, width)).rstrip() for r in table]
-    note = (f"Test accuracy, {head['steps']} optimizer steps each; mean paired difference with its 95% interval ({head['interval']}) over {len(head['seeds'])} seeds; not adjusted for the "
-            f"number of arms. Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
+    text = ['  '.join(c.rjust(w) if 0 < i < 5 else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in table]
+    note = (f"Test accuracy of {len(head['seeds'])} seeds, {head['steps']} optimizer steps each. Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
+            f"for the number of arms; {best} is the best control. Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
     return '\n'.join([text[0], '-'*max(map(len, text)), *text[1:], '', note])
