@@ -43,12 +43,23 @@ def test_a_gain_a_loss_and_neither(tmp_path):
 
 def test_nothing_shown(tmp_path):
     said = comparison_verdict(flat(tmp_path, none=[.5, .6, .4], early_look=[.52, .57, .44]))
-    assert said[0] == "Not one arm is shown to beat the best control, none (50.0% right)." and said[1] == "No effect shown against none: early_look." and 'so few' in said[2]
+    assert said[0] == "Not one arm is shown to beat the best control, none (50.0% right)." and said[1] == "No effect shown against none: early_look." and 'so few' in said[2] and 'intervals' not in said[2]
     assert not any('beats' in s for s in said)
 
 def test_one_seed_shows_nothing(tmp_path):
     found = flat(tmp_path, none=[.1], early_look=[.9])
     assert comparison_verdict(found)[0].startswith('There are no two seeds') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+
+def test_an_arm_without_two_shared_seeds_is_named(tmp_path):
+    said = comparison_verdict(made(tmp_path, drop=[('early_look', s) for s in range(4)] + [('proposal', s) for s in range(2)]))
+    assert any(s == "Not judged, for want of two seeds shared with random_erasing: early_look." for s in said) and 'over 3 to 5 seeds' in ' '.join(said)
+
+def test_none_is_the_best_control(tmp_path):
+    "One column and one picture, not the same twice"
+    found = flat(tmp_path, none=[.5, .6, .4], mixup=[.3, .2, .3], early_look=[.52, .57, .44])
+    page = write_compare_report(found['folder']).read_text()
+    assert 'Against none, the best control' in verdict_table(found)['heads'] and page.count('class="zero"') == 1
+    assert len({len(r['cells']) for r in verdict_table(found)['rows']} | {len(verdict_table(found)['heads'])}) == 1 and 'of the 2 intervals' in ' '.join(comparison_verdict(found))
 
 def test_only_controls(tmp_path): assert comparison_verdict(flat(tmp_path, none=[.1, .2], mixup=[.9, .9]))[0].startswith('Only controls')
 

@@ -77,6 +77,7 @@ def _beaten(found):
     out = [f"{a} beats {control if i == 0 else best}: {_span(d)}{_time(d)}." for i,(a,d) in enumerate(wins)]
     if not wins: out.append(f"Not one arm is shown to beat {control}.")
     if level := [a for a,d in tried if d['sign'] == 0]: out.append(f"No effect shown against {best}: {_listed(level)}.")
+    if alone := [a for a in in_order(found) if arm_kind(a) != 'control' and a not in dict(tried)]: out.append(f"Not judged, for want of two seeds shared with {best}: {_listed(alone)}.")
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _untried(found):
@@ -86,11 +87,16 @@ def _untried(found):
 
 def _caveats(found):
     "What an interval here is, and isn't"
-    n,judged = len(found['seeds']), sum(difference(v, k) is not None for v in found['verdicts'].values() for k in ('none', 'best'))
+    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('none', 'best') if (d := difference(v, k))}.values())
     if not judged: return []
+    pairs = sorted({d['n'] for d in judged if d['n'] is not None}) or [len(found['seeds'])]
+    n = pairs[0]
+    over = _plural(n, 'seed') if len(pairs) == 1 else f"{count(n)} to {_plural(pairs[-1], 'seed')}"
     few = ' With so few the interval is wide, and leans on their differences being normally distributed.' if n < 5 else ''
-    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {_plural(n, 'seed')}, on the same test images.{few} It is not adjusted for the number of "
-            f"arms: of the {judged} intervals here one in twenty would leave 0 out if no arm differed from another. The best control was picked by these same results, which favours it."]
+    many = f" It is not adjusted for the number of arms: of the {len(judged)} intervals here one in twenty would leave 0 out if no arm differed from another." if len(judged) > 1 else ''
+    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {over}, on the same test images.{few}{many} The best control was picked by these "
+            "same results, which favours it."]
+
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
@@ -245,12 +251,12 @@ def verdict_table(
 ) -> dict: # heads, rows
     "A row an arm: accuracies, differences, costs"
     extra,best = _extra(found), _best(found)
-    heads = ['Test accuracy', 'Against none', f"Against {best if best else 'the best control'}", 'Validation accuracy', 'Seconds', 'Copies made', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
+    heads = ['Test accuracy', *(['Against none, the best control'] if best == 'none' else ['Against none', f"Against {best or 'the best control'}"]), 'Validation accuracy', 'Seconds', 'Copies made', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
     rows = []
     for a in in_order(found):
         v = found['verdicts'].get(a)
         none,over = difference(v, 'none'), difference(v, 'best')
-        cells = [(share(_average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)), ('best control' if a == best else _short(over), _effect(over)),
+        cells = [(share(_average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)), *([('best control' if a == best else _short(over), _effect(over))] if best != 'none' else []),
                  (share(_average(found, a, 'valid_accuracy')), ''), (secs(_average(found, a, 'seconds')), ''), (count(_mean(_copies(o) for o in _of(found, a))), '')]
         seeds = ' '.join(written('.1f', None if x is None else 100*x) for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
         cells += [*((share(_average(found, a, k)), '') for _,k in extra), (seeds, '')]
@@ -343,7 +349,9 @@ def write_compare_report(
     found = read_comparison(folder)
     sentences,bad,arms = comparison_verdict(found), _audits(found), in_order(found)
     cost_bars,cost_table = _costs(found)
-    plots = [(f'Against {name}', svg) for name,svg in (('none', _forest(found, 'none')), (f'the best control, {_best(found)}', _forest(found, 'best'))) if svg]
+    best = _best(found)
+    asked = [('none, the best control', 'none')] if best == 'none' else [('none', 'none'), (f'the best control, {best}', 'best')]
+    plots = [(f'Against {name}', svg) for name,against in asked if (svg := _forest(found, against))]
     curves = [(f'By {words}', svg) for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds')) if (svg := compare_curves(found, against))]
     legend = [dict(number=i, colour=i % 6, stroke=_strokes[i//6 % 3], name=a) for i,a in enumerate(arms)]
     page = _template('compare.html').render(
