@@ -102,6 +102,8 @@ def test_the_table_is_the_record(tmp_path):
     assert row[1:4] == ['proxies', f'{mean:.1%}', f"+{100*d['mean']:.1f} [{100*d['low']:.1f}, {100*d['high']:.1f}]"] and '1,200' in row
     assert len(verdict_table(found)['heads']) + 2 == len(row) and 'Saliency on shortcut' in verdict_table(found)['heads'] and 'Worst group' in verdict_table(found)['heads']
     assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention audit runs/compared/arms/none/0' in page and str(tmp_path) not in page
+    took = [found['results']['early_look', str(s)]['seconds'] for s in range(5)]
+    assert f'{min(took):.1f} to {max(took):.1f}</td>' in page
     assert 'SHA-256 of the three lists 5f1e5f1e5f1e5f1e' in page and 'shortcut_digits' in page and page.count('class="gain"') + page.count('n gain') == sum(
         (x := difference(v, k)) is not None and x['sign'] > 0 for v in found['verdicts'].values() for k in ('none', 'best'))
 

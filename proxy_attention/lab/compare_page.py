@@ -270,11 +270,12 @@ def _costs(found):
     arms = in_order(found)
     total = {a: _average(found, a, 'seconds') for a in arms}
     times = lambda a: f" ({total[a]/total['none']:.2f}×)" if total.get('none') and total[a] is not None and a != 'none' else ''
+    ends = lambda a: (lambda v: f'{secs(min(v))} to {secs(max(v))}' if v else '–')([o['seconds'] for o in _of(found, a) if num(o.get('seconds')) is not None])
     drawn = bars([(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms])
     part = lambda a,keys: (lambda vs: sum(vs) if vs else None)([v for k in keys if (v := _average(found, a, f'seconds_{k}')) is not None])
     cols = [(name, keys) for name,keys in _spent if any(part(a, keys) is not None for a in arms)]
-    rows = [[a, *(secs(part(a, keys)) for _,keys in cols), count(_average(found, a, 'peak_ram_mb'))] for a in arms]
-    return drawn, dict(heads=['Arm', *(f'{name}, s' for name,_ in cols), 'Peak RAM, MB'], rows=rows)
+    rows = [[a, ends(a), *(secs(part(a, keys)) for _,keys in cols), count(_average(found, a, 'peak_ram_mb'))] for a in arms]
+    return drawn, dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name,_ in cols), 'Peak RAM, MB'], rows=rows)
 
 def _run_rows(found):
     "A row a run, with the command of its page"
