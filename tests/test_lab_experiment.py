@@ -527,7 +527,7 @@ def test_divergence(run):
 
 def test_a_changed_image_is_noticed(run, cache, monkeypatch):
     def stop(*args): raise KeyboardInterrupt
-    shutil.copytree(next((cache/'shortcut_digits').iterdir()), 'mine')
+    shutil.copytree(lab.load_items(lab.load_experiment('try', 'settings.ini').data, cache).root, 'mine')
     with monkeypatch.context() as m:
         m.setitem(lab.steps, 'proxies', stop)
         with pytest.raises(KeyboardInterrupt): run('source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=')
