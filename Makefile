@@ -15,9 +15,10 @@ help: ## This list
 demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
-test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/
-	$(BIN)/nbdev-test --n-workers 0
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: the lab's tests, and all others)
+	@$(BIN)/python -m pytest tests/test_lab_*.py > .lab_tests.log 2>&1 & lab=$$!; \
+	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/python -m pytest --ignore-glob='tests/test_lab_*'; others=$$?; \
+	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status
 
 lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint
 	$(BIN)/python .ci/agree.py

@@ -181,7 +181,7 @@ def test_killed_at_any_moment(run, change, monkeypatch):
     start = time.monotonic()
     whole = run(*change, out='whole')
     took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
-    while kills < 8: # In all of them together more than 20
+    while kills < 6: # In all of them together more than 20
         kills += go_on(lambda: run(*change, out=f'killed{n}'), lambda: rng.uniform(0.02, 0.6)*took) # noqa: B023
         assert lines(f'killed{n}') == lines(whole) and same(final(f'killed{n}'), final(whole)) and copies(f'killed{n}') == copies(whole)
         assert listed(f'killed{n}') == listed(whole)
@@ -206,7 +206,7 @@ def test_killed_at_every_write(run, monkeypatch):
             return real(a, b)
         os.replace = replace
         run('cycles=1', 'share=0.05', out=out)
-    for at in range(1, len(moves)+1, 4):
+    for at in range(1, len(moves)+1, 6):
         os.waitpid(child(lambda: dying(f'k{at}', at)), 0) # noqa: B023
         out = run('cycles=1', 'share=0.05', out=f'k{at}')
         assert lines(out) == lines(whole) and same(final(out), final(whole)) and copies(out) == copies(whole), moves[at-1]
