@@ -189,10 +189,9 @@ def run_line(
     folder, # Of the run
 ) -> dict|None:
     "What a run came to, in one line; None if it isn't done"
-    lines = read_lines(folder)
-    end = _done(folder)
-    if end is None: return None
-    first = lines[0]
+    lines = read_lines(folder) if is_run(folder) else []
+    if not lines or lines[-1]['kind'] != 'end': return None
+    first,end = lines[0], lines[-1]
     curve,step,seconds = [], 0, 0.
     for o in lines:
         if o['kind'] == 'epoch':
@@ -209,8 +208,7 @@ def run_line(
 
 def check_fair(results):
     "An error if runs that are compared don't share split, initial weights and steps"
-    for what,key in (('split', lambda r: 0), ('initial weights', lambda r: r['seed'])):
-        name = 'split_sha256' if what == 'split' else 'initial_sha256'
+    for what,name,key in (('split', 'split_sha256', lambda r: 0), ('initial weights', 'initial_sha256', lambda r: r['seed'])):
         seen = {}
         for r in results:
             if seen.setdefault(key(r), r[name]) != r[name]: raise RunError(f"{r['arm']}, seed {r['seed']} has another {what} than the other arms: they can't be compared.")

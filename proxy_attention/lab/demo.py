@@ -6,7 +6,6 @@
 __all__ = ['files', 'Measure', 'Record', 'watcher', 'run_demo']
 
 # %% ../../nbs/lab/13_demo.ipynb #e7342401
-import contextlib
 import json
 import platform
 import shutil
@@ -25,7 +24,7 @@ from .. import __version__
 from ..core import Clock, check_number, digest, kept_rng, no_footprint, peak_ram
 from .config import SettingsError, load_experiment
 from .digits import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, split_files, splits, truth_masks
-from .models import small_cnn
+from .models import quiet, small_cnn
 from .report import read_records, table_text, verdict, write_report
 from ..saliency import saliency_maps
 
@@ -111,14 +110,6 @@ def watcher(
     return Watch()
 
 # %% ../../nbs/lab/13_demo.ipynb #30378a50
-def _silent(learn, bars):
-    "Context in which a fit shows its bars only if `bars`"
-    stack = contextlib.ExitStack()
-    if not bars:
-        stack.enter_context(learn.no_bar())
-        stack.enter_context(learn.no_logging())
-    return stack
-
 def _learner(settings, data, cbs=()):
     "A learner with the initial weights that the seed gives"
     from fastai.learner import Learner
@@ -243,7 +234,7 @@ def _run(conf, out, bars, start):
         return got
 
     p = conf.proxy
-    with _silent(learn, bars):
+    with quiet(learn, bars):
         table = learn.fit_proxy(p.cycles, conf.epochs, lr=exp.lr, look_after=p.look_after, restart=p.restart, after_cycle=after_cycle)
     right = measure.right(learn.model)
     steps = watch.steps
@@ -252,7 +243,7 @@ def _run(conf, out, bars, start):
     learn = _learner(conf, data)
     watch = watcher(record, measure, 'control', every)
     learn.add_cb(watch)
-    with _silent(learn, bars), epoch_of(learn.dls, steps): learn.fit_one_cycle(1, exp.lr)
+    with quiet(learn, bars), epoch_of(learn.dls, steps): learn.fit_one_cycle(1, exp.lr)
     got = _measured(measure, learn.model)
     record('fit', arm='control', cycle=0, items=len(learn.dls.train_ds), proxies=0, steps=watch.steps, seconds_train=watch.seconds,
            seconds_score=0., seconds_saliency=0., seconds_erase=0., seconds_write=0., peak_ram_mb=peak_ram(), **got)

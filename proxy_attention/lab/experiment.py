@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['mixers', 'keep_every', 'named', 'steps', 'Job', 'precision', 'deterministic', 'run_dls', 'suspects', 'make_proxy_cb',
-           'make_learn', 'loaded', 'file_digest', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs',
-           'stage_fits', 'quiet', 'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'seen_log',
-           'save_gallery', 'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'looked', 'subgroups',
-           'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names', 'check_settings',
-           'run_settings', 'command_line', 'run_experiment']
+           'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits',
+           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'seen_log', 'save_gallery', 'spread',
+           'rgb', 'glow', 'small', 'predictions', 'judge_method', 'looked', 'subgroups', 'test', 'told',
+           'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names', 'check_settings', 'run_settings',
+           'command_line', 'run_experiment']
 
 # %% ../../nbs/lab/12_experiment.ipynb #3dc059fb
 import contextlib
@@ -33,6 +33,7 @@ from fastcore.imports import IN_NOTEBOOK
 
 from .. import gallery  # noqa: F401
 from ..callback import ProxyAttentionCB
+from ..audit import file_digest
 from ..core import Clock, digest, kept_rng, no_footprint
 from ..cycles import epoch_of, parse_until, reset_head, resettable, smaller_is_better, steps_of
 from ..gallery import proxy_images
@@ -40,7 +41,7 @@ from .config import Problem, SettingsError, load_experiment, measures
 from .data import load_items, make_dls, test_dl
 from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, need_cleanlab
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
-from .models import input_stats, make_learner
+from .models import input_stats, make_learner, quiet
 from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
 from .splits import audit_run, load_split, make_splits, save_split
 from ..look import TrainingLog, prepared
@@ -138,8 +139,6 @@ def loaded(job, name, cbs=(), dls=None):
     return learn
 
 # %% ../../nbs/lab/12_experiment.ipynb #f1dfc214
-def file_digest(file): return digest(Path(file).read_bytes())
-
 def prepare(job):
     "Split, initial weights, and the first line of the record"
     d,run = job.conf.data, job.run
@@ -197,10 +196,9 @@ class Watch(Callback):
         loss,*rest = self.recorder.values[-1]
         self.epochs, self.images = self.epochs + 1, self.images + self.seen
         self.seconds = {'train': self.seconds['train'] + self.took, 'valid': self.seconds['valid'] + self.took_valid}
-        self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']), train_loss=loss, valid_loss=rest[0],
-                    **{k: self.report[k] for k in measures if k in self.report}, seconds_train=self.took, seconds_valid=self.took_valid,
-                    images_per_second=self.seen/self.took, **self.meter.row())
         self.last = {'train_loss': loss, 'valid_loss': rest[0], **{k: self.report[k] for k in measures if k in self.report}}
+        self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']), **self.last,
+                    seconds_train=self.took, seconds_valid=self.took_valid, images_per_second=self.seen/self.took, **self.meter.row())
 
     def state(self): return dict(epochs=self.epochs, steps=self.steps, images=self.images, seconds=dict(self.seconds))
     def load(self, state): self.epochs, self.steps, self.images, self.seconds = (state[k] for k in ('epochs', 'steps', 'images', 'seconds'))
@@ -312,14 +310,6 @@ def stage_fits(
     return [dict(frozen=True, epochs=e.freeze_epochs, lr=slice(lr), steps=None, more=dict(pct_start=0.99)),
             dict(frozen=False, epochs=epochs, lr=slice(lr/200, lr/2), steps=None, more=dict(pct_start=0.3, div=5.))]
 
-def quiet(learn, bars):
-    "Context in which a fit shows bars and tables only if `bars`"
-    stack = contextlib.ExitStack()
-    if not bars:
-        stack.enter_context(learn.no_bar())
-        stack.enter_context(learn.no_logging())
-    return stack
-
 def run_fits(job, learn, watch, fits):
     "All fits of a stage, from the checkpoint on if there is one"
     kept = job.run.partial()
@@ -376,7 +366,7 @@ def train(job, cycle:int):
     if log is not None: save_state(run.weights(f'seen{cycle}.pt'), dict(wrong=torch.from_numpy(log.wrong), y=torch.from_numpy(log.y)))
     verdict = judge(conf.experiment, st, cycle, watch.last)
     run.record('stage', stage='train', cycle=cycle, items=items, proxies=proxies, bs=learn.dls.bs, accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
-               train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report, **looked(job, learn.model, 'valid', cap=200),
+               train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report, **looked(job, learn, 'valid', cap=200),
                rolled_back=verdict['history'][-1]['rolled_back'], seconds_train=watch.seconds['train'], seconds_valid=watch.seconds['valid'],
                images_per_second=watch.images/watch.seconds['train'], proxies_mb=folder_bytes(run/'proxies')/1e6, **watch.meter.row())
     back = verdict['history'][-1]['rolled_back']
@@ -524,15 +514,13 @@ def judge_method(conf):
     return conf.experiment.judge or ('layercam' if erases != 'layercam' else 'gradcam')
 
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
-def looked(job, model, split, cap=None):
+def looked(job, learn, split, cap=None):
     "Quality of the maps on the images of a split whose truth is known: {} where none is"
     if job.items.masks is None: return {}
     idxs = job.splits[split][:cap]
-    dls = make_dls(job.items, {**job.splits, split: idxs}, job.conf.data, stats=input_stats(job.conf.model.arch, job.conf.model.weights or 'none'), size=job.size,
-                   bs=job.bs, device=job.device)
-    method,side = judge_method(job.conf), job.size
-    with kept_rng(), no_footprint(model):
-        maps = torch.cat([saliency_maps(model, prepared(b, model)[0], method=method).cpu() for b in test_dl(dls, job.items, {split: idxs}, split)])
+    method,side,model = judge_method(job.conf), job.size, learn.model
+    with no_footprint(model):
+        maps = torch.cat([saliency_maps(model, prepared(b, model)[0], method=method).cpu() for b in test_dl(learn.dls, job.items, {split: idxs}, split)])
     truths = [job.items.masks(job.items.files[i]) for i in idxs]
     masks = np.stack([[cv2.resize(m.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0 for m in t.values()] for t in truths])
     return dict(maps=dict(method=method, split=split, images=len(idxs), **map_quality(maps.numpy(), masks, list(truths[0]))))
@@ -556,7 +544,7 @@ def test(job):
     best = max((o['accuracy'] for o in epochs), default=None)
     target = conf.experiment.target_accuracy or (None if best is None else round(0.9*best, 4))
     audited = audit_run(run.folder)
-    maps = looked(job, learn.model, split)
+    maps = looked(job, learn, split)
     totals = {f'seconds_{k}': sum(o.get(f'seconds_{k}') or 0 for o in stages) for k in ('train', 'valid', 'score', 'saliency', 'erase', 'write')}
     run.record('end', stop=st['stop'], cycles=sum(o['stage'] == 'train' for o in stages) - 1, tested_on=split, test=report, **maps,
                target=dict(accuracy=target, **time_to_target(epochs, target)) if target else None,
@@ -584,7 +572,6 @@ def smaller_batch(job, e):
     if not job.conf.experiment.auto_batch or job.bs < 2:
         raise RunError(f"out of memory with bs={job.bs}: set a smaller bs in [data:…] (and accumulate in [experiment:…], to keep the effective batch), or auto_batch=true.") from e
     job.run._cut()
-    (job.run/'partial.pt').unlink(missing_ok=True)
     changes = dict(bs=job.bs//2, accumulate=job.accumulate*2)
     job.run.record('batch', step=job.run.state['next'], **changes)
     job.run.commit(**changes)

@@ -6,7 +6,7 @@
 __all__ = ['half', 'models', 'Around', 'small_cnn', 'size_pair', 'patch_side', 'small_vit', 'head_names', 'body_head_split',
            'WeightsError', 'read_weights', 'first_conv', 'fit_weights', 'OwnNet', 'reachable', 'TimmNet', 'Lite0Net',
            'with_channels', 'TorchvisionNet', 'find_net', 'input_size', 'input_stats', 'make_model', 'one_input',
-           'make_learner', 'timm_head']
+           'make_learner', 'quiet', 'timm_head']
 
 # %% ../../nbs/lab/04_models.ipynb #7b8d1f88
 import contextlib
@@ -454,6 +454,15 @@ def make_learner(
     learn = Learner(dls, model, loss_func=loss_func, lr=lr, cbs=cbs, metrics=metrics, **({'splitter': body_head_split} | for_learner))
     if pretrained: learn.freeze()
     return learn
+
+# %% ../../nbs/lab/04_models.ipynb #de226b38
+def quiet(learn, bars:bool=False):
+    "Context in which a fit shows progress bars and tables only if `bars`"
+    stack = contextlib.ExitStack()
+    if not bars:
+        stack.enter_context(learn.no_bar())
+        stack.enter_context(learn.no_logging())
+    return stack
 
 # %% ../../nbs/lab/04_models.ipynb #43819f29
 def timm_head(

@@ -18,8 +18,8 @@ import numpy as np
 from fastprogress.fastprogress import progress_bar
 
 from .. import __version__
-from ..audit import Audit, audit, look_alikes
-from ..core import check_number, digest, seeded_rng
+from ..audit import Audit, audit, file_digest, look_alikes
+from ..core import check_number, seeded_rng
 from ..store import StoreError, write_atomic
 
 # %% ../../nbs/lab/02_splits.ipynb #ba5ccab2
@@ -39,16 +39,12 @@ def some(names, n:int=3) -> str:
     return ', '.join(names[:n]) + (f" and {len(names)-n} more" if len(names) > n else '')
 
 # %% ../../nbs/lab/02_splits.ipynb #921b758e
-def _file_hash(file):
-    try: return digest(Path(file).read_bytes())
-    except OSError: return None
-
 def file_hashes(
     files, # Files
 ) -> list: # None where a file can't be read
     "SHA-256 of the content of each file"
     files = list(files)
-    with ThreadPoolExecutor(4) as pool: return list(shown(pool.map(_file_hash, files), len(files)))
+    with ThreadPoolExecutor(4) as pool: return list(shown(pool.map(file_digest, files), len(files)))
 
 # %% ../../nbs/lab/02_splits.ipynb #7f54e208
 def apportion(

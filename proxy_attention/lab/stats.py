@@ -30,12 +30,15 @@ class Difference:
         "1 or -1 if the interval leaves 0 out, else 0: no effect shown"
         return int(self.low > 0) - int(self.high < 0)
 
-def _pairs(a, b):
+def _paired(a, b, level):
+    "Differences, their mean and its standard error, how many"
+    check_number('level', level, 0.5, 1)
     a,b = np.asarray(a, float), np.asarray(b, float)
     if a.ndim != 1 or a.shape != b.shape: raise ValueError(f"a and b must be as many numbers each, a pair a seed; got {a.shape} and {b.shape}.")
     if len(a) < 2: raise ValueError(f"{len(a)} pair: an interval over seeds needs at least 2, and 5 to be of use.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()): raise ValueError("a and b hold values that aren't finite.")
-    return a - b
+    d = a - b
+    return d, d.mean(), d.std(ddof=1)/np.sqrt(len(d)), len(d)
 
 # %% ../../nbs/lab/16_stats.ipynb #8f44f6a4
 def paired_t(
@@ -44,9 +47,7 @@ def paired_t(
     level:float=0.95, # Of the interval
 ) -> Difference:
     "Mean of `a - b` with Student's interval"
-    d = _pairs(a, b)
-    check_number('level', level, 0.5, 1)
-    n,mean,se = len(d), d.mean(), d.std(ddof=1)/np.sqrt(len(d))
+    _,mean,se,n = _paired(a, b, level)
     half = stats.t.ppf((1 + level)/2, n-1)*se
     return Difference(float(mean), float(mean - half), float(mean + half), _p(mean, se, n), n, level)
 
@@ -61,9 +62,7 @@ def bootstrap_t(
     seed:int=0, # Of the drawing
 ) -> Difference:
     "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12), which doesn't ask for a normal distribution"
-    d = _pairs(a, b)
-    check_number('level', level, 0.5, 1)
-    n,mean,se = len(d), d.mean(), d.std(ddof=1)/np.sqrt(len(d))
+    d,mean,se,n = _paired(a, b, level)
     if se == 0: return Difference(float(mean), float(mean), float(mean), _p(mean, se, n), n, level)
     sample = np.random.default_rng(seed).choice(d, (check_number('draws', draws, 99, whole=True), n))
     spread = sample.std(1, ddof=1)/np.sqrt(n)
