@@ -101,11 +101,11 @@ for name in args.sets:
                 cb.make_proxies()
                 made.append(cb.proxy_state.last['proxies'])
                 start = time.perf_counter()
-                pixels = [img for _,img in zip(range(256), _copies(cb))]
+                pixels = list(_copies(cb)) # all: a file costs more the more are in its folder
+                out = tempfile.mkdtemp(dir=tmp) # deleted at the very end: some file systems are slow to make files where many were just deleted
                 begun = time.perf_counter()
-                for k,img in enumerate(pixels): cv2.imwrite(f'{tmp}/.encoder{k}.png', img)
-                encoder.append((time.perf_counter() - begun) / len(pixels) * made[-1])
-                for k in range(len(pixels)): Path(f'{tmp}/.encoder{k}.png').unlink()
+                for k,img in enumerate(pixels): cv2.imwrite(f'{out}/{k}.png', img)
+                encoder.append(time.perf_counter() - begun)
                 encoding.append(time.perf_counter() - start)
                 learn.remove_proxies()
                 learn.remove_cb(cb)

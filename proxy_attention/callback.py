@@ -47,6 +47,7 @@ class ProxyState:
     log: TrainingLog|None = None
     last: dict = field(default_factory=dict) # What the last cycle did
     erasers: dict = field(default_factory=dict) # By cycle: what made its copies and knows their maps
+    source: Source|None = None # Paths, pixels and targets of the training items
     files: list = field(default_factory=list) # Files of the training items
     held_out: set = field(default_factory=set) # Files of validation and test items
     override: Policy|None = None # A recipe's policy, while `fit_proxy` runs
@@ -189,9 +190,9 @@ class ProxyAttentionCB(Callback):
         seen = look(self.learn.model, self.learn.dls, base, n, found, p.method, p.target, wants, only, p.thresh, clock, self._progress)
         scores, flat, idxs = seen.scores, seen.flat, seen.idxs
         if only is not None: scores, flat, idxs = self._with_log(seen)
-        files = Source(base)
+        files = st.source
         both = st.held_out.intersection(st.files)
-        leaked = np.array([bool(both) and str(files.path(i)) in both for i in idxs], bool)
+        leaked = np.array([str(files.path(i)) in both for i in idxs], bool) if both else np.zeros(len(idxs), bool)
         doubtful = np.isin(idxs, self._suspects())
         st.doubts = {int(seen.idxs[k]): (self._name(seen.scores.predicted[k]), float(seen.scores.confidence[k])) for k in np.flatnonzero(np.isin(seen.idxs, st.suspects))}
         pick = lambda allowed: select_items(scores, p.select, p.share, p.per_class, seeded_rng(self.seed, 'select', cycle), allowed) # noqa: E731
@@ -204,10 +205,11 @@ class ProxyAttentionCB(Callback):
         if st.store.bytes > st.store.max_bytes/2: st.store.prune({r['id'] for r in st.rows}) # room comes from cycles that nobody trains on any more
         if p.place != 'salient': seen.maps = placed(seen.maps, chosen[chosen < len(seen.maps)], p.place, seeded_rng(self.seed, 'place', cycle))
         eraser = Eraser(files, seen, st.task.kind, n, **p.rule, fill=p.fill, seed=self.seed)
+        policy = dict(method=p.method, target=p.target, **p.rule, fill=p.fill, place=p.place)
         start, spent = time.perf_counter(), clock.total
         with as_validation(base), st.store.writer() as put:
             for some in self._progress([chosen[i:i+st.task.some] for i in range(0, len(chosen), st.task.some)]):
-                rows, make = [self._row(cycle, int(idxs[k]), scores, k, files) for k in some], eraser
+                rows, make = [{**self._row(cycle, int(idxs[k]), scores, k, files), **policy} for k in some], eraser
                 if p.accept: rows, make = self._accepted(rows, seen, eraser, clock, done)
                 put(rows, make)
         st.store.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
@@ -238,10 +240,9 @@ class ProxyAttentionCB(Callback):
         return [names[c] for c in np.flatnonzero(v)] if np.ndim(v) else names[int(v)]
 
     def _row(self, cycle, i, scores, k, files):
-        p, path = self.active, files.path(i)
+        path = files.path(i)
         return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=self._name(scores.label[k]),
-                    predicted=self._name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6), method=p.method, target=p.target, **p.rule,
-                    fill=p.fill, place=p.place)
+                    predicted=self._name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6))
 
     def _with_log(self, seen):
         "Scores of all items: those looked at, and the rest as training saw them, which was never wrong"
@@ -268,7 +269,8 @@ class ProxyAttentionCB(Callback):
                           "its own. To keep them apart give each learner the DataLoaders as they were made.")
         st.data, st.task = training_set(dls), None
         st.plain, st.mine, st.rows, st.erasers, st.suspects, st.doubts = dls, None, [], {}, None, {}
-        st.files = item_files(st.data.base, st.data.n)
+        st.source = Source(st.data.base)
+        st.files = st.source.files(st.data.n)
         st.held_out = {f for dl in dls.loaders[1:] for f in item_files(dl.dataset)}
 
     def _open(self):
@@ -288,7 +290,7 @@ class ProxyAttentionCB(Callback):
         known = st.store.rows
         ids = list(known if ids is None else ids)
         if missing := [i for i in ids if i not in known]: raise ValueError(f"ids={missing[:3]!r}: {st.store.name} has no such copies.")
-        files = Source(st.data.base)
+        files = st.source
         for r in (known[i] for i in ids):
             here = None if r['index'] >= st.data.n else files.path(r['index'])
             if r['index'] >= st.data.n or (None if here is None else os.path.abspath(here)) != r['original']:
@@ -402,7 +404,7 @@ def suspects(self:Learner) -> pd.DataFrame:
     "The training items that get no copy since their label is in doubt, a row each in the order given: index, original, label, and what the last look said"
     cbs = self._grab_cbs(ProxyAttentionCB)
     st = cbs[0].proxy_state if cbs else ProxyState()
-    rows, files = [], None if st.data is None else Source(st.data.base)
+    rows, files = [], st.source
     for i in map(int, () if st.suspects is None else st.suspects):
         path = files.path(i)
         said = st.doubts.get(i, (None, float('nan')))

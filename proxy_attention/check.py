@@ -135,6 +135,4 @@ def check_path(
 # %% ../nbs/09_check.ipynb #cda957f1
 def item_files(dataset, n=None) -> list:
     "Files of the items of a dataset, in order; empty where items aren't files"
-    source = Source(dataset)
-    if source.steps is None: return []
-    return [str(p) for i in range(len(dataset) if n is None else n) if (p := source.path(i)) is not None]
+    return Source(dataset).files(len(dataset) if n is None else n)

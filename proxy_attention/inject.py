@@ -86,6 +86,10 @@ class Source:
         if i not in self.paths: self.paths[i] = self._path(i)
         return self.paths[i]
 
+    def files(self, n) -> list:
+        "Files of the first `n` items, in order; empty where items aren't files"
+        return [] if self.steps is None else [str(p) for i in range(n) if (p := self.path(i)) is not None]
+
     def _path(self, i):
         value = self._item(i)
         for f in self.pipe.tfms.fs[:self.steps]: value = f(value, split_idx=self.pipe.split_idx)

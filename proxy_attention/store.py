@@ -12,6 +12,7 @@ import errno
 import gc
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -56,16 +57,17 @@ def decode_image(data:bytes) -> np.ndarray|None:
 
 # %% ../nbs/05_store.ipynb #e37b50ba
 def write_atomic(
-    path:Path, # Where the file shall be
+    path:str|Path, # Where the file shall be
     data:bytes, # What it shall hold
 ):
     "Write `data` to `path` so that at no moment a part of it can be seen there"
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    folder,name = os.path.split(path) # text: thousands of `Path`s would cost as much as the files
+    tmp = os.path.join(folder, f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        tmp.write_bytes(data)
+        with open(tmp, 'wb') as f: f.write(data)
         os.replace(tmp, path)
     except BaseException:
-        tmp.unlink(missing_ok=True)
+        Path(tmp).unlink(missing_ok=True)
         raise
 
 # %% ../nbs/05_store.ipynb #4e6b50ae
@@ -171,7 +173,7 @@ class ProxyStore:
         known = self._files.get(name)
         if known and self.whole(known): return {k: known[k] for k in ('file', 'sha256', 'bytes')}
         data = encode_image(img, self.format)
-        write_atomic(self.path/name, data)
+        write_atomic(os.path.join(self.path, name), data)
         return dict(file=name, sha256=digest(data), bytes=len(data))
 
     @contextlib.contextmanager
@@ -190,7 +192,8 @@ class ProxyStore:
         def put(rows, make):
             waiting.append((rows, pool.submit(self._job, make, rows)))
             while len(waiting) > 4*threads: land(*waiting.popleft()) # bounded: memory stays flat
-        put.rows = []
+        put.rows, turn = [], sys.getswitchinterval()
+        sys.setswitchinterval(min(turn, 5e-4)) # else threads that write small files wait longer for the interpreter than for the disk
         try:
             with ThreadPoolExecutor(threads) as pool:
                 try:
@@ -200,6 +203,7 @@ class ProxyStore:
                 finally:
                     for _,job in waiting: job.cancel()
         except OSError as e: raise StoreError(f"path={self.name!r}: a copy could not be written: {e}.") from e
+        finally: sys.setswitchinterval(turn)
 
     def _job(self, make, rows):
         start = time.perf_counter()

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -518,3 +519,12 @@ def test_purge_never_leaves_the_folder(tmp_path):
     with open(tmp_path/'run'/MANIFEST, 'a') as f: f.write(json.dumps(outside) + '\n')
     purge(tmp_path/'run')
     assert (tmp_path/'mine.png').read_bytes() == b'mine'
+
+
+def test_writer_gives_the_switch_interval_back(tmp_path):
+    before = sys.getswitchinterval()
+    store = ProxyStore(tmp_path/'run').open()
+    with store.writer(): assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
+    with pytest.raises(RuntimeError, match='stop'), store.writer(): raise RuntimeError('stop')
+    assert sys.getswitchinterval() == before

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['arms', 'own', 'arm_none', 'arm_duplicate_wrong', 'arm_random_erasing', 'arm_mixup', 'arm_cutmix', 'arm_random_place',
            'arm_least_salient', 'arm_shuffled_map', 'arm_masktune', 'arm_proposal', 'arm_thesis_blend',
-           'arm_early_look', 'arm_early_look_replace', 'arm_recommended', 'arm_settings', 'fair_steps', 'compare',
-           'run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
+           'arm_early_look', 'arm_early_look_replace', 'arm_recommended', 'arm_settings', 'fair_steps', 'asked_digest',
+           'known_results', 'compare', 'run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
 
 # %% ../../nbs/lab/17_compare.ipynb #24d82f03
 import json
@@ -22,7 +22,7 @@ from statistics import mean
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_choice, check_number
+from ..core import check_choice, check_number, digest
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_same, is_run, plain, provenance, read_lines
@@ -53,6 +53,11 @@ def arm_early_look(conf): return dict(proxy={**_early, **_look(conf)})
 def arm_early_look_replace(conf): return dict(proxy={**_early, **_look(conf), 'merge': 'replace'})
 def arm_recommended(conf): raise ValueError(NO_RECOMMENDED)
 
+def _with_policy(conf, name, change):
+    "The policy of an arm that has one, or an error"
+    if change['proxy'] is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] arm {name!r} makes no copies, so it takes no @method.")
+    return change['proxy']
+
 def _look(conf):
     "The experiment's own moment of the early look, if it has one"
     return {} if conf.proxy is None or conf.proxy.look_after is None else dict(look_after=conf.proxy.look_after)
@@ -62,15 +67,17 @@ arms = {name: globals()[f'arm_{name}'] for name in about_arms}
 # %% ../../nbs/lab/17_compare.ipynb #d3804a07
 def arm_settings(
     conf, # `Settings` of the experiment
-    arm:str, # A key of `arms`, or a [proxy:...] section of the settings file
+    arm:str, # A key of `arms`, or a [proxy:...] section of the settings file; ARM@METHOD is the same with another saliency method
     seed:int,
     threads:int|None=None, # CPU threads of the run; None: the experiment's
     sections=None, # Raw [proxy:...] sections by name; None: those of the settings file
 ) -> Settings:
     "The experiment's settings for one arm and one seed"
     sections = SettingsFile(conf.file).raw['proxy'] if sections is None else sections
-    if arm not in arms: check_choice('arms', arm, [*arms, *sections])
-    change = arms[arm](conf) if arm in arms else dict(proxy=sections[arm])
+    name,_,method = arm.partition('@')
+    if name not in arms: check_choice('arms', name, [*arms, *sections])
+    change = arms[name](conf) if name in arms else dict(proxy=sections[name])
+    if method: change = change | dict(proxy={**_with_policy(conf, name, change), 'method': method})
     e = conf.experiment.model_dump() | change.get('experiment', {}) | dict(seed=seed, proxy=None if change['proxy'] is None else arm) | ({} if threads is None else dict(threads=threads))
     proxy = None if change['proxy'] is None else ProxyConfig(**{**change['proxy'], 'epochs': None})
     return Settings(name=f'{conf.name}/{arm}', file=conf.file, data=type(conf.data)(**(conf.data.model_dump() | change.get('data', {}))), model=conf.model, proxy=proxy,
@@ -106,6 +113,18 @@ def _done(folder):
     end = [o for o in read_lines(folder) if o.get('kind') == 'end'] if is_run(folder) else []
     return end[-1] if end else None
 
+def asked_digest(settings) -> str:
+    "Digest of what was asked for; values that are the defaults are left out, so that keys which a later version adds change nothing"
+    return digest(json.dumps(settings.model_dump(exclude_defaults=True, exclude={'file'}), sort_keys=True).encode())
+
+def known_results(
+    record, # Record of a comparison, or None
+    all_jobs, # From `_jobs`
+) -> dict: # (arm, seed) → its line
+    "Results that a record holds already, made with the very settings that are wanted now"
+    lines = {(o['arm'], o['seed']): o for o in (read_lines(record) if record is not None else []) if o.get('kind') == 'result'}
+    return {(arm, seed): lines[arm, seed] for arm,seed,s,_ in all_jobs if lines.get((arm, seed), {}).get('asked_sha256') == asked_digest(s)}
+
 # %% ../../nbs/lab/17_compare.ipynb #83acb9cd
 def compare(
     experiment:str, # Section [experiment:...] of the settings; its policy is what the controls vary
@@ -117,6 +136,8 @@ def compare(
     data='data', # Folder for data sets
     jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows the methods and fills that you have added
     interval:str='t', # A key of `intervals`
+    record=None, # File of the record; None: record.jsonl in `out`. Results that it holds of the same settings are not made again, their runs' folders gone or not
+    command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict
     "Run all arms with all seeds, as far as that isn't done yet, and judge them"
@@ -136,13 +157,14 @@ def compare(
     steps = fair_steps(conf, min(n_train, conf.data.n_train or n_train))
     all_jobs = _jobs(conf, names, seeds, out, steps)
     which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
-    command = command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), settings=(settings, None), data=(data, 'data'),
-                           interval=(interval, 't'), overrides=overrides)
+    command = command or command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None), settings=(settings, None),
+                                      data=(data, 'data'), interval=(interval, 't'), overrides=overrides)
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval)
     for _,_,s,folder in all_jobs: check_same(folder, s)
-    todo = [j for j in all_jobs if _done(j[3]) is None]
+    known = known_results(record, all_jobs)
+    todo = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known]
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
-    write = lambda: write_comparison(out, about, all_jobs, interval)
+    write = lambda: write_comparison(out/'record.jsonl' if record is None else Path(record), about, all_jobs, interval, known)
     write() # Before the first run and after each: a comparison that was stopped has a record
     failed = _run_all(todo, data, command, jobs, say, write) if todo else []
     if failed: raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: " + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))
@@ -204,7 +226,7 @@ def run_line(
     return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()}, **{f'map_{k}': v for k,v in maps.items()},
                 valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stop=end['stop'],
                 copies=[o['proxies'] for o in stages if o['stage'] == 'proxies'], audit_ok=end['audit']['ok'], split_sha256=first['split_sha256'], initial_sha256=first['initial_sha256'],
-                commit=first['commit'], **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
+                commit=first['commit'], asked_sha256=asked_digest(Settings(**first['settings'])), **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
 
 def check_fair(results):
     "An error if runs that are compared don't share split, initial weights and steps"
@@ -239,13 +261,13 @@ def verdicts(
         out.append(row)
     return out
 
-def write_comparison(out, about, all_jobs, interval):
-    "`record.jsonl` of a comparison: what was asked, results, verdicts"
-    results = [r for arm,seed,_,folder in all_jobs if (r := run_line(arm, seed, folder)) is not None]
+def write_comparison(file, about, all_jobs, interval, known=()):
+    "The record of a comparison: what was asked, results, verdicts"
+    results = [r for arm,seed,_,folder in all_jobs if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
     check_fair(results)
     lines = [dict(kind='compare', **about), *results, *(verdicts(results, interval=interval) if results else [])]
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(out)/'record.jsonl', ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
 
 def _short(v):
     "A verdict in two cells: what it is, and the numbers"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['loop_keys', 'gate_keys', 'measures', 'kinds', 'refs', 'Section', 'DataConfig', 'ModelConfig', 'ProxyConfig',
-           'ExperimentConfig', 'Settings', 'Problem', 'SettingsError', 'find_settings', 'package_settings',
-           'SettingsFile', 'load_experiment', 'explain']
+           'ExperimentConfig', 'ComparisonConfig', 'Settings', 'Problem', 'SettingsError', 'find_settings',
+           'package_settings', 'SettingsFile', 'load_experiment', 'explain']
 
 # %% ../../nbs/lab/06_config.ipynb #a86de7c7
 import configparser
@@ -167,7 +167,28 @@ class ExperimentConfig(Section):
         if v is not None and (not m or m[1] not in measures): raise ValueError(f"not like accuracy>=0.95 (measures: {', '.join(measures)}; signs: >=, <=, >, <)")
         return v
 
-kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig, 'experiment': ExperimentConfig}
+class ComparisonConfig(Section):
+    "A comparison of a study: which experiment, which arms, how many seeds"
+    experiment: str # Name of an [experiment:...] section
+    arms: str # Names of arms or [proxy:...] sections, separated by commas; none is always among them
+    seeds: int = Field(5, ge=2, le=1000) # How many
+    first_seed: int = Field(0, ge=0, lt=2**32) # The first of them
+    change: str = '' # What differs from the experiment's sections: key=value or kind.key=value, separated by commas
+
+    @field_validator('change', mode='before')
+    @classmethod
+    def _none(cls, v): return v or ''
+
+    @property
+    def names(self) -> list: return [a.strip() for a in self.arms.split(',') if a.strip()]
+
+    @property
+    def overrides(self) -> list: return [c.strip() for c in self.change.split(',') if c.strip()]
+
+    @property
+    def seed_list(self) -> list: return list(range(self.first_seed, self.first_seed + self.seeds))
+
+kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig, 'experiment': ExperimentConfig, 'comparison': ComparisonConfig}
 refs = ('data', 'model', 'proxy') # Keys of an experiment that name other sections
 
 # %% ../../nbs/lab/06_config.ipynb #d6451208
@@ -306,7 +327,9 @@ class SettingsFile:
         for key,value in self.default.items():
             if key not in known: self._wrong('DEFAULT', key, value, f"no such key. {_near(key, known, 'Keys')}")
         for section,values in sections.items(): self._read(section, values)
-        for name in self.raw['experiment']: self._references(name)
+        for name in self.raw['experiment']:
+            for kind in refs: self._reference('experiment', name, kind)
+        for name in self.raw['comparison']: self._reference('comparison', name, 'experiment')
         self.problems.sort(key=lambda p: p.line or 0)
 
     def _read(self, section, values):
@@ -319,12 +342,11 @@ class SettingsFile:
         self.origin[kind, name] = {k: 'DEFAULT' for k in passed_on} | {k: section for k in values}
         for key,value,message in _check(kind, self.raw[kind][name])[1]: self._wrong(self.origin[kind, name].get(key, section), key, value, message)
 
-    def _references(self, name):
-        for kind in refs:
-            ref = self.raw['experiment'][name].get(kind, '').strip()
-            if ref in self.raw[kind] or (ref.lower() in ('', 'none')): continue
-            section = self.origin['experiment', name][kind]
-            self._wrong(section, kind, ref, f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
+    def _reference(self, of, name, kind):
+        "Does the section [kind:...] exist that [of:name] names?"
+        ref = self.raw[of][name].get(kind, '').strip()
+        if ref in self.raw[kind] or (ref.lower() in ('', 'none')): return
+        self._wrong(self.origin[of, name][kind], kind, ref, f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
 
     def _wrong(self, section, key, value, message):
         problem = self.problem(message, section, key, value)
