@@ -12,3 +12,4 @@ from .policy import *
 from .saliency import *
 from .select import *
 from .store import *
+from .trial import *

@@ -318,6 +318,27 @@ class ProxyAttentionCB(Callback):
         if st.mine is not None: st.mine.before_proxies = st.plain # for a learner whose callback is gone, as after fit(cbs=…)
         self.learn.dls = st.mine or st.plain
 
+    @contextlib.contextmanager
+    def copies_alone(self,
+        rows, # Manifest rows of copies
+    ):
+        "Inside of the block `dls.train` draws from these copies and from nothing else"
+        st = self.proxy_state
+        before = st.mine
+        st.mine = inject(st.plain, *st.data, [(st.store.file(r), r['index'], st.task.kind) for r in rows], alone=True)
+        st.mine.before_proxies = st.plain
+        self.learn.dls = st.mine
+        try: yield
+        finally:
+            st.mine = before
+            self.learn.dls = before or st.plain
+
+    def drop(self):
+        "Take the live copies out of the training set; they stay on disk"
+        st = self.proxy_state
+        st.rows, st.erasers = [], {}
+        self._inject()
+
     def remove(self,
         purge_files:bool=False, # Delete the copies on disk too?
     ):

@@ -264,11 +264,12 @@ def inject(
     weights, # The user's weights of those, for a WeightedDL; or None
     copies, # (file, index of the original, type of the image) each
     replace:bool=False, # Do originals stay out as long as a copy of them is in?
+    alone:bool=False, # Do all originals stay out?
 ):
     "New `DataLoaders` whose training loader draws from originals and copies; `dls` itself isn't changed"
     out = {src for _,src,_ in copies} if replace else set()
     train = copied_dl(dls.train)
-    train.dataset = ProxyDataset(base, [i for i in range(n) if i not in out], copies)
+    train.dataset = ProxyDataset(base, [] if alone else [i for i in range(n) if i not in out], copies)
     train.n = len(train.dataset)
     if weights is not None:
         w = np.array([weights[train.dataset.origin(i)] for i in range(train.n)])

@@ -53,5 +53,5 @@ presets = {
     'masktune': dict(method='xgradcam', select='all', threshold='mean+2std', fill='black', merge='replace'), # Asgari Taghanaki et al., NeurIPS 2022
 }
 
-NO_RECOMMENDED = ("'recommended' is not there yet: no study has earned it. Choose by what you need: 'proposal' is the proposal to the letter, 'early_look' "
-                   "(a recipe of fit_proxy) goes against shortcuts.")
+NO_RECOMMENDED = ("'recommended' is a recipe, not a preset: learn.fit_proxy(epochs=…, recipe='recommended') looks early, tries whether copies are of use, and starts again; "
+                   "a callback by itself can't do that.")

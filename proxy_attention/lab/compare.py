@@ -27,7 +27,8 @@ from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_same, is_run, plain, provenance, read_lines
 from .stats import in_words, intervals, points
-from ..policy import NO_RECOMMENDED, presets
+from ..cycles import recipes
+from ..policy import presets
 from ..store import write_atomic
 
 # %% ../../nbs/lab/17_compare.ipynb #4d1cba8d
@@ -51,7 +52,7 @@ def arm_proposal(conf): return dict(proxy=dict(presets['proposal'], cycles=3))
 def arm_thesis_blend(conf): return dict(proxy=dict(select='wrong', share=0.5, fill='blend', area=1., cycles=3))
 def arm_early_look(conf): return dict(proxy={**_early, **_look(conf)})
 def arm_early_look_replace(conf): return dict(proxy={**_early, **_look(conf), 'merge': 'replace'})
-def arm_recommended(conf): raise ValueError(NO_RECOMMENDED)
+def arm_recommended(conf): return dict(proxy=recipes['recommended']['policy'] | recipes['recommended']['fit'])
 
 def _with_policy(conf, name, change):
     "The policy of an arm that has one, or an error"

@@ -93,15 +93,16 @@ class ProxyConfig(Section):
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
     look_after: Optional[Union[float, str]] = None # Length of the first, short fit: epochs, 'N steps' or 'P%'
     restart: Optional[Literal['initial', 'head']] = None # What a fit starts from
+    trial: Optional[Union[float, str]] = None # Length of a fit on copies alone that decides whether copies are of use; none: they are used unasked
     label_gate: bool = False # Give images whose label is probably wrong no copy, and list them? Networks of folds are trained for it, after Stage 1
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
 
-    @field_validator('threshold', 'look_after', mode='before')
+    @field_validator('threshold', 'look_after', 'trial', mode='before')
     @classmethod
     def _numbers(cls, v): return _number(v)
 
-    @field_validator('look_after')
+    @field_validator('look_after', 'trial')
     @classmethod
     def _length(cls, v):
         if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs")
@@ -111,6 +112,7 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
+        if self.trial is not None and (self.restart is None or self.cycles != 1): raise ValueError('trial needs restart = initial or head, and cycles = 1')
         return self
 
     @property
@@ -118,7 +120,7 @@ class ProxyConfig(Section):
         "Arguments of `ProxyAttentionCB`"
         return {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
 
-loop_keys = ('repeat', 'cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart') # Arguments of the loop, not of the callback
+loop_keys = ('repeat', 'cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart', 'trial') # Arguments of the loop, not of the callback
 gate_keys = ('label_gate', 'label_folds', 'label_epochs') # What finds the label errors
 
 # %% ../../nbs/lab/06_config.ipynb #7beaca15

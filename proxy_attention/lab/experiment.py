@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mixers', 'keep_every', 'named', 'steps', 'Job', 'precision', 'deterministic', 'run_dls', 'suspects', 'make_proxy_cb',
            'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits',
-           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'seen_log', 'save_gallery', 'spread',
-           'rgb', 'glow', 'small', 'predictions', 'judge_method', 'looked', 'subgroups', 'test', 'told',
+           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial', 'seen_log', 'save_gallery',
+           'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'looked', 'subgroups', 'test', 'told',
            'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names', 'check_settings', 'run_settings',
            'command_line', 'run_experiment']
 
@@ -19,6 +19,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -43,6 +44,7 @@ from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, need
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
 from .models import input_stats, make_learner, quiet
 from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
+from ..trial import Trial, can_do_without, needs
 from .splits import audit_run, load_split, make_splits, save_split
 from ..look import TrainingLog, prepared
 from ..saliency import saliency_maps
@@ -270,6 +272,7 @@ def stage_steps(
     cycle_epochs=None, # Length of the later stages in epochs, if it is given
     per_epoch:int=1, # Batches of an epoch of the stage
     per_epoch_1:int=1, # Batches of an epoch of the originals
+    tried:int=0, # Steps that a trial has taken
 ) -> int:
     "Optimizer steps of a stage: those of all stages add up to `steps`"
     if cycles == 0: return steps
@@ -277,8 +280,8 @@ def stage_steps(
     elif cycle_epochs is not None: first = steps - cycles*cycle_epochs*per_epoch_1
     else: first = steps - cycles*(steps//(cycles+1))
     if not 0 < first < steps: raise SettingsError(f"steps={steps} is too little for Stage 1 of {first} steps and {cycles} more stages. Raise steps.")
-    rest = steps - first
     if cycle == 0: return first
+    rest = steps - first - tried
     return rest//cycles + (rest % cycles if cycle == cycles else 0)
 
 def even_epochs(
@@ -295,6 +298,7 @@ def stage_fits(
     per_epoch:int, # Batches of an epoch of this stage
     per_epoch_1:int|None=None, # Batches of an epoch of the originals; None: as many
     accumulate:int=1, # Batches a step
+    tried:int=0, # Steps that a trial has taken
 ) -> list: # Of dicts: frozen, epochs, lr, steps (of an epoch; None: all there are), and arguments of fit_one_cycle
     "The fits of a stage"
     e,p = conf.experiment, conf.proxy
@@ -302,7 +306,7 @@ def stage_fits(
     look_after, cycle_epochs, cycles = (None, None, 0) if p is None else (p.look_after, p.cycle_epochs, p.cycles)
     if e.steps is not None:
         if e.freeze_epochs: raise SettingsError(f"steps={e.steps} and freeze_epochs={e.freeze_epochs}: give one of them.")
-        n = stage_steps(e.steps*accumulate, cycles, cycle, look_after, conf.epochs, cycle_epochs, per_epoch, per_epoch_1 or per_epoch)
+        n = stage_steps(e.steps*accumulate, cycles, cycle, look_after, conf.epochs, cycle_epochs, per_epoch, per_epoch_1 or per_epoch, tried*accumulate)
         k = even_epochs(n, per_epoch)
         return [dict(frozen=None, epochs=k, lr=lr, steps=n//k, more={})]
     if cycle == 0 and look_after is not None: return [dict(frozen=None, epochs=1, lr=lr, steps=steps_of(look_after, epochs, per_epoch), more={})]
@@ -338,7 +342,7 @@ def train(job, cycle:int):
     "Stage 1 (cycle 0) or 3: train, measure, save, and decide what comes next"
     run,conf,st = job.run, job.conf, job.run.state
     p,start = conf.proxy, time.perf_counter()
-    restart = p.restart if p is not None and cycle > 0 else None
+    restart = p.restart if p is not None and cycle > 0 and (p.trial is None or st['live']) else None # copies that a trial has found useless: nothing to start again for
     job.seed('train', cycle)
     cbs = [make_proxy_cb(job)] if p is not None else []
     learn = loaded(job, st['initial'] if cycle == 0 or restart == 'initial' else st['weights'], cbs)
@@ -353,7 +357,7 @@ def train(job, cycle:int):
     watch = Watch(run.record, learn.dls.vocab)
     watch.where = dict(stage='train', cycle=cycle)
     lr = st.get('lr') or conf.experiment.lr
-    fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate)
+    fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate, st.get('tried', 0))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
     with cbs[0].taken_over() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.diverged or not all(torch.isfinite(t).all() for t in learn.model.parameters()):
@@ -444,11 +448,36 @@ def proxies(job, cycle:int):
     if str(done.get('why', '')).startswith("path="): raise RunError(done['why']) # the disk is full: nothing to do with the images
     live = [r['id'] for r in cb.proxy_state.rows]
     if live: save_gallery(run/'gallery', learn, cycle)
+    first = needs(learn) if live and job.conf.proxy.trial is not None else None
     run.record('stage', stage='proxies', cycle=cycle, live=len(live), **{k: v for k,v in done.items() if k not in ('cycle', 'live', 'seconds', 'why')},
                proxies_mb=folder_bytes(run/'proxies')/1e6, **meter.row())
     stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase') # with `steps` all policies train equally long
-    run.commit(next=['test'] if stop else ['train', cycle], stop=stop, live=live, before=st['live'],
+    untried = first is not None and first.verdict == 'untried'
+    if job.conf.proxy.trial is not None and not untried:
+        run.record('trial', cycle=cycle, steps=0, **(dict(verdict='few') if first is None else first.to_dict()))
+        live = []
+    run.commit(next=['test'] if stop else ['trial', cycle] if untried else ['train', cycle], stop=stop, live=live, before=st['live'], first=asdict(first) if untried else None,
                seconds=st['seconds'] + time.perf_counter() - start)
+
+def trial(job, cycle:int):
+    "Are the copies of use? Those of no use leave the training set"
+    run,st,start,meter = job.run, job.run.state, time.perf_counter(), CostMeter()
+    p,e = job.conf.proxy, job.conf.experiment
+    job.seed('trial', cycle)
+    cb = make_proxy_cb(job)
+    learn = loaded(job, st['initial'] if p.restart == 'initial' else st['weights'], [cb])
+    if p.restart == 'head': reset_head(learn.model)
+    cb.prepare()
+    per_epoch = len(learn.dls.train)
+    cb.resume(st['live'])
+    epochs = job.conf.epochs if e.steps is None else e.steps*job.accumulate/per_epoch
+    n = max(1, steps_of(p.trial, epochs, per_epoch, 'trial')//job.accumulate)
+    def fit():
+        with quiet(learn, job.bars), epoch_of(learn.dls, n*job.accumulate): learn.fit_one_cycle(1, st.get('lr') or e.lr)
+    with cb.taken_over(): found = can_do_without(learn, Trial(**st['first']), fit, e.seed)
+    seconds = time.perf_counter() - start
+    run.record('trial', cycle=cycle, steps=n, **found.to_dict(), seconds=seconds, **meter.row())
+    run.commit(next=['train', cycle], live=st['live'] if found.verdict == 'shortcut' else [], tried=n, first=None, seconds=st['seconds'] + seconds)
 
 def seen_log(state):
     "What training saw of each item, for `ever_wrong`"
@@ -540,7 +569,7 @@ def test(job):
     with clock('test'): probs,y = predictions(learn.model, test_dl(learn.dls, job.items, job.splits, split))
     report = classification_report(probs, y, list(map(str, learn.dls.vocab)), groups=subgroups(job, split))
     lines = read_lines(run.folder)
-    epochs,stages = ([o for o in lines if o['kind'] == k] for k in ('epoch', 'stage'))
+    epochs,stages,tried = ([o for o in lines if o['kind'] == k] for k in ('epoch', 'stage', 'trial'))
     best = max((o['accuracy'] for o in epochs), default=None)
     target = conf.experiment.target_accuracy or (None if best is None else round(0.9*best, 4))
     audited = audit_run(run.folder)
@@ -549,12 +578,12 @@ def test(job):
     run.record('end', stop=st['stop'], cycles=sum(o['stage'] == 'train' for o in stages) - 1, tested_on=split, test=report, **maps,
                target=dict(accuracy=target, **time_to_target(epochs, target)) if target else None,
                audit=dict(ok=bool(audited), problems=audited.problems, near=len(audited.near), checked=str(audited).splitlines()[0]),
-               proxies_mb=folder_bytes(run/'proxies')/1e6, steps=sum(o.get('steps') or 0 for o in stages), proxies_made=sum(o.get('proxies') or 0 for o in stages if o['stage'] == 'proxies'),
+               proxies_mb=folder_bytes(run/'proxies')/1e6, steps=sum(o.get('steps') or 0 for o in [*stages, *tried]), proxies_made=sum(o.get('proxies') or 0 for o in stages if o['stage'] == 'proxies'),
                **totals, seconds_test=clock['test'], seconds=st['seconds'] + time.perf_counter() - start, **meter.row())
     run.commit(next=['done'], seconds=st['seconds'] + time.perf_counter() - start)
 
 # %% ../../nbs/lab/12_experiment.ipynb #fa33ffce
-steps = {'prepare': prepare, 'find_lr': find_lr, 'train': train, 'labels': labels, 'proxies': proxies, 'test': test}
+steps = {'prepare': prepare, 'find_lr': find_lr, 'train': train, 'labels': labels, 'proxies': proxies, 'trial': trial, 'test': test}
 
 def told(job, step):
     "A line for the terminal about the step that comes"
@@ -565,7 +594,7 @@ def told(job, step):
             'train': f"stage {'1' if cycle == [0] else '3'}   train{f', cycle{where}' if cycle != [0] else ''} on {len(s.get('train', []))} images"
                      + (f" and {len(job.run.state.get('live', []))} proxies" if cycle and cycle != [0] else ''),
             'labels': f"stage 2   labels in doubt, fold {cycle[0]+1 if cycle else ''} of {job.conf.proxy.label_folds if job.conf.proxy else ''}",
-            'proxies': f"stage 2   proxies, cycle{where}", 'test': f"the end   test on {len(s.get('test', [])) or len(s.get('valid', []))} images, audit"}[name]
+            'proxies': f"stage 2   proxies, cycle{where}", 'trial': f"stage 2   trial: {len(job.run.state.get('live', []))} copies alone", 'test': f"the end   test on {len(s.get('test', [])) or len(s.get('valid', []))} images, audit"}[name]
 
 def smaller_batch(job, e):
     "Memory has run out: try again with half the batch, if that is allowed"
