@@ -55,8 +55,8 @@ def test_unknown_presets(name):
     with pytest.raises(ValueError) as e: ProxyAttentionCB.preset(name)
     assert f'preset={name!r}' in str(e.value) and all(repr(p) in str(e.value) for p in presets)
 
-def test_a_preset_that_is_not_there_yet():
-    with pytest.raises(ValueError, match="'recommended' is not there yet.*'proposal'"): ProxyAttentionCB.preset('recommended')
+def test_the_recommended_recipe_is_no_preset():
+    with pytest.raises(ValueError, match="'recommended' is a recipe.*fit_proxy"): ProxyAttentionCB.preset('recommended')
 
 numbers = [
     (dict(share=0), ValueError, ('share=0', '0', '1')), (dict(share=1.01), ValueError, ('share=1.01', '1')),

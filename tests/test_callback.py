@@ -800,7 +800,7 @@ def test_presets(outcome):
     assert ProxyAttentionCB.preset('proposal', area=0.2).policy.rule == dict(area=0.2, threshold=None)
     assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(share=1., threshold=0.4, fill='mean')
     assert ProxyAttentionCB().policy == Policy('gradcam', 'pred', 'wrong', None, None, None, 'black', 'add', 'latest')
-    with pytest.raises(ValueError, match="recommended.*no study has earned it"): ProxyAttentionCB.preset('recommended')
+    with pytest.raises(ValueError, match="recommended.*is a recipe.*fit_proxy"): ProxyAttentionCB.preset('recommended')
     assert 'recommended' not in presets
 
 def test_preset_proposal_to_the_letter(learner):

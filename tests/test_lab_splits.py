@@ -20,7 +20,7 @@ from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.core import digest
 from proxy_attention.lab import splits as splits_module
 from proxy_attention.lab.data import Items, make_dls
-from proxy_attention.lab.splits import SplitError, apportion, audit_run, file_hashes, load_split, make_splits, save_split, split_names
+from proxy_attention.lab.splits import SplitError, apportion, audit_run, file_hashes, load_split, make_splits, save_split, split_digest, split_names
 from proxy_attention.store import encode_image, read_manifest
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -438,3 +438,16 @@ def test_thousands_are_compared_in_parts(monkeypatch):
     names = sorted(bits)
     assert look_alikes([names[:5000], names[5000:]], 3) == [('02345', '05000'), ('04999', '05400')]
     assert look_alikes([names[:5000], names[5000:]], 2) == [('02345', '05000')]
+
+
+def test_split_digest_knows_content_and_not_places(tmp_path):
+    def made(root, seed=0, blue=1):
+        for c in 'ab':
+            (root/c).mkdir(parents=True)
+            for k in range(6): (root/c/f'{k}.png').write_bytes(bytes([ord(c), k, blue]))
+        files = sorted(root.rglob('*.png'))
+        items = Items(root, files, [f.parent.name for f in files])
+        save_split(root/'split.json', items, make_splits(items, valid=.3, test=.3, seed=seed), seed=seed)
+        return split_digest(root/'split.json')
+    first = made(tmp_path/'here')
+    assert first == made(tmp_path/'there') and first != made(tmp_path/'other', seed=1) and first != made(tmp_path/'else', blue=2)

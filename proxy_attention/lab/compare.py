@@ -26,6 +26,7 @@ from ..core import check_choice, check_number, digest
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_same, is_run, plain, provenance, read_lines
+from .splits import split_digest
 from .stats import in_words, intervals, points
 from ..cycles import recipes
 from ..policy import presets
@@ -226,7 +227,7 @@ def run_line(
     stages = [o for o in lines if o['kind'] == 'stage']
     return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()}, **{f'map_{k}': v for k,v in maps.items()},
                 valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stop=end['stop'],
-                copies=[o['proxies'] for o in stages if o['stage'] == 'proxies'], audit_ok=end['audit']['ok'], split_sha256=first['split_sha256'], initial_sha256=first['initial_sha256'],
+                copies=[o['proxies'] for o in stages if o['stage'] == 'proxies'], audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'), initial_sha256=first['initial_sha256'],
                 commit=first['commit'], asked_sha256=asked_digest(Settings(**first['settings'])), **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
 
 def check_fair(results):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_names', 'SCHEMA', 'SplitError', 'shown', 'some', 'file_hashes', 'apportion', 'Splits', 'make_splits',
-           'relative_names', 'save_split', 'read_split', 'load_split', 'RunAudit', 'audit_run']
+           'relative_names', 'save_split', 'read_split', 'split_digest', 'load_split', 'RunAudit', 'audit_run']
 
 # %% ../../nbs/lab/02_splits.ipynb #09d525fe
 import json
@@ -19,7 +19,7 @@ from fastprogress.fastprogress import progress_bar
 
 from .. import __version__
 from ..audit import Audit, audit, file_digest, look_alikes
-from ..core import check_number, seeded_rng
+from ..core import check_number, digest, seeded_rng
 from ..store import StoreError, write_atomic
 
 # %% ../../nbs/lab/02_splits.ipynb #ba5ccab2
@@ -211,6 +211,13 @@ def read_split(
     if not isinstance(split, dict) or not {'schema', 'root', *split_names} <= split.keys(): raise SplitError(f"{file} is not a split file of this library.")
     if split['schema'] > SCHEMA: raise SplitError(f"split file {file} was written by a newer version, {split.get('version')}; this is {__version__}.")
     return split
+
+def split_digest(
+    file:str|Path, # What `save_split` wrote
+) -> str:
+    "Digest of who is where: names, labels and content of each split's files, wherever the folder lies"
+    split = read_split(file)
+    return digest(json.dumps({k: split[k] for k in split_names}, sort_keys=True).encode())
 
 def _changes(split, items, names):
     "What is different from when the split was made, in words"

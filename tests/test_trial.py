@@ -1,0 +1,178 @@
+"""The trial: are copies of use? Its two tests, what `fit_proxy` makes of them, and that it leaves nothing behind."""
+import numpy as np
+import pytest
+import torch
+
+from kit import copied_files, quiet_cb, same_weights, state_of, wrong_files
+from proxy_attention import cycles, trial
+from proxy_attention.callback import ProxyAttentionCB
+from proxy_attention.cycles import recipes
+from proxy_attention.inject import ProxyDataset
+from proxy_attention.trial import Trial, can_do_without, gone, needs, right
+from test_fit_proxy import LOW, watched
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('before, after, chance, share', [(.9, .9, .1, 0), (.9, .1, .1, 1), (.9, .5, .1, .5), (.5, .6, .1, -.25), (.1, .0, .1, 0), (.05, .0, .1, 0)])
+def test_gone(before, after, chance, share): assert gone(before, after, chance) == pytest.approx(share)
+
+@pytest.mark.parametrize('numbers, verdict', [((.9, .6, .1), 'spread'), ((.9, .49, .1), 'untried'), ((.9, .1, .1, .12, .14), 'unclear'), ((.9, .1, .1, .6, .1), 'real'),
+                                              ((.9, .1, .1, .6, .34), 'real'), ((.9, .1, .1, .6, .36), 'shortcut'), ((.9, .1, .1, .5, .7), 'shortcut'), ((.9, .8, .1, .6, .1), 'spread'),
+                                              ((.1, .1, .1), 'spread'), ((.9, .1, .1, .12, .5), 'shortcut')])
+def test_verdicts(numbers, verdict):
+    t = Trial(*numbers)
+    assert t.verdict == verdict and t.to_dict()['verdict'] == verdict
+    assert trial.words[verdict] in str(t) and f"{numbers[1]:.1%}" in str(t) and (len(numbers) == 3 or f"{numbers[3]:.1%}" in str(t))
+
+# -- the tests ------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def asked(learner):
+    "A learner that has made copies of all its 27 items"
+    learn = learner(quiet_cb(select='all'))
+    learn.fit(1, LOW)
+    assert len(learn.proxies) == 27
+    return learn
+
+def test_right(asked):
+    rows, cb = state_of(asked).rows, asked._grab_cbs(ProxyAttentionCB)[0]
+    some = rows[:11]
+    originals, copies = [r['original'] for r in some], [str(state_of(asked).store.file(r)) for r in some]
+    wrong = len(wrong_files(asked.model, originals))
+    whole, erased, chance = right(asked, some)
+    assert whole == pytest.approx(1 - wrong/11) and chance == max(sum(r['label'] == c for r in some) for c in {r['label'] for r in some})/11
+    said = trial.predicted(asked.model, asked.dls.valid.new(dataset=ProxyDataset(state_of(asked).data.base, [], [(c, r['index'], state_of(asked).task.kind) for c,r in zip(copies, some)])))
+    assert erased == pytest.approx(float((said[0] == said[1]).mean())) and cb.run_path.is_dir()
+
+def test_right_leaves_the_learner_as_it_was(asked):
+    modes, rng, dls = [m.training for m in asked.model.modules()], torch.get_rng_state(), asked.dls
+    right(asked, state_of(asked).rows)
+    assert modes == [m.training for m in asked.model.modules()] and torch.equal(rng, torch.get_rng_state()) and asked.dls is dls
+
+def test_needs(asked, monkeypatch):
+    assert needs(asked) is None # 27 copies tell nothing
+    monkeypatch.setattr(trial, 'fewest', 27)
+    assert needs(asked) == Trial(*right(asked, state_of(asked).rows))
+
+def test_several_labels(asked):
+    state_of(asked).task = state_of(asked).task._replace(several=True)
+    with pytest.raises(ValueError, match='one label an item'): needs(asked)
+
+def test_copies_alone(asked):
+    cb, rows, before = asked._grab_cbs(ProxyAttentionCB)[0], state_of(asked).rows, asked.dls
+    with pytest.raises(RuntimeError, match='stop'), cb.copies_alone(rows[:20]):
+        ds = asked.dls.train_ds
+        assert len(ds) == asked.dls.train.n == 20 and not ds.originals and [ds.origin(i) for i in range(20)] == [r['index'] for r in rows[:20]]
+        assert asked.dls.valid is before.valid
+        asked.fit(0)
+        raise RuntimeError('stop')
+    assert asked.dls is before and len(asked.dls.train_ds) == 54
+
+def test_can_do_without_holds_back(asked, monkeypatch):
+    monkeypatch.setattr(trial, 'fewest', 14)
+    trained = []
+    def held(seed):
+        can_do_without(asked, Trial(.9, .1, .3), lambda: trained.append([ds.origin(i) for ds in [asked.dls.train_ds] for i in range(len(ds))]), seed)
+        return set(range(27)) - set(trained[-1])
+    first, again, other = held(0), held(0), held(1)
+    assert len(first) == 7 and first == again != other # half of `fewest`; a tenth would be 2
+    monkeypatch.setattr(trial, 'fewest', 2)
+    assert len(held(0)) == 2
+
+def test_can_do_without_judges_those_held_back(asked, monkeypatch):
+    monkeypatch.setattr(trial, 'fewest', 14)
+    seen = {}
+    def right_(learn, rows): seen['rows'] = {r['index'] for r in rows}; return .6, .5, .4
+    monkeypatch.setattr(trial, 'right', right_)
+    trained = []
+    found = can_do_without(asked, Trial(.9, .1, .3), lambda: trained.extend(asked.dls.train_ds.origin(i) for i in range(len(asked.dls.train_ds))))
+    assert found == Trial(.9, .1, .3, .5, .6) and seen['rows'] == set(range(27)) - set(trained)
+
+# -- in fit_proxy ---------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def told(monkeypatch):
+    "A function: let the tests find these numbers"
+    def tell(first, then=None):
+        monkeypatch.setattr(cycles, 'needs', lambda learn: first)
+        def second(learn, first, fit, seed):
+            with learn._grab_cbs(ProxyAttentionCB)[0].copies_alone(state_of(learn).rows): fit()
+            return then
+        monkeypatch.setattr(cycles, 'can_do_without', second)
+    return tell
+
+LOST = (.9, .1, .3)
+
+def test_a_shortcut_starts_again_with_copies(learner, told):
+    told(Trial(*LOST), Trial(*LOST, .6, .6))
+    learn, fits = watched(learner, quiet_cb(select='all', merge='replace'))
+    df = learn.fit_proxy(1, 2, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
+    assert [f['steps'] for f in fits] == [2, 4, 6] and list(df['steps']) == [2, 6] and list(df['steps_trial']) == [0, 4] and list(df['trial']) == ['', 'shortcut']
+    assert all(same_weights(f['begin'], fits[0]['begin']) for f in fits[1:]) and len(learn.proxies) == 27 == len(learn.dls.train_ds) and df['seconds_trial'][1] > 0
+
+@pytest.mark.parametrize('first, then, verdict', [((.9, .8, .3), None, 'spread'), (LOST, (*LOST, .8, .3), 'real'), (LOST, (*LOST, .31, .3), 'unclear'), (None, None, 'few')])
+def test_otherwise_training_goes_on_as_if_nothing_had_been(learner, told, first, then, verdict):
+    told(first and Trial(*first), then and Trial(*then))
+    learn, fits = watched(learner, quiet_cb(select='all', merge='replace'))
+    plain = learn.dls
+    df = learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
+    assert list(df['trial']) == ['', verdict] and len(fits) == (2 if then is None else 3) and list(df['proxies']) == [0, 0] and list(df['items']) == [27, 27]
+    assert same_weights(fits[-1]['begin'], fits[0]['end']) and learn.dls is plain and not len(learn.proxies)
+
+def test_the_optimizer_survives_the_trial(learner, told):
+    told(Trial(*LOST), Trial(*LOST, .8, .3))
+    learn, _ = watched(learner, quiet_cb(select='all'))
+    opts = []
+    learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps', after_cycle=lambda learn, row: opts.append(learn.opt))
+    assert opts[0] is opts[1]
+
+def test_without_a_trial_there_are_no_columns(learner):
+    learn, _ = watched(learner, quiet_cb(select='all'))
+    assert not {'trial', 'steps_trial', 'seconds_trial'} & set(learn.fit_proxy(1, 1, lr=LOW, restart='initial'))
+
+def test_percent_and_recipe(learner, told):
+    told(Trial(*LOST), Trial(*LOST, .6, .6))
+    learn, fits = watched(learner)
+    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended') # 24 steps
+    assert [f['steps'] for f in fits] == [4, 2, 24] and list(df['trial']) == ['', 'shortcut'] and len(copied_files(learn)) == 27 and len(learn.dls.train_ds) == 27
+    assert recipes['recommended']['policy']['merge'] == 'replace'
+
+def test_an_interrupt_in_the_trial_gives_the_weights_back(learner, monkeypatch):
+    monkeypatch.setattr(cycles, 'needs', lambda learn: Trial(*LOST))
+    def stop(learn, first, fit, seed):
+        with torch.no_grad():
+            for p in learn.model.parameters(): p.zero_()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cycles, 'can_do_without', stop)
+    learn, fits = watched(learner, quiet_cb(select='all'))
+    with pytest.raises(KeyboardInterrupt): learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
+    assert same_weights(learn.model.state_dict(), fits[0]['end'])
+
+def test_says_what_it_found(learner, told, capsys):
+    told(Trial(*LOST), Trial(*LOST, .6, .6))
+    learn, _ = watched(learner, quiet_cb(select='all', verbose=True))
+    learn.fit_proxy(1, 1, lr=LOW, restart='initial', trial='2 steps')
+    assert trial.words['shortcut'] in capsys.readouterr().out
+
+@pytest.mark.parametrize('kw, error, words', [(dict(trial='2 steps'), ValueError, "trial='2 steps' needs restart"), (dict(trial='soon', restart='initial'), ValueError, "trial='soon'.*steps.*%"),
+                                              (dict(trial=0, restart='head'), ValueError, 'trial=0'), (dict(trial=[1], restart='head'), TypeError, r'trial=\[1\]')])
+def test_bad_input(learner, kw, error, words):
+    learn, fits = watched(learner)
+    with pytest.raises(error, match=words): learn.fit_proxy(1, 1, **kw)
+    assert not fits
+
+# -- for real -------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('strength, verdict', [(1., 'shortcut'), (0., 'real')])
+def test_digits_with_a_shortcut_and_without(tmp_path, strength, verdict):
+    from fastai.learner import Learner
+    from fastai.metrics import accuracy
+    from proxy_attention.lab.digits import make_shortcut_digits, shortcut_digits_dls
+    from proxy_attention.lab.models import quiet, small_cnn
+    dls = shortcut_digits_dls(make_shortcut_digits(tmp_path/'digits', strength, n_train=600, n_valid=20, n_test=20), bs=32)
+    torch.manual_seed(0)
+    learn = Learner(dls, small_cnn(10, 16), metrics=accuracy, cbs=quiet_cb(method='gradcam', select='all', merge='replace'))
+    with quiet(learn): df = learn.fit_proxy(1, 1, lr=1e-2, look_after='100 steps', restart='initial', trial='60 steps')
+    assert df['trial'][1] == verdict and len(learn.proxies) == (600 if strength else 0)
+    assert np.isin([0, 60], df['steps_trial']).all()
