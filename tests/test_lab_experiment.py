@@ -1,5 +1,6 @@
 """Stages 0 to 3 as one run: killed anywhere it goes on and ends as if nothing had happened; what a step knows, it knows from disk."""
 import contextlib
+import copy
 import gc
 import importlib.util
 import io
@@ -24,6 +25,7 @@ from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.digits import make_shortcut_digits
 from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
 from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
+from proxy_attention.trial import Trial, words
 
 INI = """\
 [data:digits]
@@ -47,6 +49,12 @@ restart = initial
 [proxy:seen]
 select = ever_wrong
 share = 1
+[proxy:tried]
+select = all
+merge = replace
+look_after = 5 steps
+restart = initial
+trial = 4 steps
 [experiment:try]
 data = digits
 model = net
@@ -175,9 +183,11 @@ def go_on(work, moments):
         kills += 1
 
 @pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2'),
-                                    pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)], ids=['on', 'restart', 'seen', 'labels'])
+                                    ('proxy=tried', 'steps=20', 'freeze_epochs=0'), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
+                         ids=['on', 'restart', 'seen', 'tried', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
     monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
+    monkeypatch.setattr(lab, 'needs', lambda learn: Trial(*LOST)) # so that a trial takes place
     start = time.monotonic()
     whole = run(*change, out='whole')
     took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
@@ -365,6 +375,49 @@ def test_rollback_of_the_last_cycle(run, monkeypatch):
         scripted(m, lambda: next(values))
         out = run('rollback=0.05', 'cycles=1')
     assert same(final(out), final(run('proxy=none', out='plain'))), "the test must be made with the weights that were kept"
+
+# ----------------------------------------------------------------------------------------------------------------------------------- the trial
+
+LOST = (.9, .1, .1)
+TRIED = ('proxy=tried', 'steps=20', 'freeze_epochs=0')
+
+@pytest.fixture
+def told(monkeypatch):
+    "A function: let the trial's tests find these numbers"
+    def tell(first, then=None):
+        monkeypatch.setattr(lab, 'needs', lambda learn: first and Trial(*first))
+        def second(learn, first, fit, seed):
+            fit()
+            return Trial(*then)
+        monkeypatch.setattr(lab, 'can_do_without', second)
+    return tell
+
+def test_a_shortcut_is_trained_on_from_the_start(run, told):
+    told(LOST, (*LOST, .6, .6))
+    out = run(*TRIED)
+    assert [(o['cycle'], o['steps'], o['verdict']) for o in lines(out, 'trial')] == [(1, 4, 'shortcut')]
+    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 5), (60, 60, 11)] and lines(out)[-1]['steps'] == 20
+
+@pytest.mark.parametrize('first, then, verdict, tried', [((.9, .8, .1), None, 'spread', 0), (None, None, 'few', 0), (LOST, (*LOST, .8, .1), 'real', 4), (LOST, (*LOST, .11, .1), 'unclear', 4)])
+def test_otherwise_it_goes_on_without_copies(run, told, monkeypatch, first, then, verdict, tried):
+    told(first, then)
+    began = []
+    real = lab.run_fits
+    monkeypatch.setattr(lab, 'run_fits', lambda job, learn, watch, fits: began.append(copy.deepcopy(learn.model.state_dict())) or real(job, learn, watch, fits))
+    monkeypatch.setattr(lab.Run, '_tidy', lambda self: None)
+    out = run(*TRIED)
+    assert [(o['steps'], o['verdict']) for o in lines(out, 'trial')] == [(tried, verdict)] and lines(out)[-1]['steps'] == 20
+    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 5), (60, 0, 15 - tried)]
+    assert same(began[1], load_file(out/'weights'/'train0.safetensors')) and lines(out)[-1]['stop'] == 'cycles done' and lines(out)[-1]['audit']['ok']
+
+def test_the_real_tests_leave_a_line_each(run):
+    out = run(*TRIED)
+    found = lines(out, 'trial')
+    assert len(found) == 1 and found[0]['verdict'] in words and 0 <= found[0]['whole'] <= 1
+
+def test_trial_in_epochs_and_in_percent(run, told):
+    told(LOST, (*LOST, .6, .6))
+    assert [lines(run('proxy=tried', f'trial={t}', *more, out=f'{t}{len(more)}'), 'trial')[0]['steps'] for t,more in (('1', ()), ('50%', ()), ('10%', TRIED[1:]))] == [3, 3, 2]
 
 def test_judge():
     from proxy_attention.lab.config import ExperimentConfig
