@@ -1072,6 +1072,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._tested': ( 'lab/report.html#_tested',
                                                                                     'proxy_attention/lab/report.py'),
+                                            'proxy_attention.lab.report._tried': ( 'lab/report.html#_tried',
+                                                                                   'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._undone': ( 'lab/report.html#_undone',
                                                                                     'proxy_attention/lab/report.py'),
                                             'proxy_attention.lab.report._unfinished': ( 'lab/report.html#_unfinished',

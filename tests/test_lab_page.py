@@ -361,3 +361,12 @@ def test_no_sideways_scrolling_on_a_phone(tmp_path, browse, what):
             'demo': lambda: write_report(make_demo(tmp_path/'demo'))}[what]()
     (tmp_path/'frame.html').write_text(framed(page.read_text(), 390))
     assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == (390, 390)
+
+
+def test_the_trial_is_told(tmp_path):
+    records = read_records(make_run(tmp_path/'run'))
+    assert not any('trial' in s for s in verdict(records)) and not any(r['what'].startswith('Trial') for r in stage_rows(records))
+    records['trials'] = [dict(kind='trial', cycle=1, steps=4, verdict='real', words="what was erased is the thing itself", seconds=1.)]
+    assert 'The trial of the copies of cycle 1: what was erased is the thing itself.' in verdict(records)
+    row = next(r for r in stage_rows(records) if r['what'] == 'Trial, cycle 1')
+    assert row['steps'] == 4 and row['note'] == "what was erased is the thing itself"

@@ -454,7 +454,7 @@ def proxies(job, cycle:int):
     stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase') # with `steps` all policies train equally long
     untried = first is not None and first.verdict == 'untried'
     if job.conf.proxy.trial is not None and not untried:
-        run.record('trial', cycle=cycle, steps=0, **(dict(verdict='few') if first is None else first.to_dict()))
+        run.record('trial', cycle=cycle, steps=0, **(dict(verdict='few', words='too few copies to tell: none is used') if first is None else first.to_dict() | dict(words=str(first))))
         live = []
     run.commit(next=['test'] if stop else ['trial', cycle] if untried else ['train', cycle], stop=stop, live=live, before=st['live'], first=asdict(first) if untried else None,
                seconds=st['seconds'] + time.perf_counter() - start)
@@ -476,7 +476,7 @@ def trial(job, cycle:int):
         with quiet(learn, job.bars), epoch_of(learn.dls, n*job.accumulate): learn.fit_one_cycle(1, st.get('lr') or e.lr)
     with cb.taken_over(): found = can_do_without(learn, Trial(**st['first']), fit, e.seed)
     seconds = time.perf_counter() - start
-    run.record('trial', cycle=cycle, steps=n, **found.to_dict(), seconds=seconds, **meter.row())
+    run.record('trial', cycle=cycle, steps=n, **found.to_dict(), words=str(found), seconds=seconds, **meter.row())
     run.commit(next=['train', cycle], live=st['live'] if found.verdict == 'shortcut' else [], tried=n, first=None, seconds=st['seconds'] + seconds)
 
 def seen_log(state):

@@ -42,7 +42,7 @@ def at(o, *keys):
 
 def read_records(
     folder, # Folder of a run, or its `record.jsonl`
-) -> dict: # name, folder, config, run, next, epochs, fits, stages, end
+) -> dict: # name, folder, config, run, next, epochs, fits, stages, trials, end
     "The records of a run, as far as it came"
     folder = Path(folder)
     if folder.is_file() and folder.suffix != '.jsonl': raise ValueError(f"{folder} is not the folder of a run: it is a file.")
@@ -54,7 +54,7 @@ def read_records(
     run = (of('run') or [{}])[-1]
     state = _read_json(folder/'state.json')[0] or {}
     return dict(name=folder.resolve().name, folder=folder, config=config or {k: v for k,v in run.items() if k != 'kind'}, run=run, next=state.get('next'),
-                epochs=of('epoch'), fits=of('fit'), stages=of('stage'), end=(of('end') or [None])[-1])
+                epochs=of('epoch'), fits=of('fit'), stages=of('stage'), trials=of('trial'), end=(of('end') or [None])[-1])
 
 def is_comparison(
     folder, # Folder, or a `record.jsonl`
@@ -235,7 +235,9 @@ def stage_rows(
     out = []
     for s in records['stages']:
         cycle = count(s.get('cycle'))
-        if s.get('stage') == 'proxies': out.append(_row(f'Stage 2, cycle {cycle}', s, None, note=_looked(s)))
+        if s.get('stage') == 'proxies':
+            out.append(_row(f'Stage 2, cycle {cycle}', s, None, note=_looked(s)))
+            out += [_row(f'Trial, cycle {cycle}', t, None, note=t.get('words')) for t in records['trials'] if t.get('cycle') == s.get('cycle')]
         else: out.append(_row('Stage 1' if s.get('cycle') == 0 else f'Stage 3, cycle {cycle}', s, s.get('valid'), undone=s.get('rolled_back') is True))
     end = records['end']
     whole = ('steps', 'proxies_made', *(f'seconds_{k}' for k in cost_keys if k != 'test')) # the end's line has the sums of these
@@ -374,11 +376,13 @@ def _audited(end):
     found = audit['problems']
     return [f"The audit found {_plural(len(found), 'problem')}, so the figures below can't be trusted: {'; '.join(dict.fromkeys(found[:2])) or 'see there'}."]
 
+def _tried(records): return [f"The trial of the copies of cycle {count(t.get('cycle'))}: {t['words']}." for t in records['trials'] if t.get('words')]
+
 def _run_verdict(records):
     end = records['end']
     if not end: return _unfinished(records)
     kept = [s for s in records['stages'] if s.get('stage') == 'train' and s.get('rolled_back') is not True]
-    return [*_audited(end), *_tested(end, at(kept[-1], 'valid', 'accuracy') if kept else None), *_changed(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
+    return [*_audited(end), *_tested(end, at(kept[-1], 'valid', 'accuracy') if kept else None), *_changed(records), *_tried(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
 
 def verdict(
     records, # What `read_records` returns
