@@ -90,6 +90,7 @@ def test_late_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert 'gradcma' in wrong('demo', '--set', 'method=gradcma') and not (tmp_path/'demo').exists()
     assert 'seed=-1' in wrong('demo', '--seed', '-1') and not (tmp_path/'demo').exists()
+    assert "shortcut='texture': the demo runs on square" in wrong('demo', '--set', 'shortcut=texture')
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine/thesis.txt').write_text('all of it')
     assert 'mine' in wrong('demo', '--out', 'mine') and (tmp_path/'mine/thesis.txt').read_text() == 'all of it'
@@ -219,7 +220,7 @@ def test_check(here):
     told = answer('check', '--settings', 'other.ini', code=2)
     assert not told['ok'] and [p['line'] for p in told['problems']] == [9, 16, 21] and told['problems'][0]['value'] == 'tall'
 
-@pytest.mark.parametrize('old, new, line, word', [('= shortcut_digits', '= shortcut_digit', 5, 'shortcut_digits'), ('= small_cnn', '= smal_cnn', 12, 'small_cnn'),
+@pytest.mark.parametrize('old, new, line, word', [('= shortcut_digits', '= shortcut_digit', 5, 'shortcut_digits'), ('= shortcut_digits', '= shortcut_digits\nshortcut = sqare', 6, "'square'"), ('= small_cnn', '= smal_cnn', 12, 'small_cnn'),
                                                   ('= low_confidence', '= low_confidnce', None, 'low_confidence')])
 def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
     (here/'settings.ini').write_text(ini.replace(old, new))

@@ -231,6 +231,29 @@ keys = [f'{k}.{f}' for k,c in kinds.items() for f in c.model_fields]
 @given(st.sampled_from(keys), values)
 def test_any_value(key, value): attempt(good.encode(), [f'{key}={value}'])
 
+def test_planted_shortcuts_and_reserved_digits(read):
+    got = read(overrides=['shortcut=texture', 'reserved=500', 'data.exam=true']).data
+    assert (got.shortcut, got.reserved, got.exam) == ('texture', 500, True)
+    usual = read().data
+    assert (usual.shortcut, usual.reserved, usual.exam) == (None, 0, False) and read(overrides=['shortcut=none']).data == usual
+    says(read, good, 'exam=true', 'set reserved', overrides=['exam=true'])
+    says(read, good, "reserved=500 is for source=shortcut_digits", "'cifar10'", overrides=['reserved=500', 'source=cifar10'])
+    says(read, good, "reserved='-1'", overrides=['reserved=-1'])
+    says(read, good, "exam='maybe'", overrides=['exam=maybe'])
+    says(read, good, "'shortcut'", overrides=['shortcutt=square'])
+
+def test_own_data_sections_with_a_shortcut(tmp_path):
+    file = repo/'settings.ini'
+    if not file.is_file(): file = find_settings()
+    data = lambda name, *more: load_experiment('shortcut', file, [f'data={name}', *more]).data
+    square, mark = data('square_cifar10'), data('watermark_asl')
+    assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
+    assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 96, 40, 32)
+    search, exam = data('reserved_digits'), data('reserved_digits', 'exam=true')
+    assert search.reserved == 500 and not search.exam and exam.exam and search.n_test is exam.n_test is None
+    from proxy_attention.lab.data import load_items
+    assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, exam)] == [297, 500]
+
 
 # -- the label gate -------------------------------------------------------------------------------------------------------------------------------
 

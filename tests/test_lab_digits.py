@@ -131,8 +131,8 @@ def test_nothing_left_after_a_failure(tmp_path, monkeypatch, few):
     def full(file, img):
         if '/train/5/' in file.as_posix(): raise OSError(28, 'No space left on device')
         return write(file, img)
-    write = digits_module._write_png
-    monkeypatch.setattr(digits_module, '_write_png', full)
+    write = digits_module.write_png
+    monkeypatch.setattr(digits_module, 'write_png', full)
     with pytest.raises(OSError, match='No space'): make_shortcut_digits(tmp_path/'d', n_train=100, n_valid=50)
     assert list(tmp_path.iterdir()) == []
 

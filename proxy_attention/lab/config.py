@@ -52,7 +52,10 @@ class DataConfig(Section):
     n_train: Optional[int] = Field(None, ge=1) # Number of training images, instead of a share
     n_valid: Optional[int] = Field(None, ge=1) # Number of validation images, instead of a share
     n_test: Optional[int] = Field(None, ge=1) # Number of test images, instead of a share
-    strength: float = Field(0.95, ge=0, le=1) # shortcut_digits: probability that the shortcut tells the class
+    shortcut: Optional[str] = None # Cue in every image that tells the class: square, watermark, texture, position (`lab.shortcuts`); none: shortcut_digits' square, else no cue
+    strength: float = Field(0.95, ge=0, le=1) # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
+    reserved: int = Field(0, ge=0) # shortcut_digits: so many digits are in no split, whatever the seed
+    exam: bool = False # shortcut_digits: the reserved digits are the test, instead of the others
     size: int = Field(224, ge=8, le=4096) # Side of the image the network gets, in pixels
     resize: Literal['crop', 'pad', 'squish'] = 'crop' # How an image of another shape becomes a square
     augment: Optional[Literal['flip', 'standard', 'random_erasing']] = None # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
@@ -60,6 +63,12 @@ class DataConfig(Section):
     bs: int = Field(64, ge=1) # Images in a batch
     num_workers: int = Field(0, ge=0, le=256) # Processes that load images
     download: bool = False # Fetch it if it isn't there and has a public address?
+
+    @model_validator(mode='after')
+    def _reserves(self):
+        if self.reserved and self.source != 'shortcut_digits': raise ValueError(f"reserved={self.reserved} is for source=shortcut_digits, and this is {self.source!r}")
+        if self.exam and not self.reserved: raise ValueError('exam=true makes the reserved digits the test: set reserved, too')
+        return self
 
 # %% ../../nbs/lab/06_config.ipynb #2d3a01ff
 class ModelConfig(Section):

@@ -147,7 +147,8 @@ def _prepare(out):
 def _make_data(out, settings):
     "The data set of the demo; an earlier demo's of another recipe is replaced"
     s = settings.data
-    make = lambda: make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200, n_valid=s.n_valid or 200, seed=s.seed, size=s.size)
+    make = lambda: make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200, n_valid=s.n_valid or 200, seed=s.seed, size=s.size,
+                                        reserved=s.reserved, exam=s.exam)
     try: return make()
     except ValueError:
         if not (out/'data').exists(): raise
@@ -157,7 +158,8 @@ def _make_data(out, settings):
 # %% ../../nbs/lab/13_demo.ipynb #20acb563
 def _suits(conf):
     "The demo shows one thing; other experiments are for `run`"
-    for section,key,value,right in (('data', 'source', conf.data.source, 'shortcut_digits'), ('model', 'arch', conf.model.arch, 'small_cnn')):
+    for section,key,value,right in (('data', 'source', conf.data.source, 'shortcut_digits'), ('data', 'shortcut', conf.data.shortcut or 'square', 'square'),
+                                    ('model', 'arch', conf.model.arch, 'small_cnn')):
         if value != right: raise SettingsError(f"{conf.file} [{section}:{getattr(conf.experiment, section)}] {key}={value!r}: the demo runs on {right}; for others there is `proxy-attention run`.")
     if conf.proxy is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: the demo needs a policy.")
 

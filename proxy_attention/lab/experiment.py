@@ -39,13 +39,13 @@ from ..core import Clock, digest, kept_rng, no_footprint
 from ..cycles import epoch_of, parse_until, reset_head, resettable, smaller_is_better, steps_of
 from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
-from .data import load_items, make_dls, test_dl
+from .data import load_items, make_dls, splits_of, test_dl
 from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, need_cleanlab
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
 from .models import input_stats, make_learner, quiet
 from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
+from .splits import audit_run, load_split, save_split
 from ..trial import Trial, can_do_without, needs
-from .splits import audit_run, load_split, make_splits, save_split
 from ..look import TrainingLog, prepared
 from ..saliency import saliency_maps
 from ..store import write_atomic
@@ -144,7 +144,7 @@ def loaded(job, name, cbs=(), dls=None):
 def prepare(job):
     "Split, initial weights, and the first line of the record"
     d,run = job.conf.data, job.run
-    job.splits = make_splits(job.items, valid=d.valid, test=d.test, seed=d.seed, per_class=d.per_class, n_train=d.n_train, n_valid=d.n_valid, n_test=d.n_test)
+    job.splits = splits_of(job.items, d)
     save_split(run/'split.json', job.items, job.splits, seed=d.seed)
     job.seed('initial')
     learn = make_learn(job, weights=job.conf.model.weights)
@@ -632,12 +632,14 @@ def check_names(
     "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
     from proxy_attention.lab.data import datasets
     from proxy_attention.lab.models import find_net
+    from proxy_attention.lab.shortcuts import shortcuts
     from proxy_attention.core import check_choice
     out = []
     def attempt(kind, key, value, f):
         try: f()
         except (ValueError, TypeError, ImportError) as e: out.append((kind, key, value, str(e)))
     attempt('data', 'source', conf.data.source, lambda: check_choice('source', conf.data.source, datasets))
+    if conf.data.shortcut is not None: attempt('data', 'shortcut', conf.data.shortcut, lambda: check_choice('shortcut', conf.data.shortcut, shortcuts))
     attempt('model', 'arch', conf.model.arch, lambda: find_net(conf.model.arch))
     if conf.proxy is not None: attempt('proxy', None, None, lambda: ProxyAttentionCB(**conf.proxy.policy))
     if conf.proxy is not None and conf.proxy.label_gate: attempt('proxy', 'label_gate', True, need_cleanlab)
