@@ -37,7 +37,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'report', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'report', 'audit', 'clean', 'purge']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
@@ -212,7 +212,7 @@ def cli_settings():
 def test_check(here):
     got = run('check')
     assert got.exit_code == 0 and got.output == '1 experiment is right (settings.ini)\n'
-    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, problems=[])
+    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, sweeps=0, problems=[])
     (here/'other.ini').write_text(ini.replace('= 40', '= tall').replace('share', 'shrae').replace('= unsure', '= unsrue'))
     got = run('check', '--settings', 'other.ini')
     lines = got.stdout.splitlines()

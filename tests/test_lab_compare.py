@@ -2,6 +2,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -119,6 +121,22 @@ def test_in_processes(run):
     here,there = run(['random_erasing'], 1, out='here'), run(['random_erasing'], 1, out='there', jobs=2)
     for arm in ('none', 'random_erasing'):
         assert lines(here/'arms'/arm/'0', 'epoch') == lines(there/'arms'/arm/'0', 'epoch')
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    "Killed, it leaves nobody behind who works on a run, or waits for work for ever"
+    (tmp_path/'go.py').write_text("""
+import os, time
+from proxy_attention.lab.compare import processes
+if __name__ == '__main__':
+    with processes(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 1000).result()
+""")
+    with subprocess.Popen([sys.executable, tmp_path/'go.py'], env=os.environ | {'PYTHONPATH': str(Path(lab.__file__).parents[2])}, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        os.kill(pid, 0) # It is there
+        parent.kill()
+        assert parent.communicate(timeout=120) == ('', None), "the pipe is closed when the last that writes to it has ended"
 
 def test_a_run_that_fails_is_told_and_the_others_are_kept(run, monkeypatch):
     real = lab._work

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['arms', 'own', 'arm_none', 'arm_duplicate_wrong', 'arm_random_erasing', 'arm_mixup', 'arm_cutmix', 'arm_random_place',
            'arm_least_salient', 'arm_shuffled_map', 'arm_masktune', 'arm_proposal', 'arm_thesis_blend',
-           'arm_early_look', 'arm_early_look_replace', 'arm_recommended', 'arm_settings', 'fair_steps', 'asked_digest',
-           'known_results', 'compare', 'run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
+           'arm_early_look', 'arm_early_look_replace', 'arm_recommended', 'arm_settings', 'fair_steps', 'fair_settings',
+           'asked_digest', 'known_results', 'compare', 'processes', 'run_line', 'check_fair', 'verdicts',
+           'write_comparison', 'comparison_text']
 
 # %% ../../nbs/lab/17_compare.ipynb #24d82f03
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -93,6 +96,20 @@ def fair_steps(conf, n_train):
     if p is None: return conf.epochs*per_epoch
     return (1 + p.cycles)*conf.epochs*per_epoch
 
+def fair_settings(
+    conf, # `Settings` of a run
+    steps:int, # Of all its stages together
+) -> Settings:
+    "The same run with so many steps, and without anything that could end it earlier or undo a part of it"
+    return conf.model_copy(update=dict(experiment=conf.experiment.model_copy(update=dict(steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))
+
+def _n_train(conf, data):
+    "Training images, as far as is known before the split; what is generated or downloaded is there afterwards, before several processes need it"
+    from proxy_attention.lab.data import load_items
+    items = load_items(conf.data, Path(data))
+    n = len(items.fixed['train']) if items.fixed else len(items)
+    return min(n, conf.data.n_train or n)
+
 # %% ../../nbs/lab/17_compare.ipynb #65402792
 def _work(conf, folder, data, command):
     "One run, in a process of its own"
@@ -108,8 +125,7 @@ def _jobs(conf, names, seeds, out, steps):
     "(arm, seed, settings, folder) of all runs, seed by seed, so that a comparison cut short has whole pairs"
     sections = SettingsFile(conf.file).raw['proxy']
     made = [(arm, seed, arm_settings(conf, arm, seed, threads=1, sections=sections)) for seed in seeds for arm in names]
-    fix = lambda s: s.model_copy(update=dict(experiment=s.experiment.model_copy(update=dict(steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))
-    return [(arm, seed, fix(s), out/'arms'/arm/str(seed)) for arm,seed,s in made]
+    return [(arm, seed, fair_settings(s, steps), out/'arms'/arm/str(seed)) for arm,seed,s in made]
 
 def _done(folder):
     end = [o for o in read_lines(folder) if o.get('kind') == 'end'] if is_run(folder) else []
@@ -150,13 +166,10 @@ def compare(
     check_choice('interval', interval, intervals)
     jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
-    from proxy_attention.lab.data import load_items
     from proxy_attention.lab.experiment import check_settings, command_line
     all_jobs = _jobs(conf, names, seeds, out, None)
     for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s) # Everything that is wrong is said before anything runs
-    items = load_items(conf.data, Path(data)) # Once, before the processes need it
-    n_train = len(items.fixed['train']) if items.fixed else len(items)
-    steps = fair_steps(conf, min(n_train, conf.data.n_train or n_train))
+    steps = fair_steps(conf, _n_train(conf, data))
     all_jobs = _jobs(conf, names, seeds, out, steps)
     which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
     command = command or command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None), settings=(settings, None),
@@ -195,16 +208,30 @@ def _here(todo, data, command):
         yield arm, seed, folder, error
 
 def _in_processes(todo, data, command, jobs):
-    "Several at a time; an interrupted comparison ends its processes, whose runs go on the next time"
-    deaf = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) # Ctrl-C is this process' business, which ends the others
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), **deaf) as pool:
+    "Several at a time"
+    with processes(jobs) as pool:
         started = {pool.submit(_work, s.model_dump(), folder, str(data), command): (arm, seed, folder) for arm,seed,s,folder in todo}
-        try:
-            for f in as_completed(started): yield *started[f], f.exception()
+        for f in as_completed(started): yield *started[f], f.exception()
+
+@contextlib.contextmanager
+def processes(
+    jobs:int, # How many
+):
+    "A pool of processes that end with this one, and when the block is interrupted; what they were doing goes on the next time"
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), initializer=_of_its_parent) as pool:
+        try: yield pool
         except BaseException:
             for p in list((pool._processes or {}).values()): p.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+def _of_its_parent():
+    "Ctrl-C is the parent's business, which ends this process; and if it is killed, this one would wait for work for ever"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
 
 # %% ../../nbs/lab/17_compare.ipynb #cbb601c0
 def run_line(
