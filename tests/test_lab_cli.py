@@ -416,7 +416,8 @@ def test_compare(here, monkeypatch):
                                          (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
                                          (['--arms', 'none', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'none', '--interval', 'z'], ["'z'", 'bootstrap-t']),
                                          (['--arms', 'none', '--jobs', '0'], ['jobs=0']),
-                                         (['--arms', 'none', '--margin', '-1'], ['margin=-1']), (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
+                                         (['--arms', 'none', '--margin', '-1'], ['margin=-1']),
+                                         (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
                                          (['--arms', 'none', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
 def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)
