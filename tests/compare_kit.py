@@ -9,7 +9,7 @@ from proxy_attention.lab.stats import intervals
 LEVELS = dict(none=.52, duplicate_wrong=.545, random_erasing=.56, random_place=.53, shuffled_map=.525, masktune=.47, proposal=.55, early_look=.66, early_look_replace=.62)
 
 
-def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., drop=(), seed=0, **about):
+def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., drop=(), seed=0, margin=None, **about):
     "Made-up results around `levels` (their spread times `gain`); `until` so many runs, without those in `drop`: (arm, seed)"
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., 
     results = [r for r in results[:until] if (r['arm'], r['seed']) not in drop]
     head = dict(kind='compare', made_by='proxy_attention run', command='proxy-attention compare shortcut --arms ' + ','.join(levels), version='0.1', commit='a'*40,
                 settings=dict(name='shortcut', data=dict(source='shortcut_digits', strength=.95), model=dict(arch='small_cnn'), experiment=dict(steps=720, lr=.01)), settings_sha256='c'*64,
-                python='3.11', arms=list(levels), seeds=list(seeds), steps=720, interval='t', started='2026-01-02 03:04:05') | about
-    lines = [head, *results, *(verdicts(results, interval=head['interval'] if head['interval'] in intervals else 't') if results else [])]
+                python='3.11', arms=list(levels), seeds=list(seeds), steps=720, interval='t', margin=margin, started='2026-01-02 03:04:05') | about
+    lines = [head, *results, *(verdicts(results, interval=head['interval'] if head['interval'] in intervals else 't', margin=margin) if results else [])]
     (folder/'record.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
     return folder

@@ -407,15 +407,18 @@ def test_compare(here, monkeypatch):
     got = run(*args)
     assert got.exit_code == 0 and '1 runs are done, 3 to go' in got.output and 'against none' in got.output and 'Only controls were compared' in got.output
     assert 'page   a b/report.html' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
-    told = answer('compare', 'try', '--arms', 'random_erasing', '--seed-list', '4,7', '--out', 'a b', '--data', 'pictures', '--interval', 'bootstrap-t', *tiny)
+    told = answer('compare', 'try', '--arms', 'random_erasing', '--seed-list', '4,7', '--out', 'a b', '--data', 'pictures', '--interval', 'bootstrap-t', '--margin', '0.3', *tiny)
     assert told['done'] and told['seeds'] == ['4', '7'] and told['interval'] == 'bootstrap-t' and told['steps'] == 4 and told['audits_clean'] == told['runs'] == 4
     assert [v['arm'] for v in told['verdicts']] == ['none', 'random_erasing'] and told['verdict'] and Path(told['page']).is_file()
+    assert told['verdicts'][1]['against_none']['not_worse']['margin'] == 0.3 and '--margin 0.3' in told['command']
     assert 'other settings' in wrong(*args, '--set', 'lr=0.5')
 
 @pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'none,,mixup'], ['--arms', 'commas']),
                                          (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
                                          (['--arms', 'none', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'none', '--interval', 'z'], ["'z'", 'bootstrap-t']),
-                                         (['--arms', 'none', '--jobs', '0'], ['jobs=0']), (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
+                                         (['--arms', 'none', '--jobs', '0'], ['jobs=0']),
+                                         (['--arms', 'none', '--margin', '-1'], ['margin=-1']),
+                                         (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
                                          (['--arms', 'none', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
 def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)

@@ -1,6 +1,7 @@
 """Arms side by side: fair by construction, resumable, and judged by the numbers; and why the audit exists."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from proxy_attention.lab.compare import arm_settings, arms, check_fair, compare,
 from proxy_attention.lab.config import SettingsError, load_experiment
 from proxy_attention.lab.runs import RunError, read_lines
 from proxy_attention.lab.splits import audit_run, make_splits
-from proxy_attention.lab.stats import paired_t
+from proxy_attention.lab.stats import not_worse, paired_t
 
 SMALL = ['proxy=early', 'freeze_epochs=0', 'steps=8', 'n_train=40', 'n_test=20']
 ALL = list(arms)
@@ -171,6 +172,42 @@ def test_verdicts_by_another_measure_and_interval():
     a,b = verdicts(got)[1]['against_none'], verdicts(got, 'test_worst_group_accuracy')[1]['against_none']
     assert a['mean'] == pytest.approx(-b['mean']) and verdicts(got, interval='bootstrap-t')[1]['against_none']['low'] != a['low']
 
+NEAR = dict(none=[.90, .91, .90, .92, .91], mixup=[.93, .92, .93, .93, .92], mine=[.901, .911, .899, .92, .909])
+
+def test_verdicts_of_not_worse():
+    "Against none it is shown, against the best control not; without a margin nothing is said of it"
+    rows = {v['arm']: v for v in verdicts(fake(**NEAR), margin=0.005)}
+    none,best = rows['mine']['against_none'], rows['mine']['against_best']
+    assert none['not_worse'] == dict(margin=0.005, shown=True, bound=pytest.approx(paired_t(NEAR['mine'], NEAR['none'], 0.9).low))
+    assert none['words'].endswith('; not worse than none by 0.5 points or more (one-sided 95% bound −0.1)') and none['words'].startswith('no effect shown against none')
+    assert best['arm'] == 'mixup' and not best['not_worse']['shown'] and '; not shown to be not worse than mixup by 0.5 points or more' in best['words']
+    assert not verdicts(fake(**NEAR), margin=0.0005)[2]['against_none']['not_worse']['shown']
+    by_bootstrap = verdicts(fake(**NEAR), margin=0.005, interval='bootstrap-t')[2]['against_none']['not_worse']
+    assert by_bootstrap['bound'] == not_worse(NEAR['mine'], NEAR['none'], 0.005, interval='bootstrap-t')[1]
+    without = verdicts(fake(**NEAR))
+    assert not any('not_worse' in v.get(f'against_{k}', {}) or 'not worse' in v.get(f'against_{k}', {}).get('words', '') for v in without for k in ('none', 'best'))
+
+def test_text_of_not_worse(tmp_path):
+    def text(seeds=5, **kw):
+        got = fake(**{a: vs*(seeds//5) for a,vs in NEAR.items()})
+        head = dict(kind='compare', seeds=list(range(seeds)), steps=8, interval='t')
+        (tmp_path/'record.jsonl').write_text('\n'.join(map(json.dumps, [head, *(r | dict(audit_ok=True) for r in got), *verdicts(got, **kw)])))
+        return comparison_text(tmp_path)
+    asked,plain = text(margin=0.005), text()
+    assert asked.startswith(plain) and 'ot worse' not in plain, "a record without a margin reads as before"
+    assert re.search(r'arm +not worse than none +not worse than mixup\n', asked) and re.search(r'mine +yes \(−0.1\) +not shown \(−2.\d\)', asked)
+    assert 'a loss of 0.5 points or more is ruled out' in asked and '5 seeds are fewer than 10' in asked and 'fewer' not in text(10, margin=0.005)
+
+def test_margin(run):
+    "It judges runs that are there; head line, command, and the note hold it"
+    run(['random_erasing'])
+    trained = {f: f.stat().st_mtime_ns for f in Path('compared').rglob('state.json')}
+    out = run(['random_erasing'], margin=0.25)
+    head,*_,last = read_lines(out)
+    assert head['margin'] == last['against_none']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command'] and 'by 25 points or more' in last['against_none']['words']
+    assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than none' in comparison_text(out)
+    assert read_lines(run(['random_erasing']))[0]['margin'] is None and '--margin' not in read_lines(out)[0]['command']
+
 def test_the_best_control_is_a_control():
     rows = verdicts(fake(none=[.4, .5], early_look=[.9, .95], mixup=[.6, .7]))
     assert {v['arm']: v.get('against_best', {}).get('arm') for v in rows} == dict(none='mixup', early_look='mixup', mixup=None) and set(controls) < set(arms)
@@ -184,7 +221,8 @@ def test_text(run):
 
 @pytest.mark.parametrize('kw, words', [(dict(names=['random_erasin']), "arms='random_erasin'.*random_erasing"),
                                        (dict(names=[], seeds=0), 'seeds=0'), (dict(names=[], seeds=[-1]), 'seeds=-1'), (dict(names=[], jobs=0), 'jobs=0'),
-                                       (dict(names=[], interval='z'), "interval='z'"), (dict(names=[], overrides=['method=gradcm']), 'gradcm')])
+                                       (dict(names=[], interval='z'), "interval='z'"),
+                                       (dict(names=[], margin=0), 'margin=0'), (dict(names=[], margin=5), 'margin=5'), (dict(names=[], overrides=['method=gradcm']), 'gradcm')])
 def test_bad_input(run, kw, words):
     with pytest.raises((ValueError, TypeError), match=words): run(**kw)
     assert not Path('compared').exists()

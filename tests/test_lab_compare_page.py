@@ -11,8 +11,8 @@ from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, w
 
 from proxy_attention.lab.arms import about_arms, arm_kind, controls
 from proxy_attention.lab.compare import arms, verdicts
-from proxy_attention.lab.compare_page import (compare_curves, comparison_summary, comparison_verdict, difference, forest, in_order, is_comparison, mean_curve, pairs, read_comparison, verdict_table,
-                                              write_compare_report)
+from proxy_attention.lab.compare_page import (compare_curves, comparison_summary, comparison_verdict, difference, forest, in_order, is_comparison, mean_curve, not_worse_of, pairs,
+                                              read_comparison, verdict_table, write_compare_report)
 from proxy_attention.lab.report import write_report
 
 kinds = {a: arm_kind(a) for a in LEVELS}
@@ -106,6 +106,27 @@ def test_the_table_is_the_record(tmp_path):
     assert f'{min(took):.1f} to {max(took):.1f}</td>' in page
     assert 'SHA-256 of the three lists 5f1e5f1e5f1e5f1e' in page and 'shortcut_digits' in page and page.count('class="gain"') + page.count('n gain') == sum(
         (x := difference(v, k)) is not None and x['sign'] > 0 for v in found['verdicts'].values() for k in ('none', 'best'))
+
+def test_not_worse(tmp_path):
+    found = made(tmp_path, margin=0.02)
+    said,page = comparison_verdict(found), write_compare_report(found['folder']).read_text()
+    best = not_worse_of(found['verdicts']['early_look'], 'best')
+    assert best == dict(arm='random_erasing', margin=0.02, bound=found['verdicts']['early_look']['against_best']['not_worse']['bound'], shown=True, n=5)
+    shown = next(s for s in said if s.startswith('Shown to be not worse than random_erasing by 2 points or more: '))
+    unshown = next(s for s in said if s.startswith('Not shown to be not worse than random_erasing by 2 points or more: '))
+    assert f"early_look (bound +{100*best['bound']:.1f})" in shown and 'masktune' in unshown and 'masktune' not in shown and '5 seeds are fewer than 10' in unshown
+    check(page)
+    row = next(r for r in rows_of(page) if r[0] == 'early_look')
+    assert f"yes (+{100*best['bound']:.1f})" in row and 'Not worse than none' in page and 'is a loss of 2 points or more ruled out' in page
+    assert len({len(r['cells']) for r in verdict_table(found)['rows']} | {len(verdict_table(found)['heads'])}) == 1
+    ten = made(tmp_path, 'ten', margin=0.02, seeds=range(10))
+    assert not any('fewer than 10' in s for s in comparison_verdict(ten))
+    off = made(tmp_path, 'off')
+    assert not_worse_of(off['verdicts']['early_look'], 'best') is None and 'ot worse' not in write_compare_report(off['folder']).read_text()
+
+def test_not_worse_where_none_is_the_best_control(tmp_path):
+    found = made(tmp_path, levels=dict(none=.6, mixup=.3, early_look=.6), margin=0.1)
+    assert verdict_table(found)['heads'].count('Not worse than none') == 1 and sum('not worse' in s for s in comparison_verdict(found)) == 1
 
 def test_out(tmp_path):
     folder = make_comparison(tmp_path/'c', interval='bootstrap-t')

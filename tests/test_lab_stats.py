@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxy_attention.lab.stats import Difference, bootstrap_t, in_words, intervals, not_worse, paired_t, points
+from proxy_attention.lab.stats import Difference, bootstrap_t, in_words, intervals, not_worse, not_worse_in_words, paired_t, points
 
 numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
 
@@ -50,6 +50,13 @@ def test_false_claims_of_not_worse():
     claims = [not_worse(rng.normal(-0.02, 0.01, 10), np.zeros(10), 0.02)[0] for _ in range(1500)]
     assert 0.03 < np.mean(claims) < 0.07
 
+def test_not_worse_is_the_one_sided_test():
+    "The same bound as SciPy's, and as the lower end of the two-sided 90% interval of either kind"
+    a,b = np.array([.90, .91, .88, .92, .90]), np.array([.90, .90, .90, .91, .91])
+    assert not_worse(a, b, 0.02)[1] == pytest.approx(stats.ttest_rel(a, b, alternative='greater').confidence_interval(0.95).low)
+    for name,f in intervals.items(): assert not_worse(a, b, 0.02, interval=name)[1] == f(a, b, 0.9).low
+    assert not_worse(a, b, 0.02) != not_worse(a, b, 0.02, interval='bootstrap-t')
+
 def test_arguments_change_the_outcome():
     a,b = np.array([.5, .6, .4, .7]), np.array([.4, .4, .4, .5])
     assert paired_t(a, b, 0.99).high > paired_t(a, b, 0.9).high and paired_t(b, a).mean == -paired_t(a, b).mean
@@ -67,6 +74,8 @@ def test_words():
     assert in_words(Difference(.123, .081, .16, .001, 5), 'random_erasing', 1.04) == '+12.3 points [8.1, 16.0] over random_erasing at 1.04× its time'
     assert in_words(Difference(.01, -.02, .04, .4, 5), 'none') == 'no effect shown against none: +1.0 points [−2.0, 4.0]'
     assert in_words(Difference(-.1, -.2, -.05, .01, 5), 'none').startswith('a loss: −10.0 points')
+    assert not_worse_in_words(0.005, True, -.002, 'none') == 'not worse than none by 0.5 points or more (one-sided 95% bound −0.2)'
+    assert not_worse_in_words(0.07, False, -.09, 'mixup') == 'not shown to be not worse than mixup by 7 points or more (one-sided 95% bound −9.0)'
 
 @pytest.mark.parametrize('a, b, words', [([1], [2], '1 pair'), ([1, 2], [1, 2, 3], 'as many'), ([1, float('nan')], [1, 2], 'finite'), ([[1, 2]], [[1, 2]], 'as many')])
 def test_bad_input(a, b, words):
@@ -74,3 +83,4 @@ def test_bad_input(a, b, words):
         with pytest.raises(ValueError, match=words): f(a, b)
     with pytest.raises(ValueError, match='margin'): not_worse([1, 2], [1, 2], 0)
     with pytest.raises(ValueError, match='level'): paired_t([1, 2], [1, 2], 0.2)
+    with pytest.raises(ValueError, match="interval='z'"): not_worse([1, 2], [1, 2], 1, interval='z')

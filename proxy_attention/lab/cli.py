@@ -366,11 +366,13 @@ def compare(
     data:Path=_data,
     jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N', help="Runs at the same time, one thread each (default: one a core)."),
     interval:str=typer.Option('t', '--interval', metavar='NAME', help="Of the differences: t (default), or bootstrap-t, which asks for no normal distribution."),
+    margin:Optional[float]=typer.Option(None, '--margin', metavar='SHARE',
+                                        help="Also judge whether arms are not worse: is a loss of accuracy as large as this ruled out? 0.005: half a point."),
     as_json:bool=_json,
 ):
     """Train arms with the same seeds, split, initial weights and optimizer steps, and judge each against no proxies and the best control.
 
-    What was stopped goes on where it was; arms and seeds may be added later. At the end: a table, and a page (report.html).
+    What was stopped goes on where it was; arms, seeds and a margin may be added later. At the end: a table, and a page (report.html).
 
     \b
     ARMS
@@ -379,11 +381,12 @@ def compare(
       proxy-attention compare shortcut --arms random_erasing,random_place,early_look
       proxy-attention compare shortcut --arms early_look --seed-list 0,3,7 --set data.strength=0.8 --out runs/weaker
       proxy-attention compare vit --arms masktune,my_policy --seeds 10 --interval bootstrap-t --jobs 1 --json > vit.json
+      proxy-attention compare asl --arms unsure --seeds 10 --margin 0.005
     \b
     Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed, 130 stopped with Ctrl-C (the same command goes on).
     """
     command = _again('compare', experiment, changes, arms=arms, seeds=seeds, seed_list=seed_list, out=out, settings=settings, data=None if data == Path('data') else data,
-                     jobs=jobs, interval=None if interval == 't' else interval)
+                     jobs=jobs, interval=None if interval == 't' else interval, margin=margin)
     with _answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         if seeds is not None and seed_list is not None: raise ValueError("--seeds and --seed-list: give one of them.")
         names,which = _names(arms, '--arms'), _numbers(seed_list, '--seed-list') if seed_list is not None else 5 if seeds is None else seeds
@@ -391,7 +394,7 @@ def compare(
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
         warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare import compare, comparison_text
-        folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, say=answer.say)
+        folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin, say=answer.say)
         from proxy_attention.lab.compare_page import comparison_summary, comparison_verdict, read_comparison, write_compare_report
         page,found = write_compare_report(folder), read_comparison(folder)
         answer(comparison_summary(found) | dict(page=page), '\n'.join(['', comparison_text(folder), '', *comparison_verdict(found), '', f"page   {page}"]))

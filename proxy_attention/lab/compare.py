@@ -30,7 +30,7 @@ from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_same, is_run, plain, provenance, read_lines
 from .splits import split_digest
-from .stats import in_words, intervals, points
+from .stats import in_words, intervals, not_worse, not_worse_in_words, points
 from ..cycles import recipes
 from ..policy import presets
 from ..store import write_atomic
@@ -154,6 +154,7 @@ def compare(
     data='data', # Folder for data sets
     jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows the methods and fills that you have added
     interval:str='t', # A key of `intervals`
+    margin:float|None=None, # Loss of accuracy that would matter: is each arm shown to lose less? None: not asked
     record=None, # File of the record; None: record.jsonl in `out`. Results that it holds of the same settings are not made again, their runs' folders gone or not
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
@@ -164,6 +165,7 @@ def compare(
     first = conf.experiment.seed
     seeds = list(range(first, first + check_number('seeds', seeds, 1, 1000, whole=True))) if not isinstance(seeds, (list, tuple, range)) else [check_number('seeds', s, 0, whole=True) for s in seeds]
     check_choice('interval', interval, intervals)
+    if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
     jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
     from proxy_attention.lab.experiment import check_settings, command_line
@@ -173,13 +175,13 @@ def compare(
     all_jobs = _jobs(conf, names, seeds, out, steps)
     which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
     command = command or command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None), settings=(settings, None),
-                                      data=(data, 'data'), interval=(interval, 't'), overrides=overrides)
-    about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval)
+                                      data=(data, 'data'), interval=(interval, 't'), margin=(margin, None), overrides=overrides)
+    about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
     known = known_results(record, all_jobs)
     todo = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known]
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
-    write = lambda: write_comparison(out/'record.jsonl' if record is None else Path(record), about, all_jobs, interval, known)
+    write = lambda: write_comparison(out/'record.jsonl' if record is None else Path(record), about, all_jobs, interval, margin, known)
     write() # Before the first run and after each: a comparison that was stopped has a record
     failed = _run_all(todo, data, command, jobs, say, write) if todo else []
     if failed: raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: " + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))
@@ -271,6 +273,7 @@ def verdicts(
     results, # Lines of kind 'result'
     measure:str='test_accuracy', # What is compared
     interval:str='t', # A key of `intervals`
+    margin:float|None=None, # Loss of the measure that would matter: is it ruled out? None: not asked
 ) -> list: # A dict an arm
     "Each arm against `none` and against the best control, over the seeds that both have"
     by = {}
@@ -284,17 +287,22 @@ def verdicts(
         for name,other in (('none', 'none'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
-            d = intervals[interval]([r[measure] for r in own_], [r[measure] for r in theirs])
+            values = [[r[measure] for r in rs] for rs in (own_, theirs)]
+            d = intervals[interval](*values)
             cost = sum(r['seconds'] for r in own_)/sum(r['seconds'] for r in theirs)
-            row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())
+            got = row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())
+            if margin is None: continue
+            shown,bound = not_worse(*values, margin, interval=interval)
+            got['not_worse'] = dict(margin=margin, shown=shown, bound=bound)
+            got['words'] += f"; {not_worse_in_words(margin, shown, bound, other)}"
         out.append(row)
     return out
 
-def write_comparison(file, about, all_jobs, interval, known=()):
+def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     "The record of a comparison: what was asked, results, verdicts"
     results = [r for arm,seed,_,folder in all_jobs if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
     check_fair(results)
-    lines = [dict(kind='compare', **about), *results, *(verdicts(results, interval=interval) if results else [])]
+    lines = [dict(kind='compare', **about), *results, *(verdicts(results, interval=interval, margin=margin) if results else [])]
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
 
@@ -303,6 +311,23 @@ def _short(v):
     if v is None: return '', ''
     kind = 'gain' if v['low'] > 0 else 'loss' if v['high'] < 0 else 'no effect shown'
     return f"{points(v['mean'])} [{points(v['low']).lstrip('+')}, {points(v['high']).lstrip('+')}]", kind
+
+def _table_lines(table, right=()):
+    "Rows of texts as lines, the first underlined, each column as wide as its widest text; columns `right` to the right"
+    width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
+    text = ['  '.join(c.rjust(w) if i in right else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in table]
+    return [text[0], '-'*max(map(len, text)), *text[1:]]
+
+def _not_worse_lines(rows, best):
+    "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
+    asked = [v for row in rows for k in ('none', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
+    if not asked: return []
+    others = dict(none='none') | (dict(best=best) if best not in (None, 'none') else {})
+    cell = lambda v: f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})" if 'not_worse' in v else ''
+    table = [('arm', *(f'not worse than {o}' for o in others.values())), *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
+    few = min(v['n'] for v in asked)
+    margin = f"Not worse: a loss of {100*asked[0]['not_worse']['margin']:.4g} points or more is ruled out by the one-sided 95% bound, in brackets."
+    return ['', *_table_lines(table), '', margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
 
 def comparison_text(
     out, # Folder of a comparison, or its record
@@ -316,8 +341,6 @@ def comparison_text(
     for v in rows:
         values = [x for x in v['values'].values() if x is not None]
         table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}", *_short(v.get('against_none')), *_short(v.get('against_best'))))
-    width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    text = ['  '.join(c.rjust(w) if 0 < i < 5 else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in table]
     note = (f"Test accuracy of {len(head['seeds'])} seeds, {head['steps']} optimizer steps each. Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
             f"for the number of arms; {best} is the best control. Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
-    return '\n'.join([text[0], '-'*max(map(len, text)), *text[1:], '', note])
+    return '\n'.join([*_table_lines(table, range(1, 5)), '', note, *_not_worse_lines(rows, best)])
