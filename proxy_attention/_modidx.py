@@ -260,6 +260,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'proxy_attention.lab.cli.report': ('lab/cli.html#report', 'proxy_attention/lab/cli.py'),
                                          'proxy_attention.lab.cli.run': ('lab/cli.html#run', 'proxy_attention/lab/cli.py'),
                                          'proxy_attention.lab.cli.show': ('lab/cli.html#show', 'proxy_attention/lab/cli.py'),
+                                         'proxy_attention.lab.cli.study': ('lab/cli.html#study', 'proxy_attention/lab/cli.py'),
                                          'proxy_attention.lab.cli.sweep': ('lab/cli.html#sweep', 'proxy_attention/lab/cli.py'),
                                          'proxy_attention.lab.cli.top': ('lab/cli.html#top', 'proxy_attention/lab/cli.py')},
             'proxy_attention.lab.compare': { 'proxy_attention.lab.compare._done': ( 'lab/compare.html#_done',
