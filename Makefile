@@ -7,10 +7,10 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks readme bench results records clean
+.PHONY: help demo test lint notebooks readme bench results records study study-report clean
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
@@ -43,6 +43,13 @@ records: $(VENV)/.installed ## Run the experiments asl, fashion and vit and the 
 	for e in asl fashion vit; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done
 	$(BIN)/proxy-attention compare shortcut --arms duplicate_wrong,random_erasing,random_place,masktune,proposal,early_look,early_look_replace
 	mkdir -p results/compare_shortcut && cp runs/compare_shortcut/record.jsonl results/compare_shortcut/
+
+study: $(VENV)/.installed ## Run what the study's records in results/study don't hold yet (hours; it can be stopped), and make its report
+	$(BIN)/proxy-attention study
+
+study-report: $(VENV)/.installed-dev ## Make the study's tables and drawings, and the README that shows them, from the committed records
+	$(BIN)/proxy-attention study --report
+	$(BIN)/nbdev-test --save nbs/index.ipynb && $(BIN)/nbdev-clean && $(BIN)/python .ci/readme.py
 
 clean: ## Remove the virtual environment, builds, and what the demo wrote
 	rm -rf $(VENV) build dist *.egg-info demo
