@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'report', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'study', 'report', 'audit', 'clean', 'purge']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
@@ -212,7 +213,7 @@ def cli_settings():
 def test_check(here):
     got = run('check')
     assert got.exit_code == 0 and got.output == '1 experiment is right (settings.ini)\n'
-    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, sweeps=0, problems=[])
+    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, comparisons=0, sweeps=0, problems=[])
     (here/'other.ini').write_text(ini.replace('= 40', '= tall').replace('share', 'shrae').replace('= unsure', '= unsrue'))
     got = run('check', '--settings', 'other.ini')
     lines = got.stdout.splitlines()
@@ -413,12 +414,27 @@ def test_compare(here, monkeypatch):
     assert told['verdicts'][1]['against_none']['not_worse']['margin'] == 0.3 and '--margin 0.3' in told['command']
     assert 'other settings' in wrong(*args, '--set', 'lr=0.5')
 
+def test_study(here, monkeypatch):
+    "Run, gone on with from its records alone, and reported; every flag arrives"
+    from proxy_attention.lab import experiment
+    monkeypatch.setattr(experiment, 'forget', lambda: None)
+    (here/'mine.ini').write_text(ini + '[comparison:small]\nexperiment = try\narms = random_erasing\nseeds = 2\nchange = steps=4, n_train=40\n')
+    args = ['study', '--settings', 'mine.ini', '--records', 'kept', '--out', 'away', '--data', 'pictures', '--jobs', '1']
+    got = run(*args, 'small')
+    assert got.exit_code == 0 and '0 runs are done, 4 to go' in got.output and 'report kept/README.md' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
+    shutil.rmtree('away')
+    told = answer(*args)
+    assert not Path('away').exists() and [Path(f).name for f in told['records']] == ['small.jsonl'] and 'random_erasing' in Path(told['report']).read_text()
+    Path(told['report']).unlink()
+    assert run('study', '--report', '--records', 'kept', '--settings', 'mine.ini').exit_code == 0 and Path(told['report']).is_file()
+    assert "'small'" in wrong(*args, 'smal') and 'jobs=0' in wrong('study', '--settings', 'mine.ini', '--records', 'other', '--jobs', '0') and 'nowhere.ini' in wrong('study', '--settings', 'nowhere.ini')
+
 @pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'none,,mixup'], ['--arms', 'commas']),
                                          (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
                                          (['--arms', 'none', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'none', '--interval', 'z'], ["'z'", 'bootstrap-t']),
                                          (['--arms', 'none', '--jobs', '0'], ['jobs=0']),
                                          (['--arms', 'none', '--margin', '-1'], ['margin=-1']),
-                                         (['--arms', 'none', '--set', 'aera=1'], ["'area'"]), (['--arms', 'recommended'], ['not there yet']),
+                                         (['--arms', 'none', '--set', 'aera=1'], ["'area'"]),
                                          (['--arms', 'none', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
 def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)

@@ -178,10 +178,10 @@ def check(settings:Optional[Path]=_settings, as_json:bool=_json):
             file = SettingsFile(settings)
             problems = file.problems or _unknown_names(file)
         except SettingsError as e: problems = e.problems
-        n,sweeps = (0, 0) if file is None else (len(file.raw['experiment']), len(file.raw['sweep']))
-        more = f" and {sweeps} sweep{'s' if sweeps != 1 else ''}" if sweeps else ''
-        good = f"{n} experiment{'s' if n != 1 else ''}{more} {'is' if n + sweeps == 1 else 'are'} right ({file and file.file})"
-        answer(dict(file=file and file.file, ok=not problems, experiments=n, sweeps=sweeps, problems=[p.to_dict() for p in problems]), '\n'.join(map(str, problems)) or good, 2 if problems else 0)
+        counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
+        told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
+        good = f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} {'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file})"
+        answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()}, problems=[p.to_dict() for p in problems]), '\n'.join(map(str, problems)) or good, 2 if problems else 0)
 
 def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
@@ -264,7 +264,7 @@ def _run_row(s):
     between = '' if s['test_low'] is None else f"({s['test_low']:.1%} to {s['test_high']:.1%})"
     return s['run'], s['state'] if s['done'] or not s['next'] else f"{s['state']} at {s['next']}", f"{'validation' if s['tested_on'] == 'valid' else 'test'} {test}", between, _shown(s['started'] or '')
 
-_titles = dict(experiment='experiments', data='data sets', model='networks', proxy='proxy policies', sweep='sweeps')
+_titles = dict(experiment='experiments', data='data sets', model='networks', proxy='proxy policies', comparison='comparisons of the study', sweep='sweeps')
 
 @app.command('list')
 def list_(
@@ -286,7 +286,7 @@ def list_(
         from proxy_attention.lab.config import SettingsFile, refs
         file = SettingsFile(settings)
         said,found,compared,swept = _comments(file.file), _runs_in(runs), _comparisons_in(runs), _sweeps_in(runs)
-        names = dict(experiment=refs, data=('source',), model=('arch',), proxy=('method', 'select'), sweep=('experiment',))
+        names = dict(experiment=refs, data=('source',), model=('arch',), proxy=('method', 'select'), comparison=('experiment', 'change'), sweep=('experiment',))
         values,text = {}, [f"{file.file}"]
         for kind,title in _titles.items():
             rows = {n: ({k: v[k].strip() for k in names[kind] if v.get(k, '').strip()}, said.get(f'{kind}:{n}', '')) for n,v in file.raw[kind].items()}

@@ -15,7 +15,7 @@ from statistics import mean
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
-from ..core import check_choice
+from ..core import check_choice, check_number
 from .arms import arm_kind
 from .compare import compare
 from .config import SettingsError, SettingsFile, kinds, load_experiment
@@ -46,6 +46,7 @@ def run_study(
     "Run the comparisons of the settings file one after the other, as far as their records don't hold the results yet"
     listed,made = comparisons(settings), []
     for name in names or (): check_choice('names', name, listed)
+    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
     for name in names or listed:
         c,record = listed[name], Path(records)/f'{name}.jsonl'
         say(f"{name}: {c.experiment}{f', {c.change}' if c.change else ''}")
