@@ -6,9 +6,9 @@
 __all__ = ['mixers', 'keep_every', 'named', 'steps', 'Job', 'precision', 'deterministic', 'run_dls', 'suspects', 'make_proxy_cb',
            'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits',
            'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial', 'seen_log', 'save_gallery',
-           'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'looked', 'subgroups', 'test', 'told',
-           'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names', 'check_settings', 'run_settings',
-           'command_line', 'run_experiment']
+           'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'loader_maps', 'truth', 'looked',
+           'subgroups', 'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names',
+           'check_settings', 'run_settings', 'command_line', 'run_experiment']
 
 # %% ../../nbs/lab/12_experiment.ipynb #3dc059fb
 import contextlib
@@ -543,16 +543,22 @@ def judge_method(conf):
     return conf.experiment.judge or ('layercam' if erases != 'layercam' else 'gradcam')
 
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
+def loader_maps(model, dl, method):
+    "Maps (N,H,W) of every image of a loader, of the classes that the network predicts"
+    with no_footprint(model): return torch.cat([saliency_maps(model, prepared(b, model)[0], method=method).cpu() for b in dl])
+
+def truth(items, idxs, side):
+    "Masks (N,K,side,side) of images whose truth is known, and the K names of what they show"
+    found = [items.masks(items.files[i]) for i in idxs]
+    masks = np.stack([[cv2.resize(m.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0 for m in t.values()] for t in found])
+    return masks, list(found[0])
+
 def looked(job, learn, split, cap=None):
     "Quality of the maps on the images of a split whose truth is known: {} where none is"
     if job.items.masks is None: return {}
-    idxs = job.splits[split][:cap]
-    method,side,model = judge_method(job.conf), job.size, learn.model
-    with no_footprint(model):
-        maps = torch.cat([saliency_maps(model, prepared(b, model)[0], method=method).cpu() for b in test_dl(learn.dls, job.items, {split: idxs}, split)])
-    truths = [job.items.masks(job.items.files[i]) for i in idxs]
-    masks = np.stack([[cv2.resize(m.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0 for m in t.values()] for t in truths])
-    return dict(maps=dict(method=method, split=split, images=len(idxs), **map_quality(maps.numpy(), masks, list(truths[0]))))
+    idxs,method = job.splits[split][:cap], judge_method(job.conf)
+    maps = loader_maps(learn.model, test_dl(learn.dls, job.items, {split: idxs}, split), method)
+    return dict(maps=dict(method=method, split=split, images=len(idxs), **map_quality(maps.numpy(), *truth(job.items, idxs, job.size))))
 
 def subgroups(job, split):
     "Name of the subgroup of every image of a split, or None"
