@@ -5,6 +5,8 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import filelock
@@ -244,6 +246,11 @@ def test_a_full_disk_is_not_the_policys_fault(search, monkeypatch):
     assert len(trials('swept')) == 1
     quick(monkeypatch)
     assert drawn(search(trials=3)) == drawn(search(out='whole', trials=3)), "the trial that was under way is not lost"
+
+def test_a_process_that_was_killed_is_not_the_policys_fault():
+    gone = Future()
+    gone.set_exception(BrokenProcessPool('one of them'))
+    with pytest.raises(RunError, match='killed.*goes on'): lab._judged(gone, [], 'test_accuracy')
 
 def test_a_trial_whose_audit_is_not_clean_is_not_chosen(search, monkeypatch):
     quick(monkeypatch)
