@@ -39,13 +39,15 @@ results: $(VENV)/.installed ## Make the records that the README reads: the demo 
 		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
 	mkdir -p nbs/images && cp demo_early_look/gallery.png nbs/images/gallery.png
 
-records: $(VENV)/.installed ## Run the experiments asl, fashion and vit and the comparison of the README again (about an hour; PROXY_ATTENTION_DATA names the photos)
-	for e in asl fashion vit; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done
+records: $(VENV)/.installed ## Run the experiments asl, fashion, vit and vit_plain and the comparison of the README again (about an hour; PROXY_ATTENTION_DATA names the photos)
+	for e in asl fashion vit vit_plain; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done
 	$(BIN)/proxy-attention compare shortcut --arms duplicate_wrong,random_erasing,random_place,masktune,proposal,early_look,early_look_replace
 	mkdir -p results/compare_shortcut && cp runs/compare_shortcut/record.jsonl results/compare_shortcut/
 
 study: $(VENV)/.installed ## Run what the study's records in results/study don't hold yet (hours; it can be stopped), and make its report
 	$(BIN)/proxy-attention study
+	mkdir -p results/agreement && $(BIN)/proxy-attention agree runs/vit_plain runs/study/digits_95/arms/none/* runs/study/digits_95/arms/early_look_replace/* \
+		runs/study/digits_95/arms/recommended/* --out results/agreement/record.jsonl
 
 study-report: $(VENV)/.installed-dev ## Make the study's tables and drawings, and the README that shows them, from the committed records
 	$(BIN)/proxy-attention study --report
