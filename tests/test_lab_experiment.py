@@ -339,6 +339,16 @@ def test_every_key_changes_the_outcome(run, unchanged, override):
     drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
     assert list(map(drop, a)) != list(map(drop, b))
 
+@pytest.mark.parametrize('asked', [True, False])
+def test_channels_last(run, monkeypatch, asked):
+    seen, real = [], lab.load_weights
+    def spy(file, model):
+        real(file, model)
+        seen.append(next(p for p in model.parameters() if p.ndim == 4).is_contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(lab, 'load_weights', spy)
+    run(*SMALL, f'channels_last={asked}')
+    assert seen and set(seen) == {asked}
+
 def test_until(run):
     out = run('until=accuracy>=0.01')
     assert lines(out, 'end')[0]['stop'] == 'until' and not stages(out, 'proxies')

@@ -89,6 +89,15 @@ def test_it_goes_on_from_its_records(study):
     assert [free(o) for o in again if o['kind'] == 'result'] == [free(o) for o in lines if o['kind'] == 'result']
     assert study(['weak']) == [] and len(study()) == 4
 
+def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
+    Path('settings.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing\nseeds = 2\nfirst_seed = 7\nchange = strength=0.5, steps=9', 'arms = random_erasing\nseeds = 2'))
+    assert study(['strong']) == sorted(f'strong/arms/{a}/{s}' for a in ('none', 'early_look') for s in (0, 1))
+    assert study(['weak']) == sorted(f'weak/arms/random_erasing/{s}' for s in (0, 1))
+    none = [[o for o in read_lines(f'records/{n}.jsonl') if o.get('arm') == 'none' and o['kind'] == 'result'] for n in ('strong', 'weak')]
+    assert none[0] == none[1] and len(none[0]) == 2
+    (Path('records')/'strong.jsonl').unlink()
+    assert [o for o in study() if 'none' in o] == [], "nor again from the other record"
+
 def test_other_settings_are_run_again(study):
     study(['weak'])
     shutil.rmtree('runs')

@@ -136,12 +136,12 @@ def asked_digest(settings) -> str:
     return digest(json.dumps(settings.model_dump(exclude_defaults=True, exclude={'file'}), sort_keys=True).encode())
 
 def known_results(
-    record, # Record of a comparison, or None
+    records, # Records of comparisons
     all_jobs, # From `_jobs`
 ) -> dict: # (arm, seed) → its line
-    "Results that a record holds already, made with the very settings that are wanted now"
-    lines = {(o['arm'], o['seed']): o for o in (read_lines(record) if record is not None else []) if o.get('kind') == 'result'}
-    return {(arm, seed): lines[arm, seed] for arm,seed,s,_ in all_jobs if lines.get((arm, seed), {}).get('asked_sha256') == asked_digest(s)}
+    "Results that records hold already, made with the very settings that are wanted now"
+    lines = {o['asked_sha256']: o for r in records for o in read_lines(r) if o.get('kind') == 'result'}
+    return {(arm, seed): lines[asked] for arm,seed,s,_ in all_jobs if (asked := asked_digest(s)) in lines}
 
 # %% ../../nbs/lab/17_compare.ipynb #83acb9cd
 def compare(
@@ -156,6 +156,7 @@ def compare(
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of accuracy that would matter: is each arm shown to lose less? None: not asked
     record=None, # File of the record; None: record.jsonl in `out`. Results that it holds of the same settings are not made again, their runs' folders gone or not
+    reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict
@@ -178,7 +179,7 @@ def compare(
                                       data=(data, 'data'), interval=(interval, 't'), margin=(margin, None), overrides=overrides)
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
-    known = known_results(record, all_jobs)
+    known = known_results([*reuse, *([] if record is None else [record])], all_jobs)
     todo = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known]
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
     write = lambda: write_comparison(out/'record.jsonl' if record is None else Path(record), about, all_jobs, interval, margin, known)

@@ -160,6 +160,7 @@ class ExperimentConfig(Section):
     threads: Optional[int] = Field(None, ge=1, le=1024) # CPU threads of torch; none: as many as torch takes
     judge: Optional[str] = None # Saliency method that judges maps against truth masks; none: one that doesn't erase
     target_accuracy: Optional[float] = Field(None, gt=0, le=1) # Report epochs and seconds to this validation accuracy; none: nine tenths of the best
+    channels_last: bool = False # Keep the network's weights in torch's channels-last order? Convolutions are faster with it, most of all on GPUs and for depthwise ones
     tensorboard: bool = False # Write TensorBoard's files into the run's folder?
 
     @field_validator('lr', mode='before')
@@ -185,6 +186,7 @@ class ComparisonConfig(Section):
     arms: str # Names of arms or [proxy:...] sections, separated by commas; none is always among them
     seeds: int = Field(5, ge=2, le=1000) # How many
     first_seed: int = Field(0, ge=0, lt=2**32) # The first of them
+    reference: Optional[str] = None # Name of the comparison whose plain training, without the shortcut, is what can be reached; none: no gap to close
     change: str = '' # What differs from the experiment's sections: key=value or kind.key=value, separated by commas
 
     @field_validator('change', mode='before')

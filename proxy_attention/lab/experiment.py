@@ -131,6 +131,7 @@ def make_learn(
     learn = make_learner(dls, m.arch, weights=weights or 'none', size=job.size, cbs=list(cbs), path=job.run.folder, **wd, **more)
     if job.accumulate > 1: learn.add_cb(GradientAccumulation(dls.bs*job.accumulate))
     if e.mix is not None: learn.add_cb(mixers[e.mix]())
+    if e.channels_last: learn.model.to(memory_format=torch.channels_last)
     mode = precision(e.precision, job.device)
     return learn if mode == 'fp32' else getattr(learn, f'to_{mode}')()
 

@@ -50,7 +50,8 @@ def run_study(
     for name in names or listed:
         c,record = listed[name], Path(records)/f'{name}.jsonl'
         say(f"{name}: {c.experiment}{f', {c.change}' if c.change else ''}")
-        compare(c.experiment, c.names, c.seed_list, settings, Path(out)/name, c.overrides, data, jobs, record=record, command=f'proxy-attention study {name}', say=say)
+        compare(c.experiment, c.names, c.seed_list, settings, Path(out)/name, c.overrides, data, jobs, record=record,
+                reuse=[f for f in Path(records).glob('*.jsonl') if f != record], command=f'proxy-attention study {name}', say=say)
         for run in Path(out, name).glob('arms/*/*'):
             if is_run(run): shutil.rmtree(run/'proxies', ignore_errors=True) # the audit has seen them; thousands of small files a comparison
         made.append(record)
