@@ -248,7 +248,7 @@ def test_own_data_sections_with_a_shortcut(tmp_path):
     data = lambda name, *more: load_experiment('shortcut', file, [f'data={name}', *more]).data
     square, mark = data('square_cifar10'), data('watermark_asl')
     assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
-    assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 96, 40, 32)
+    assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 64, 40, 32)
     search, exam = data('reserved_digits'), data('reserved_digits', 'exam=true')
     assert search.reserved == 500 and not search.exam and exam.exam and search.n_test is exam.n_test is None
     from proxy_attention.lab.data import load_items

@@ -416,10 +416,13 @@ def test_unknown_sweep():
     Path('settings.ini').write_text(INI)
     with pytest.raises(SettingsError, match="sweep:fnd.*'find'"): load_sweep('fnd', 'settings.ini')
 
-def test_the_packages_own_sweep():
-    got = load_sweep('policy')
-    assert lab.check_space(got) == [] and list(got.experiments) == ['shortcut'] and got.sweep.space['area'] == Range(low=.02, high=.3, log=True) and None in got.sweep.space['look_after']
-    lab.check_lengths(got, dict(shortcut=720), dict(shortcut=37))
+@pytest.mark.parametrize('name', ['policy', 'jtt', 'masktune'])
+def test_the_packages_own_sweeps(name):
+    got = load_sweep(name)
+    assert lab.check_space(got) == [] and list(got.experiments) == ['dev_digits', 'dev_cifar10']
+    assert all(c.data.reserved == 500 and not c.data.exam for e,c in got.experiments.items() if e == 'dev_digits'), "the exam's digits are in no search"
+    lab.check_lengths(got, {e: c.experiment.steps for e,c in got.experiments.items()}, {e: c.data.n_train//c.data.bs for e,c in got.experiments.items()})
+    if name == 'policy': assert got.sweep.space['area'] == Range(low=.03, high=.3, log=True) and None in got.sweep.space['restart']
 
 # --------------------------------------------------------------------------------------------------------------------------------- command line
 
