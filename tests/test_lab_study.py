@@ -1,4 +1,4 @@
-"""A study: its list is the settings file's, its records are all that is needed to go on, and its report comes from them alone."""
+"""A study: its list is the settings file's, and its records are all that is needed to go on."""
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 from proxy_attention.lab import compare as compare_module
 from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.runs import read_lines
-from proxy_attention.lab.stats import paired_t
-from proxy_attention.lab.study import arm_table, by_seed, comparisons, draw_arms, gap_closed, markdown, read_study, run_study, set_against, study_report
+from proxy_attention.lab.study import comparisons, run_study
 
 INI = """\
 [data:digits]
@@ -66,7 +65,8 @@ def test_the_list():
     assert listed['weak'].overrides == ['strength=0.5', 'steps=9'] and listed['strong'].overrides == []
 
 @pytest.mark.parametrize('old, new, words', [('experiment = small\narms = early_look\n', 'experiment = smal\narms = early_look\n', "experiment:smal.*Did you mean 'small'"),
-                                             ('seeds = 2\nfirst', 'seeds = 1\nfirst', 'seeds'), ('change = strength=0.5', 'change = strenth=0.5', 'strenth'), ('first_seed', 'fist_seed', 'first_seed')])
+                                             ('seeds = 2\nfirst', 'seeds = 1\nfirst', 'seeds'), ('change = strength=0.5', 'change = strenth=0.5', 'strenth'), ('first_seed', 'fist_seed', 'first_seed'),
+                                             ('seeds = 2\nfirst', 'reference = strng\nseeds = 2\nfirst', "comparison:strng.*Did you mean 'strong'")])
 def test_what_is_wrong_with_the_list_is_told_before_anything_runs(study, old, new, words):
     Path('settings.ini').write_text(INI.replace(old, new, 1))
     with pytest.raises(SettingsError, match=words): study(['strong'])
@@ -114,62 +114,3 @@ def test_arms_with_methods_that_cannot_be(study, arm, words):
     Path('settings.ini').write_text(INI.replace('early_look@layercam', arm))
     with pytest.raises(ValueError, match=words): study(['weak'])
     assert not Path('runs').exists()
-
-# ---------------------------------------------------------------------------------------------------------------------------------------- numbers
-
-def results(**arms): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10*(1 + k), steps=5, audit_ok=True, f1=v/2) for k,(a,vs) in enumerate(arms.items()) for s,v in enumerate(vs)]
-
-def test_by_seed():
-    lines = results(none=[.1, .2], mine=[.3, .4])
-    lines[0]['test_accuracy'] = None
-    assert by_seed(lines, 'none') == {1: .2} and by_seed(lines, 'mine', 'f1') == {0: .15, 1: .2}
-
-def test_set_against():
-    d = set_against({0: .5, 1: .7, 2: .6, 9: 1.}, {0: .1, 1: .2, 2: .3, 8: 0.})
-    assert d == paired_t([.5, .7, .6], [.1, .2, .3]) and set_against({0: 1.}, {0: 0.}) is None
-
-def test_gap_closed():
-    with_it, without = results(none=[.2, .4], mine=[.6, .9]), results(none=[1., .9])
-    assert gap_closed(with_it, without, 'mine') == paired_t([.5, 1.], [0, 0])
-    assert gap_closed(with_it, without, 'mine', 'f1').mean == pytest.approx(.75) and gap_closed(with_it, [], 'mine') is None
-
-def test_markdown(): assert markdown([['a', 'b'], ['x', 1]]) == '| a | b |\n|---|---:|\n| x | 1 |'
-
-def test_arm_table():
-    rows = arm_table(results(none=[.2, .4, .3], masktune=[.5, .6, .7], mine=[.8, .7, .9]))
-    assert rows[0] == ['arm', 'seeds', 'mean', 'lowest', 'highest', 'against none', 'against masktune', 'time']
-    d = paired_t([.8, .7, .9], [.2, .4, .3])
-    assert rows[3][:5] == ['mine', 3, '80.0%', '70.0%', '90.0%'] and rows[3][-1] == '3.00×' and rows[3][5] == f"+50.0 [{100*d.low:.1f}, {100*d.high:.1f}]".replace('-', '−')
-    assert rows[1][5] == '' and 'no effect shown' in rows[3][6] and arm_table(results(none=[.2, .4], mine=[.8, .7]), 'f1')[2][2] == '37.5%'
-
-def test_drawing_is_the_same_twice(tmp_path):
-    lines = results(none=[.2, .4], mine=[.6, .9])
-    for name in 'ab': draw_arms(lines, tmp_path/f'{name}.svg', 'title here')
-    draw_arms(lines, tmp_path/'c.svg', 'another')
-    draw_arms(lines, tmp_path/'d.svg', 'title here', 'f1')
-    a,b,c,d = ((tmp_path/f'{n}.svg').read_bytes() for n in 'abcd')
-    assert a == b and len({a, c, d}) == 3
-
-# ----------------------------------------------------------------------------------------------------------------------------------------- report
-
-def test_report_comes_back_identical(study):
-    study(['weak'])
-    file = study_report('records', 'settings.ini')
-    before = {f.name: f.read_bytes() for f in Path('records').iterdir()}
-    text = file.read_text()
-    assert '## strong' in text and '0 of 4 runs done' in text and '6 of 6 runs done, 9 optimizer steps each; audits: 6 of 6 clean' in text and '| random_erasing |' in text
-    for f in ('README.md', 'weak.svg'): (Path('records')/f).unlink()
-    study_report('records', 'settings.ini')
-    assert {f.name: f.read_bytes() for f in Path('records').iterdir()} == before
-
-def test_report_of_the_gap(tmp_path):
-    Path('settings.ini').write_text(INI.replace('comparison:strong', 'comparison:digits_0').replace('comparison:weak', 'comparison:digits_9'))
-    for name,lines in (('digits_0', results(none=[1., .9])), ('digits_9', results(none=[.2, .4], recommended=[.6, .9]))):
-        if name == 'digits_9': lines[2]['trial'], lines[3]['trial'] = 'shortcut', 'real'
-        (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
-    text = study_report(tmp_path, 'settings.ini').read_text()
-    assert '95.0% without any shortcut' in text and '| digits_9 | recommended | 75.0% | 75.0% [' in text and 'said: shortcut (1 runs), real (1 runs)' in text
-
-def test_read_study(tmp_path):
-    (tmp_path/'a.jsonl').write_text('{"kind": "compare"}\n{"kind": "result", "arm": "none"}\n{"kind": "verdict"}\n')
-    assert read_study(tmp_path) == {'a': [{'kind': 'result', 'arm': 'none'}]}

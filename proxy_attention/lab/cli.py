@@ -471,7 +471,8 @@ def study(
     """
     with _answering(as_json, "stopped; the same command goes on from here") as answer:
         warnings.filterwarnings('ignore', category=FutureWarning)
-        from proxy_attention.lab.study import run_study, study_report
+        from proxy_attention.lab.answers import study_report
+        from proxy_attention.lab.study import run_study
         made = [] if only_report else run_study(names, settings, records, out, data, jobs, say=answer.say)
         file = study_report(records, settings)
         answer(dict(records=made, report=file), f"report {file}")

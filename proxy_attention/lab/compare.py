@@ -256,7 +256,7 @@ def run_line(
     maps = {k: v for k,v in end.get('maps', {}).items() if k.startswith(('on_', 'hit_', 'area_', 'method'))}
     stages = [o for o in lines if o['kind'] == 'stage']
     return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()}, **{f'map_{k}': v for k,v in maps.items()},
-                valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stop=end['stop'],
+                valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stages=[o['steps'] for o in stages if o['stage'] == 'train'], stop=end['stop'],
                 copies=[o['proxies'] for o in stages if o['stage'] == 'proxies'], trial=next((o['verdict'] for o in lines if o['kind'] == 'trial'), None), audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'), initial_sha256=first['initial_sha256'],
                 commit=first['commit'], asked_sha256=asked_digest(Settings(**first['settings'])), **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
 

@@ -428,7 +428,9 @@ class SettingsFile:
         for section,values in sections.items(): self._read(section, values)
         for name in self.raw['experiment']:
             for kind in refs: self._reference('experiment', name, kind)
-        for name in self.raw['comparison']: self._reference('comparison', name, 'experiment')
+        for name in self.raw['comparison']:
+            self._reference('comparison', name, 'experiment')
+            self._reference('comparison', name, 'comparison', 'reference')
         for name in self.raw['sweep']: self._experiments(name)
         self.problems.sort(key=lambda p: p.line or 0)
 
@@ -442,11 +444,12 @@ class SettingsFile:
         self.origin[kind, name] = {k: 'DEFAULT' for k in passed_on} | {k: section for k in values}
         for key,value,message in _check(kind, self.raw[kind][name])[1]: self._wrong(self.origin[kind, name].get(key, section), key, value, message)
 
-    def _reference(self, of, name, kind):
-        "Does the section [kind:...] exist that [of:name] names?"
-        ref = self.raw[of][name].get(kind, '').strip()
+    def _reference(self, of, name, kind, key=None):
+        "Does the section [kind:...] exist that [of:name] names, under a key that is called like the kind unless told?"
+        key = key or kind
+        ref = self.raw[of][name].get(key, '').strip()
         if ref in self.raw[kind] or (ref.lower() in ('', 'none')): return
-        self._wrong(self.origin[of, name][kind], kind, ref, f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
+        self._wrong(self.origin[of, name][key], key, ref, f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
 
     def _experiments(self, name):
         for ref in filter(None, _names(self.raw['sweep'][name].get('experiment'))):
