@@ -1297,6 +1297,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'proxy_attention.lab.runs._first_signs': ( 'lab/runs.html#_first_signs',
                                                                                      'proxy_attention/lab/runs.py'),
                                           'proxy_attention.lab.runs._lock': ('lab/runs.html#_lock', 'proxy_attention/lab/runs.py'),
+                                          'proxy_attention.lab.runs._with_defaults': ( 'lab/runs.html#_with_defaults',
+                                                                                       'proxy_attention/lab/runs.py'),
                                           'proxy_attention.lab.runs.check_same': ( 'lab/runs.html#check_same',
                                                                                    'proxy_attention/lab/runs.py'),
                                           'proxy_attention.lab.runs.clean_run': ('lab/runs.html#clean_run', 'proxy_attention/lab/runs.py'),

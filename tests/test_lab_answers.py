@@ -13,7 +13,7 @@ from proxy_attention.lab.tables import in_percent, in_points
 
 def d(*values): return paired_t(values, [0]*len(values))
 
-@pytest.mark.parametrize('values, said', [((.96, .97, .96), 'met'), ((.9, .99, .99), 'met on average; the interval reaches 12.1 below'), ((.9, .91, .92), 'missed by 4.0'), ((-.2, -.1), 'missed by 110.0')])
+@pytest.mark.parametrize('values, said', [((.97, .98, .97), 'met'), ((.9, .99, .99), 'met on average; the interval reaches 11.9 below'), ((.9, .91, .92), 'missed by 4.0'), ((-.2, -.1), 'missed by 110.0')])
 def test_judged(values, said): assert judged(d(*values), .95) == said
 
 def test_not_run_and_other_units():
@@ -27,14 +27,14 @@ def row(rows, words): return next(r for r in rows if words in r[0])
 def test_goals():
     have = dict(digits_95=results(none=[.2, .2], recommended=[.97, .98]), digits_0=results(none=[1., 1.], recommended=[.98, .99]), square_cifar10=results(none=[.1, .1], duplicate_wrong=[.2, .2], masktune=[.3, .5], recommended=[.4, .41]),
                 exam_0=results(none=[.9, .9]), exam_texture=results(none=[.1, .1], recommended=[.5, .5]),
-                fashion=results(none=[.8, .8, .8], random_erasing=[.8, .8, .8], recommended=[.81, .82, .81]), asl=results(none=[.8, .8, .8], random_erasing=[.9, .9, .9], recommended=[.81, .82, .81]))
+                fashion=results(none=[.8, .8, .8], random_erasing=[.8, .8, .8], recommended=[.82, .83, .82]), asl=results(none=[.8, .8, .8], random_erasing=[.9, .9, .9], recommended=[.82, .83, .82]))
     rows = goals(LISTED, have)
-    assert row(rows, 'closes 95% of the gap on `digits_95`')[1:] == [in_percent(d(.77/.8, .78/.8)), 'met on average; the interval reaches 4.5 points below']
+    assert row(rows, 'closes 95% of the gap on `digits_95`')[1:] == [in_percent(d(.77/.8, .78/.8)), 'met on average; the interval reaches 6.1 points below']
     assert row(rows, 'gap on `digits_99`')[1:] == ['', 'not run'] and row(rows, 'plain training on `digits_95`')[1:] == ['2.00×', 'missed by 0.70×']
     assert row(rows, 'half a point on `digits_0`')[1:] == [in_points(d(-.02, -.01)), 'missed by 1.0'] and row(rows, 'half a point on `exam_0`')[2] == 'not run'
     assert row(rows, 'beats `duplicate_wrong` on `square_cifar10`')[2] == 'met' and row(rows, 'beats `masktune` on `square_cifar10`')[2] == 'missed: no effect shown' and row(rows, 'on `watermark_asl`')[2] == 'not run'
     assert row(rows, '`exam_texture` (to be reported)')[1:] == ['50.0% [50.0%, 50.0%]', 'reported']
-    assert row(rows, 'Random Erasing on `fashion`')[2] == 'met' and row(rows, 'Random Erasing on `asl`')[2] == 'missed' and row(rows, 'Random Erasing on `cifar10`')[2] == 'not run'
+    assert row(rows, 'Random Erasing on `fashion`')[2] == 'met' and row(rows, 'Random Erasing on `asl`')[2] == 'missed by 7.2' and row(rows, 'Random Erasing on `cifar10`')[2] == 'not run'
     assert row(rows, 'two of three')[2] == 'met' and row(goals(LISTED, {k: v for k,v in have.items() if k != 'asl'}), 'two of three')[2] == 'not run'
     have['asl'] = results(none=[.8, .8, .8], recommended=[.7, .8, .9])
     assert row(goals(LISTED, have), 'two of three')[2] == 'missed'

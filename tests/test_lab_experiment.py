@@ -252,6 +252,14 @@ def test_done_is_done(run):
     run_experiment('try', 'settings.ini', 'run', (), 'nowhere', say=said.append)
     assert (out/'record.jsonl').read_bytes() == before and 'done already' in said[0]
 
+def test_keys_that_a_later_version_adds_make_no_other_run(run):
+    out = run('proxy=none')
+    about = json.loads((out/'config.json').read_text())
+    del about['settings']['experiment']['channels_last'], about['settings']['data']['exam']
+    (out/'config.json').write_text(json.dumps(about))
+    run('proxy=none')
+    with pytest.raises(RunError, match=r"other settings \(experiment.channels_last: False then, True now\)"): run('proxy=none', 'channels_last=true')
+
 def test_again(run):
     out = run('proxy=none')
     with pytest.raises(RunError, match=r"other settings \(experiment.lr: 0.01 then, 0.02 now\)"): run('proxy=none', 'lr=0.02')

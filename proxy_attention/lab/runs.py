@@ -26,6 +26,7 @@ import proxy_attention
 
 from .. import __version__
 from ..core import digest
+from .config import kinds
 from ..store import write_atomic
 
 # %% ../../nbs/lab/08_runs.ipynb #e11cf01b
@@ -135,6 +136,11 @@ def _differences(old, new, prefix=''):
         else: out.append(f"{prefix}{k}: {a!r} then, {b!r} now")
     return out
 
+def _with_defaults(settings):
+    "Settings that an earlier version wrote, with the defaults of the keys that have been added since"
+    usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()} for kind,cls in kinds.items()}
+    return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
+
 def check_same(
     folder, # Of a run that may be there already
     settings, # `Settings`, or a dict of them
@@ -143,7 +149,7 @@ def check_same(
     config = Path(folder)/'config.json'
     if not config.exists(): return None
     old = json.loads(config.read_text(encoding='utf-8'))
-    differ = _differences(old['settings'], plain(settings if isinstance(settings, dict) else settings.model_dump()))
+    differ = _differences(_with_defaults(old['settings']), plain(settings if isinstance(settings, dict) else settings.model_dump()))
     if not differ: return old
     raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder, "
                    "or run it again from the start.")
