@@ -38,7 +38,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'study', 'report', 'agree', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'study', 'report', 'agree', 'second', 'audit', 'clean', 'purge']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):

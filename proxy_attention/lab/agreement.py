@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['judges', 'finished', 'arm_of', 'images_of', 'check_images', 'kind_of', 'judging', 'chance', 'seen_by', 'energy',
-           'agrees', 'summarise', 'agreement', 'default_out', 'check_free', 'write_agreement', 'agreement_text',
-           'agreement_verdict']
+           'agrees', 'summarise', 'against_none', 'run_folders', 'check_twice', 'agreement', 'trained_line',
+           'default_out', 'agreement_text', 'agreement_verdict']
 
 # %% ../../nbs/lab/20_agreement.ipynb #c15949fc
 import json
@@ -23,11 +23,10 @@ from .experiment import Job, command_line, loaded, loader_maps, predictions, tru
 from .maps import map_agreement
 from .metrics import map_quality
 from .report import is_comparison, wilson
-from .runs import Run, RunError, is_run, plain, provenance, read_lines
+from .runs import Run, RunError, check_free, is_run, plain, provenance, read_lines, write_lines
 from .stats import in_words, paired_t
 from ..layers import attention_blocks
 from ..saliency import saliency_methods
-from ..store import write_atomic
 
 # %% ../../nbs/lab/20_agreement.ipynb #359d640d
 def finished(
@@ -136,12 +135,17 @@ def summarise(
         keys = [k for k in next(iter(mine.values())) if k.startswith(('rank_', 'iou_', 'on_')) or k == 'accuracy']
         row = dict(kind='verdict', arm=arm, arch=arch, seeds=len(mine), mean={k: number(k, mine.values()) for k in keys})
         none = by.get((arch, 'none'), {}) if arm != 'none' else {}
-        if none: row |= _against(mine, none, [k for k in keys if k.startswith(('rank_', 'iou_')) and 'other' not in k])
+        if none: row |= against_none(mine, none, [k for k in keys if k.startswith(('rank_', 'iou_')) and 'other' not in k])
         out.append(row)
     return out
 
-def _against(mine, none, keys):
-    "Paired differences to `none`, or why there are none"
+def against_none(
+    mine:dict, # Seed → line of an arm
+    none:dict, # Seed → line of plain training
+    keys, # What is compared
+    percent:bool=False, # In percentage points?
+) -> dict: # `against_none`: key → difference, in words and numbers; or `unfair`: why there is none
+    "Paired differences to `none`"
     try: check_fair([*none.values(), *mine.values()])
     except RunError as e: return dict(unfair=str(e))
     out = {}
@@ -149,18 +153,23 @@ def _against(mine, none, keys):
         pairs = [(mine[s][k], none[s][k]) for s in mine if s in none and None not in (mine[s][k], none[s][k])]
         if len(pairs) < 2: continue
         d = paired_t(*zip(*pairs))
-        out[k] = dict(words=in_words(d, 'none', percent=False), **d.to_dict())
+        out[k] = dict(words=in_words(d, 'none', percent=percent), **d.to_dict())
     return dict(against_none=out)
 
 # %% ../../nbs/lab/20_agreement.ipynb #4d3828ba
-def _folders(runs):
+def run_folders(
+    runs, # Folders of runs and of comparisons
+) -> list:
     "Folders of runs; that of a comparison stands for all of its runs"
     by_seed = lambda p: (p.parent.name, len(p.name), p.name)
     found = [f for r in map(Path, runs) for f in (sorted(filter(is_run, r.glob('arms/*/*')), key=by_seed) if is_comparison(r) else [r])]
     if not found: raise RunError("runs: there is none.")
     return found
 
-def _check_twice(jobs):
+def check_twice(
+    jobs, # A `Job` a run
+):
+    "An error if two runs are the same arm and seed of the same network"
     seen = {}
     for j in jobs:
         first = seen.setdefault(who := (j.conf.model.arch, arm_of(j.conf), j.conf.experiment.seed), j)
@@ -179,11 +188,11 @@ def agreement(
     "Accuracy and maps of each run beside those of a reference, on the same test images, and arms against `none`"
     if method is not None: check_choice('method', method, saliency_methods)
     if images is not None: check_number('images', images, 2, whole=True)
-    if out is not None: check_free(out)
-    ref,jobs = finished(reference, data), [finished(f, data) for f in _folders(runs)]
+    if out is not None: check_free(out, 'agreement')
+    ref,jobs = finished(reference, data), [finished(f, data) for f in run_folders(runs)]
     on_ = ref if on is None else finished(on, data)
     idxs = images_of(on_, images)
-    _check_twice(jobs)
+    check_twice(jobs)
     for j in (ref, *jobs): check_images(j, on_, idxs) # All that is wrong is said before anything is looked at
     erased = {j.conf.proxy.method or 'gradcam' for j in jobs if j.conf.proxy is not None}
     parts = truth(on_.items, idxs, on_.size) if on_.items.masks is not None else (None, [])
@@ -193,11 +202,11 @@ def agreement(
         rows = [_row(j, on_, idxs, theirs, parts, say, lambda model: [method or judging(kind_of(model), erased)]) for j in jobs]
     first,*rest = theirs
     own = {m: map_agreement(theirs[first], v) for m,v in theirs.items()}
-    about |= {f'rank_{first}_{m}': own[m]['rank_correlation'] for m in rest} | _trained(ref) | dict(maps={m: energy(v, *parts) for m,v in theirs.items()})
+    about |= {f'rank_{first}_{m}': own[m]['rank_correlation'] for m in rest} | trained_line(ref) | dict(maps={m: energy(v, *parts) for m,v in theirs.items()})
     content = digest('\n'.join(on_.splits.sha256[i] for i in idxs).encode())
     head = provenance(ref.conf, _command(reference, runs, out, images, on, method, data)) | dict(images=len(idxs), images_sha256=content, iou_chance=own[first]['iou_chance'])
     lines = [plain(o) for o in (dict(kind='agreement', **head), dict(kind='reference', run=Path(reference).name, **about), *rows, *summarise(rows))]
-    if out is not None: write_agreement(out, lines)
+    if out is not None: write_lines(out, lines)
     return lines
 
 def _row(job, on, idxs, theirs, parts, say, pick):
@@ -205,9 +214,11 @@ def _row(job, on, idxs, theirs, parts, say, pick):
     (method,maps), = maps.items()
     arm,seed = arm_of(job.conf), job.conf.experiment.seed
     say(f"{arm} seed {seed}: {about['accuracy']:.1%}")
-    return dict(kind='result', arm=arm, seed=seed, **about, method=method, **agrees(maps, theirs), **energy(maps, *parts), **_trained(job))
+    return dict(kind='result', arm=arm, seed=seed, **about, method=method, **agrees(maps, theirs), **energy(maps, *parts), **trained_line(job))
 
-def _trained(job):
+def trained_line(
+    job, # A `Job`, of `finished`
+) -> dict:
     "What tells which network it was, and what runs that are compared must share"
     line = run_line(arm_of(job.conf), job.conf.experiment.seed, job.run.folder)
     return {k: line[k] for k in ('steps', 'split_sha256', 'initial_sha256', 'commit')} | dict(
@@ -222,24 +233,6 @@ def _command(reference, runs, out, images, on, method, data):
 def default_out(reference) -> Path:
     "Where the command line writes the record"
     return Path('runs')/f'agreement_{Path(reference).name}.jsonl'
-
-def check_free(
-    file, # Where a record is to be written
-):
-    "An error if something else is there"
-    file = Path(file)
-    if file.is_dir(): raise ValueError(f"out={str(file)!r} is a folder; give the name of a file.")
-    if file.exists() and (read_lines(file) or [{}])[0].get('kind') != 'agreement':
-        raise ValueError(f"out={str(file)!r} is there already and not a record of agreement; it is left as it is. Give another name.")
-
-def write_agreement(
-    out, # A file
-    lines:list, # Of `agreement`
-):
-    "The record: what was asked, the reference, a line a run, a line an arm"
-    check_free(out)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(out), ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in lines).encode())
 
 def _kinds(lines):
     "What was asked, the reference, the runs, the arms, of lines or of the file of a record"

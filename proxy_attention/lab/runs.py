@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'MADE_BY', 'files', 'RunError', 'is_cost', 'plain', 'commit', 'provenance', 'save_weights', 'load_weights',
            'save_state', 'load_state', 'opt_state', 'load_opt', 'rng_state', 'set_rng_state', 'check_same', 'is_run',
-           'clean_run', 'Run', 'read_lines']
+           'clean_run', 'Run', 'read_lines', 'check_free', 'write_lines']
 
 # %% ../../nbs/lab/08_runs.ipynb #6e6a13e8
 import json
@@ -270,3 +270,22 @@ def read_lines(
         except ValueError: continue
         if isinstance(got, dict): out.append(got)
     return out
+
+def check_free(
+    file, # Where a record is to be written
+    kind:str, # Of its first line
+):
+    "An error if something else is there"
+    file = Path(file)
+    if file.is_dir(): raise ValueError(f"out={str(file)!r} is a folder; give the name of a file.")
+    if file.exists() and (read_lines(file) or [{}])[0].get('kind') != kind:
+        raise ValueError(f"out={str(file)!r} is there already and not a record of {kind}; it is left as it is. Give another name.")
+
+def write_lines(
+    file, # A record
+    lines:list, # Dicts, the first with the `kind` of the record
+):
+    "A record of one piece, whole or not at all; something else that is there is left as it is"
+    check_free(file, lines[0]['kind'])
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(file), ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in lines).encode())
