@@ -1547,6 +1547,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.markdown': ( 'lab/tables.html#markdown',
                                                                                      'proxy_attention/lab/tables.py'),
+                                            'proxy_attention.lab.tables.memory': ( 'lab/tables.html#memory',
+                                                                                   'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.method_table': ( 'lab/tables.html#method_table',
                                                                                          'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.network_table': ( 'lab/tables.html#network_table',

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 
 from proxy_attention.lab.stats import paired_t
-from proxy_attention.lab.tables import (amount_table, arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, in_percent, in_points, in_times, markdown, method_table,
+from proxy_attention.lab.tables import (amount_table, arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, in_percent, in_points, in_times, markdown, memory, method_table,
                                         network_table, read_study, seconds_ratio, set_against, spent_between, spread, target_table, to_target)
 
-def results(**arms): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10*(1 + k), steps=5, audit_ok=True, f1=v/2) for k,(a,vs) in enumerate(arms.items()) for s,v in enumerate(vs)]
+def results(**arms): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10*(1 + k), steps=5, audit_ok=True, f1=v/2, peak_ram_mb=1000*(1 + k) + s) for k,(a,vs) in enumerate(arms.items()) for s,v in enumerate(vs)]
 
 def test_by_seed():
     lines = results(none=[.1, .2], mine=[.3, .4])
@@ -27,9 +27,9 @@ def test_markdown(): assert markdown([['a', 'b'], ['x', 1]]) == '| a | b |\n|---
 
 def test_arm_table():
     rows = arm_table(results(none=[.2, .4, .3], masktune=[.5, .6, .7], mine=[.8, .7, .9]))
-    assert rows[0] == ['arm', 'seeds', 'mean', 'lowest', 'highest', 'against none', 'against masktune', 'time']
+    assert rows[0] == ['arm', 'seeds', 'mean', 'lowest', 'highest', 'against none', 'against masktune', 'time', 'memory']
     d = paired_t([.8, .7, .9], [.2, .4, .3])
-    assert rows[3][:5] == ['mine', 3, '80.0%', '70.0%', '90.0%'] and rows[3][-1] == '3.00×' and rows[3][5] == f"+50.0 [{100*d.low:.1f}, {100*d.high:.1f}]".replace('-', '−')
+    assert rows[3][:5] == ['mine', 3, '80.0%', '70.0%', '90.0%'] and rows[3][-2:] == ['3.00×', '3,001 MB'] and rows[3][5] == f"+50.0 [{100*d.low:.1f}, {100*d.high:.1f}]".replace('-', '−')
     assert rows[1][5] == '' and 'no effect shown' in rows[3][6] and arm_table(results(none=[.2, .4], mine=[.8, .7]), 'f1')[2][2] == '37.5%'
 
 def test_drawing_is_the_same_twice(tmp_path):
@@ -51,6 +51,10 @@ def test_words():
     assert in_points(paired_t([.1, -.1], [0, 0])).endswith('no effect shown') and in_percent(paired_t([-.5, -.5], [0, 0])) == '−50.0% [−50.0%, −50.0%]'
     assert spread([.2, .4]) == '30.0% (20.0–40.0)' and spread([]) == ''
 
+def test_memory():
+    lines = results(none=[.2, .4], mine=[.6, .9])
+    assert memory(lines, 'mine') == '2,000 MB' and memory(lines, 'other') == '' and memory([o | dict(peak_gpu_allocated_mb=77.) for o in lines], 'mine') == '77 MB'
+
 def test_seconds_ratio():
     lines = results(none=[.2, .4], mine=[.6, .9])
     assert seconds_ratio(lines, 'mine') == 2 and seconds_ratio(lines, 'none', 'mine') == .5 and seconds_ratio(lines, 'other') is None
@@ -62,7 +66,7 @@ LISTED = {'a': SimpleNamespace(reference='b'), 'b': SimpleNamespace(reference=No
 def test_gap_table():
     got = gap_table(LISTED, {'a': results(none=[.2, .4], masktune=[.3, .5], mine=[.6, .9]), 'b': results(none=[1., .9]), 'c': results(none=[.1, .2], mine=[.3, .4])})
     assert [r[:2] for r in got[1:]] == [['a', 'masktune'], ['a', 'mine']], "a comparison without a reference's runs has no gap"
-    assert got[2][2:] == [2, '30.0%', '95.0%', '75.0% (60.0–90.0)', in_percent(paired_t([.5, 1.], [0, 0])), '3.00×']
+    assert got[2][2:] == [2, '30.0%', '95.0%', '75.0% (60.0–90.0)', in_percent(paired_t([.5, 1.], [0, 0])), '3.00×', '3,000 MB']
     assert len(gap_table(LISTED, {'a': results(none=[.2, .4], masktune=[.3, .5], mine=[.6, .9]), 'b': results(none=[1., .9])}, ['mine'])) == 2
 
 def test_method_table():

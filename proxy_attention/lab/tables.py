@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['rivals', 'read_study', 'by_seed', 'set_against', 'gap_closed', 'spent_between', 'to_target', 'in_points',
-           'in_percent', 'in_times', 'markdown', 'spread', 'seconds_ratio', 'arm_table', 'gap_table', 'method_table',
-           'amount_table', 'target_table', 'network_table', 'save_svg', 'draw_arms', 'draw_gaps', 'draw_amounts']
+           'in_percent', 'in_times', 'markdown', 'spread', 'seconds_ratio', 'memory', 'arm_table', 'gap_table',
+           'method_table', 'amount_table', 'target_table', 'network_table', 'save_svg', 'draw_arms', 'draw_gaps',
+           'draw_amounts']
 
 # %% ../../nbs/lab/23_tables.ipynb #7be94032
 from pathlib import Path
@@ -114,21 +115,29 @@ def seconds_ratio(
     both = ours.keys() & theirs.keys()
     return sum(ours[s] for s in both)/sum(theirs[s] for s in both) if both else None
 
+def memory(
+    results, # Lines of kind 'result' of a comparison
+    arm:str,
+) -> str:
+    "Peak memory of the process, mean over the seeds: a GPU's where there was one, else RAM, libraries and all"
+    v = list((by_seed(results, arm, 'peak_gpu_allocated_mb') or by_seed(results, arm, 'peak_ram_mb')).values())
+    return f'{mean(v):,.0f} MB' if v else ''
+
 rivals = ('duplicate_wrong', 'random_erasing', 'masktune') # Besides plain training, what an arm is set against
 
 def arm_table(
     results, # Lines of kind 'result' of a comparison
     measure:str='test_accuracy',
 ) -> list: # Rows, the first the heading
-    "A row an arm: mean and range over its seeds, differences with 95% intervals in points, and time against plain training's"
+    "A row an arm: mean and range over its seeds, differences with 95% intervals in points, time against plain training's, peak memory"
     arms = list(dict.fromkeys(o['arm'] for o in results))
     against = [a for a in ('none', *rivals) if a in arms]
-    rows = [['arm', 'seeds', 'mean', 'lowest', 'highest', *(f'against {a}' for a in against), 'time']]
+    rows = [['arm', 'seeds', 'mean', 'lowest', 'highest', *(f'against {a}' for a in against), 'time', 'memory']]
     for a in arms:
         v = by_seed(results, a, measure)
         time = in_times(seconds_ratio(results, a))
         if not v: continue
-        rows.append([a, len(v), *(f'{f(v.values()):.1%}' for f in (mean, min, max)), *('' if b == a else in_points(set_against(v, by_seed(results, b, measure))) for b in against), time])
+        rows.append([a, len(v), *(f'{f(v.values()):.1%}' for f in (mean, min, max)), *('' if b == a else in_points(set_against(v, by_seed(results, b, measure))) for b in against), time, memory(results, a)])
     return rows
 
 # %% ../../nbs/lab/23_tables.ipynb #855db1b9
@@ -137,13 +146,13 @@ def gap_table(
     results, # Of `read_study`
     arms=None, # Which; None: all
 ) -> list: # Rows, the first the heading
-    "A row a comparison that has a reference and an arm of it: accuracy between plain training's and what can be reached, share of the gap closed, time"
-    rows = [['shortcut', 'arm', 'seeds', 'plain training', 'without the shortcut', 'accuracy', 'gap closed', 'time']]
+    "A row a comparison that has a reference and an arm of it: accuracy between plain training's and what can be reached, share of the gap closed, time, memory"
+    rows = [['shortcut', 'arm', 'seeds', 'plain training', 'without the shortcut', 'accuracy', 'gap closed', 'time', 'memory']]
     for name,c in listed.items():
         have,plain = results.get(name, []), results.get(c.reference, [])
         for a in dict.fromkeys(o['arm'] for o in have):
             if a == 'none' or arms is not None and a not in arms or (gap := gap_closed(have, plain, a)) is None: continue
-            rows.append([name, a, gap.n, *(f"{mean(by_seed(r, 'none').values()):.1%}" for r in (have, plain)), spread(by_seed(have, a).values()), in_percent(gap), in_times(seconds_ratio(have, a))])
+            rows.append([name, a, gap.n, *(f"{mean(by_seed(r, 'none').values()):.1%}" for r in (have, plain)), spread(by_seed(have, a).values()), in_percent(gap), in_times(seconds_ratio(have, a)), memory(have, a)])
     return rows
 
 def method_table(
@@ -173,10 +182,10 @@ def amount_table(
     amounts = [(w, n) for w,n in amounts if results.get(n)]
     seeds = set.intersection(*({o['seed'] for o in results[n]} for _,n in amounts)) if amounts else set()
     of = lambda n,a: {s: v for s,v in by_seed(results[n], a).items() if s in seeds}
-    rows = [['', 'seeds', *arms, 'difference', 'time']]
+    rows = [['', 'seeds', *arms, 'difference', 'time', 'memory']]
     for w,n in amounts:
         both = [of(n, a) for a in arms]
-        rows.append([w, len(both[1]), *(spread(v.values()) for v in both), in_points(set_against(both[1], both[0])), in_times(seconds_ratio(results[n], arms[1], arms[0]))])
+        rows.append([w, len(both[1]), *(spread(v.values()) for v in both), in_points(set_against(both[1], both[0])), in_times(seconds_ratio(results[n], arms[1], arms[0])), memory(results[n], arms[1])])
     return rows
 
 def target_table(
@@ -207,7 +216,7 @@ def network_table(
         share = lambda k: f'{mean(v):.1%}' if (v := of(k)) else ''
         own = '' if arm == 'none' else in_points(set_against(by_seed(have, arm), by_seed(have, 'none')))
         rows.append([words, len(of('test_accuracy')), share('test_accuracy'), own, share('test_precision'), share('test_recall'), f"{mean(of('seconds_train')):.0f} s", f"{mean(of('seconds')):.0f} s",
-                     f"{mean(of('peak_ram_mb')):,.0f} MB", share('map_on_shortcut'), share('map_area_shortcut')])
+                     memory(have, arm), share('map_on_shortcut'), share('map_area_shortcut')])
     return rows
 
 # %% ../../nbs/lab/23_tables.ipynb #b74f9d6a
