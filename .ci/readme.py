@@ -1,4 +1,4 @@
-"""Make README.md from nbs/index.ipynb: markdown as it is, code with its printed output; cells that say `#| hide` are left out."""
+"""Make README.md from nbs/index.ipynb: markdown as it is, code with its printed output or markdown; `#| hide` leaves a cell out, `#| echo: false` its code."""
 import sys
 from pathlib import Path
 
@@ -13,8 +13,12 @@ def text_of(cell):
     if cell.cell_type == 'markdown': return source
     if '#| hide' in source or not source.strip(): return ''
     code = '\n'.join(line for line in source.splitlines() if not line.startswith('#|'))
-    out = ''.join(''.join(o.get('text', '')) for o in cell.get('outputs', []) if o.get('name') == 'stdout')
-    return f"```python\n{code.strip()}\n```" + (f"\n\n```text\n{out.rstrip()}\n```" if out else '')
+    outputs = cell.get('outputs', [])
+    printed = ''.join(''.join(o.get('text', '')) for o in outputs if o.get('name') == 'stdout')
+    shown = [''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {})]
+    parts = [] if '#| echo: false' in source else [f"```python\n{code.strip()}\n```"]
+    if printed: parts.append(f"```text\n{printed.rstrip()}\n```")
+    return '\n\n'.join([*parts, *shown])
 
 
 def readme():
