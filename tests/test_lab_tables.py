@@ -23,7 +23,8 @@ def test_gap_closed():
     assert gap_closed(with_it, without, 'mine') == paired_t([.5, 1.], [0, 0])
     assert gap_closed(with_it, without, 'mine', 'f1').mean == pytest.approx(.75) and gap_closed(with_it, [], 'mine') is None
 
-def test_markdown(): assert markdown([['a', 'b'], ['x', 1]]) == '| a | b |\n|---|---:|\n| x | 1 |'
+def test_markdown():
+    assert markdown([['a', 'b'], ['x', 1]]) == '| a | b |\n|---|---:|\n| x | 1 |' and markdown([['a', 'b', 'c']], 2) == '| a | b | c |\n|---|---|---:|'
 
 def test_arm_table():
     rows = arm_table(results(none=[.2, .4, .3], masktune=[.5, .6, .7], mine=[.8, .7, .9]))

@@ -102,10 +102,10 @@ def study_report(
     listed,results,out = comparisons(settings), read_study(records), Path(records)
     parts = ["# Results of the study", "Made from the records in this folder by `proxy-attention study --report`; don't edit. Test accuracy; differences in percentage points, paired by seed, with "
              "95% t intervals, not adjusted for the number of arms or goals. All arms of a comparison share split, initial weights by seed and number of optimizer steps."]
-    if any(n in results for n in ('digits_95', *clean_sets)): parts += ["## Goals", markdown(goals(listed, results))]
+    if any(n in results for n in ('digits_95', *clean_sets)): parts += ["## Goals", markdown(goals(listed, results), 3)]
     if len(rows := gap_table(listed, results)) > 1:
         draw_gaps(listed, results, out/'gaps.svg')
-        parts += ["## The gap closed", "0% is plain training with the shortcut, 100% plain training on the same images where it tells nothing.", "![gaps](gaps.svg)", markdown(rows)]
+        parts += ["## The gap closed", "0% is plain training with the shortcut, 100% plain training on the same images where it tells nothing.", "![gaps](gaps.svg)", markdown(rows, 2)]
     for name,amounts in less_data.items():
         if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg')
     for name,c in listed.items(): parts += _section(name, c, results.get(name, []), out)

@@ -93,10 +93,11 @@ def in_times(
 
 def markdown(
     rows, # Lists of texts, the first the heading
+    words:int=1, # So many columns hold words, and stand to the left
 ) -> str:
     "A table in Markdown, numbers to the right"
     line = lambda r: '| ' + ' | '.join(map(str, r)) + ' |'
-    return '\n'.join([line(rows[0]), '|---|' + '---:|'*(len(rows[0]) - 1), *map(line, rows[1:])])
+    return '\n'.join([line(rows[0]), '|' + '---|'*words + '---:|'*(len(rows[0]) - words), *map(line, rows[1:])])
 
 def spread(
     values, # Of seeds
@@ -266,7 +267,7 @@ def draw_gaps(
         for k,n in enumerate(names):
             ends = [mean(by_seed(r, 'none').values()) for r in (results[n], results[listed[n].reference])]
             ax.plot(ends, [k, k], color='0.85', lw=7, solid_capstyle='butt', zorder=0)
-            ax.plot([ends[1]]*2, [k-.32, k+.32], color='black', lw=1.8, label='plain training without the shortcut' if k == 0 else None)
+            ax.plot(ends[1], k, '|', ms=17, mew=1.8, color='black', label='plain training without the shortcut' if k == 0 else None)
             for arm,(words,mark,colour) in _marks.items():
                 if v := by_seed(results[n], arm): ax.plot(mean(v.values()), k, mark, color=colour, ms=6, label=words if k == 0 else None)
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlim=(0, 1), xlabel='test accuracy, mean over seeds; in the test the shortcut tells nothing')
