@@ -242,6 +242,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'proxy_attention/lab/agreement.py'),
                                                'proxy_attention.lab.agreement.arm_of': ( 'lab/agreement.html#arm_of',
                                                                                          'proxy_attention/lab/agreement.py'),
+                                               'proxy_attention.lab.agreement.by_arm': ( 'lab/agreement.html#by_arm',
+                                                                                         'proxy_attention/lab/agreement.py'),
                                                'proxy_attention.lab.agreement.chance': ( 'lab/agreement.html#chance',
                                                                                          'proxy_attention/lab/agreement.py'),
                                                'proxy_attention.lab.agreement.check_images': ( 'lab/agreement.html#check_images',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['judges', 'finished', 'arm_of', 'images_of', 'check_images', 'kind_of', 'judging', 'chance', 'seen_by', 'energy',
-           'agrees', 'summarise', 'against_none', 'run_folders', 'check_twice', 'agreement', 'trained_line',
+           'agrees', 'by_arm', 'summarise', 'against_none', 'run_folders', 'check_twice', 'agreement', 'trained_line',
            'default_out', 'agreement_text', 'agreement_verdict']
 
 # %% ../../nbs/lab/20_agreement.ipynb #c15949fc
@@ -123,13 +123,19 @@ def agrees(maps, theirs):
     return out
 
 # %% ../../nbs/lab/20_agreement.ipynb #3a9816a0
+def by_arm(
+    rows, # Lines of kind 'result'
+) -> dict: # (arch, arm) → seed → line
+    "The lines of each network's arms"
+    by = {}
+    for r in rows: by.setdefault((r['arch'], r['arm']), {})[r['seed']] = r
+    return by
+
 def summarise(
     rows, # Lines of kind 'result'
 ) -> list: # A dict an arm
     "Means of every arm, and its difference to `none` in agreement"
-    by = {}
-    for r in rows: by.setdefault((r['arch'], r['arm']), {})[r['seed']] = r
-    out = []
+    by,out = by_arm(rows), []
     for (arch,arm),mine in by.items():
         number = lambda k, rs: (lambda v: mean(v) if v else None)([r[k] for r in rs if r.get(k) is not None])
         keys = [k for k in next(iter(mine.values())) if k.startswith(('rank_', 'iou_', 'on_')) or k == 'accuracy']

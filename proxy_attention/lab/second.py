@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ..core import check_choice, check_number, kept_rng
 from ..cycles import epoch_of
-from .agreement import against_none, arm_of, check_twice, finished, run_folders, trained_line
+from .agreement import against_none, arm_of, by_arm, check_twice, finished, run_folders, trained_line
 from .compare import _table_lines
 from .config import SettingsError, SettingsFile, kinds
 from .data import load_items, make_dls, splits_of, test_dl
@@ -118,9 +118,7 @@ def summarise(
     rows, # Lines of kind 'result'
 ) -> list: # A dict an arm
     "Means of every arm, and its differences to `none`"
-    by = {}
-    for r in rows: by.setdefault((r['arch'], r['arm']), {})[r['seed']] = r
-    out = []
+    by,out = by_arm(rows), []
     for (arch,arm),mine in by.items():
         of = lambda k: [r[k] for r in mine.values() if r[k] is not None]
         row = dict(kind='verdict', arm=arm, arch=arch, seeds=len(mine), mean={k: mean(v) if (v := of(k)) else None for k in measured})
