@@ -416,7 +416,7 @@ def test_unknown_sweep():
     Path('settings.ini').write_text(INI)
     with pytest.raises(SettingsError, match="sweep:fnd.*'find'"): load_sweep('fnd', 'settings.ini')
 
-@pytest.mark.parametrize('name', ['policy', 'jtt', 'masktune'])
+@pytest.mark.parametrize('name', ['policy', 'amount', 'jtt', 'masktune'])
 def test_the_packages_own_sweeps(name):
     got = load_sweep(name)
     assert lab.check_space(got) == [] and list(got.experiments) == ['dev_digits', 'dev_cifar10']
