@@ -393,6 +393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare.arm_thesis_blend': ( 'lab/compare.html#arm_thesis_blend',
                                                                                                'proxy_attention/lab/compare.py'),
+                                             'proxy_attention.lab.compare.arm_two_fits': ( 'lab/compare.html#arm_two_fits',
+                                                                                           'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare.asked_digest': ( 'lab/compare.html#asked_digest',
                                                                                            'proxy_attention/lab/compare.py'),
                                              'proxy_attention.lab.compare.check_fair': ( 'lab/compare.html#check_fair',

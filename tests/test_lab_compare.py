@@ -58,6 +58,8 @@ def test_the_arms_are_what_they_say(everything):
     for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(area=None, merge=None), "the experiment's own policy"
     assert (policy['duplicate_wrong']['fill'], policy['duplicate_wrong']['repeat'], policy['duplicate_wrong']['select']) == ('unchanged', 5, 'wrong')
     assert policy['early_look']['look_after'] == policy['duplicate_wrong']['look_after'] == '5 steps' and policy['early_look_replace']['merge'] == 'replace'
+    assert [policy['two_fits'][k] for k in ('fill', 'merge', 'restart', 'look_after', 'select')] == ['unchanged', 'replace', None, '5 steps', 'all']
+    assert [o['steps'] for o in stages(everything/'arms'/'two_fits'/'0', 'train')] == [5, 3] and stages(everything/'arms'/'two_fits'/'0', 'train')[1]['items'] == 40
     assert (policy['masktune']['threshold'], policy['masktune']['merge'], policy['masktune']['cycle_epochs']) == ('mean+2std', 'replace', 1)
     assert policy['thesis_blend']['fill'] == 'blend' and policy['proposal']['threshold'] == '0.6' or policy['proposal']['threshold'] == 0.6
     assert policy['unsure']['select'] == 'low_confidence' and policy['unsure']['cycles'] == 2

@@ -10,6 +10,7 @@ about_arms = {
     'none': ('control', "plain training"),
     'duplicate_wrong': ('control', "the images an early stop gets wrong, five times more, from the initial weights (as in Just Train Twice, Liu et al. 2021)"),
     'random_erasing': ('control', "Random Erasing (Zhong et al. 2020)"),
+    'two_fits': ('control', "plain training in two fits, the first as long as before an early look: what the schedule alone is worth"),
     'mixup': ('control', "MixUp (Zhang et al. 2018)"),
     'cutmix': ('control', "CutMix (Yun et al. 2019)"),
     'random_place': ('control', "the experiment's policy, erased at random places"),
