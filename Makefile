@@ -48,14 +48,19 @@ records: $(VENV)/.installed ## Run the experiments asl, fashion, vit and vit_pla
 	$(BIN)/proxy-attention compare shortcut --arms duplicate_wrong,random_erasing,random_place,masktune,proposal,early_look,early_look_replace
 	mkdir -p results/compare_shortcut && cp runs/compare_shortcut/record.jsonl results/compare_shortcut/
 
-study: $(VENV)/.installed ## Run what the study's records in results/study don't hold yet (hours; it can be stopped), and make its report
+study: $(VENV)/.installed-dev ## Run what the study's records in results/ don't hold yet (hours; it can be stopped), and make its report
+	for s in policy amount jtt masktune; do test -f results/sweeps/$$s.jsonl || { $(BIN)/proxy-attention sweep $$s && mkdir -p results/sweeps \
+		&& cp runs/sweep_$$s/record.jsonl results/sweeps/$$s.jsonl; } || exit 1; done
 	$(BIN)/proxy-attention study
-	mkdir -p results/agreement && $(BIN)/proxy-attention agree runs/vit_plain runs/study/digits_95/arms/none/* runs/study/digits_95/arms/early_look_replace/* \
-		runs/study/digits_95/arms/recommended/* --out results/agreement/record.jsonl
+	test -f results/second/record.jsonl || $(BIN)/proxy-attention second runs/study/digits_99/arms/none/* runs/study/digits_99/arms/recommended/* --task later_fashion \
+		--out results/second/record.jsonl
+	test -f results/agreement/record.jsonl || { $(BIN)/proxy-attention run vit_plain && $(BIN)/proxy-attention agree runs/vit_plain runs/study/digits_95/arms/none/* \
+		runs/study/digits_95/arms/early_look_replace/* runs/study/digits_95/arms/recommended/* --out results/agreement/record.jsonl; }
+	$(MAKE) study-report
 
-study-report: $(VENV)/.installed-dev ## Make the study's tables and drawings, and the README that shows them, from the committed records
+study-report: $(VENV)/.installed-dev ## Make the study's tables, drawings and pages, and the README that shows them, from the committed records
 	$(BIN)/proxy-attention study --report
-	$(BIN)/nbdev-test --save nbs/index.ipynb && $(BIN)/nbdev-clean && $(BIN)/python .ci/readme.py
+	$(BIN)/nbdev-test --save nbs/questions --n-workers 0 && $(BIN)/nbdev-test --save nbs/index.ipynb --n-workers 0 && $(BIN)/nbdev-clean && $(BIN)/python .ci/readme.py
 
 clean: ## Remove the virtual environment, builds, and what the demo wrote
 	rm -rf $(VENV) build dist *.egg-info demo

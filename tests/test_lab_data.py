@@ -392,6 +392,13 @@ def test_fashion_mnist_is_found_at_debians_place(idx_root, tmp_path, monkeypatch
     monkeypatch.setattr(data_module, 'debian_fashion', str(idx_root))
     assert len(load_items(config('fashion_mnist'), tmp_path/'cache')) == 40
 
+def test_fashion_mnist_is_found_again_where_data_is_the_cache(idx_root, tmp_path, monkeypatch):
+    "What the first run has unpacked into data/fashion_mnist isn't taken for the IDX files"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data_module, 'debian_fashion', str(idx_root))
+    first = load_items(config('fashion_mnist'), Path('data'))
+    assert first.root.parent == (tmp_path/'data'/'fashion_mnist') and load_items(config('fashion_mnist'), Path('data')).root == first.root
+
 
 # -- shortcut digits --------------------------------------------------------------------------------------------------------------------------------
 

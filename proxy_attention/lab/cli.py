@@ -80,6 +80,7 @@ def top(version:bool=typer.Option(False, '--version', callback=_version, is_eage
       proxy-attention run asl           Stages 0 to 3 of [experiment:asl], then its page
       proxy-attention compare shortcut --arms random_erasing,early_look --seeds 5
       proxy-attention sweep policy      search for a policy
+      proxy-attention study             every comparison that the settings list
       proxy-attention agree runs/vit_plain runs/compare_shortcut
       proxy-attention report runs/asl runs/vit --out both.html
     """

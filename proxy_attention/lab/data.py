@@ -91,10 +91,10 @@ def _folder(path):
     if not Path(path).is_dir(): raise DataError(f"path={str(path)!r} {'is a file' if Path(path).exists() else 'is not there'}; it must be the folder of the images.")
     return Path(path).absolute()
 
-def _find(conf, source, also=()):
-    "The folder of a known data set, or None"
+def _find(conf, source, also=(), files='*'):
+    "The folder of a known data set, or None; of the usual places one that holds such `files`"
     if conf.path is not None: return _folder(conf.path)
-    return next((p.absolute() for p in [*places(source), *map(Path, also)] if p.is_dir()), None)
+    return next((p.absolute() for p in [*places(source), *map(Path, also)] if p.is_dir() and any(p.glob(files))), None)
 
 def _missing(source, layout, address, also=()):
     looked = ', '.join(str(p) for p in [*places(source), *also])
@@ -409,7 +409,7 @@ def fashion_mnist(
     "Fashion-MNIST, from its IDX files"
     check_choice('labels', conf.labels or 'idx', ['idx'])
     layout, address = "its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package dataset-fashion-mnist has them)", FashionMNIST.mirrors[0]
-    root = _find(conf, 'fashion_mnist', [debian_fashion])
+    root = _find(conf, 'fashion_mnist', [debian_fashion], '*ubyte*') # data/fashion_mnist may be where an earlier run unpacked them to
     if root is None and not conf.download: raise _missing('fashion_mnist', layout, address, [debian_fashion])
     if root is None:
         fetch = lambda: FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
