@@ -103,7 +103,7 @@ class ProxyConfig(Section):
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
     look_after: Optional[Union[float, str]] = None # Length of the first, short fit: epochs, 'N steps' or 'P%'
     restart: Optional[Literal['initial', 'head']] = None # What a fit starts from
-    trial: Optional[Union[float, str]] = None # Length of a fit on copies alone that decides whether copies are of use; none: they are used unasked
+    trial: Optional[Union[float, str]] = None # What decides whether copies are of use: a fit of this length on copies alone, or their holes; none: they are used unasked
     label_gate: bool = False # Give images whose label is probably wrong no copy, and list them? Networks of folds are trained for it, after Stage 1
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
@@ -114,8 +114,9 @@ class ProxyConfig(Section):
 
     @field_validator('look_after', 'trial')
     @classmethod
-    def _length(cls, v):
-        if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs")
+    def _length(cls, v, info):
+        if info.field_name == 'trial' and v == 'holes': return v
+        if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs" + (", nor 'holes'" if info.field_name == 'trial' else ''))
         if v is not None and float(re.match(r'[-.\d]+', str(v).strip())[0]) <= 0: raise ValueError('must be above 0')
         return v
 

@@ -45,7 +45,7 @@ from .metrics import CostMeter, classification_report, folder_bytes, map_quality
 from .models import input_stats, make_learner, quiet
 from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
 from .splits import audit_run, load_split, save_split
-from ..trial import Trial, can_do_without, needs
+from ..trial import Trial, ask_holes, can_do_without, needs
 from ..look import TrainingLog, prepared
 from ..saliency import saliency_maps
 from ..store import write_atomic
@@ -450,13 +450,14 @@ def proxies(job, cycle:int):
     live = [r['id'] for r in cb.proxy_state.rows]
     if live: save_gallery(run/'gallery', learn, cycle)
     first = needs(learn) if live and job.conf.proxy.trial is not None else None
+    if first is not None and first.verdict == 'untried' and job.conf.proxy.trial == 'holes': first = ask_holes(learn, first, job.conf.experiment.seed)
     run.record('stage', stage='proxies', cycle=cycle, live=len(live), **{k: v for k,v in done.items() if k not in ('cycle', 'live', 'seconds', 'why')},
                proxies_mb=folder_bytes(run/'proxies')/1e6, **meter.row())
     stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase') # with `steps` all policies train equally long
     untried = first is not None and first.verdict == 'untried'
     if job.conf.proxy.trial is not None and not untried:
         run.record('trial', cycle=cycle, steps=0, **(dict(verdict='few', words='too few copies to tell: none is used') if first is None else first.to_dict() | dict(words=str(first))))
-        live = []
+        if first is None or first.verdict != 'shortcut': live = []
     run.commit(next=['test'] if stop else ['trial', cycle] if untried else ['train', cycle], stop=stop, live=live, before=st['live'], first=asdict(first) if untried else None,
                seconds=st['seconds'] + time.perf_counter() - start)
 
