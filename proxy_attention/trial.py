@@ -160,6 +160,7 @@ def told_by(
     keep = n[y] > 1 # one alone can't be in two folds
     x = np.concatenate([pictures.reshape(len(y), -1), np.stack([centred(p) for p in pictures]).reshape(len(y), -1)], 1)[keep]
     if len(x) == 0 or len(np.unique(y[keep])) < 2 or not x.std(0).any(): return float(n.max()/n.sum())
+    x = x + 0.01*np.random.default_rng(seed).standard_normal(x.shape) # holes that are quite alike in a class would leave the classifier nothing to divide by
     folds = StratifiedKFold(int(np.clip(n[n > 1].min(), 2, 5)), shuffle=True, random_state=seed)
     return float(cross_val_score(LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto'), x, y[keep], cv=folds).mean())
 

@@ -87,7 +87,7 @@ def test_values_with_signs(read):
     ('mine\nlr = 1e-3', 'mine\nlr = fast', ["lr='fast'"]), ('mine\nlr = 1e-3', 'mine\nlr = 0', ["lr='0'", 'above 0']),
     ('lr = 1e-3', 'until = acc>0.9', ["until='acc>0.9'", 'accuracy']), ('lr = 1e-3', 'until = accuracy', ["until='accuracy'"]),
     ('lr = 1e-3', 'precision = fp8', ["precision='fp8'", 'bf16']), ('lr = 1e-3', 'monitor = acuracy', ["'accuracy'"]),
-    ('120 steps', '120 stps', ["look_after='120 stps'", "'N steps'"]), ('120 steps', '0 steps', ['above 0']),
+    ('120 steps', '120 stps', ["look_after='120 stps'", "'N steps'"]), ('120 steps', 'holes', ["look_after='holes'", "'N steps'"]), ('120 steps', '0 steps', ['above 0']),
     ('source = shortcut_digits\n', '', ['[data:digits]', 'source', 'missing']), ('arch = small_cnn\n', '', ['[model:small]', 'arch', 'missing']),
     ('area = 0.1', 'area = 0.1\nthreshold = 0.6', ['[proxy:mine]', 'area or threshold']),
     ('area = 0.1', 'merge = ad', ["merge='ad'", "'add'"]),

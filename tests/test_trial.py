@@ -8,7 +8,7 @@ from proxy_attention import cycles, trial
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.cycles import recipes
 from proxy_attention.inject import ProxyDataset
-from proxy_attention.trial import Trial, can_do_without, gone, needs, right
+from proxy_attention.trial import Trial, ask_holes, can_do_without, centred, gone, hole_pictures, needs, right, told_by
 from test_fit_proxy import LOW, watched
 
 
@@ -24,6 +24,13 @@ def test_verdicts(numbers, verdict):
     t = Trial(*numbers)
     assert t.verdict == verdict and t.to_dict()['verdict'] == verdict
     assert trial.words[verdict] in str(t) and f"{numbers[1]:.1%}" in str(t) and (len(numbers) == 3 or f"{numbers[3]:.1%}" in str(t))
+
+@pytest.mark.parametrize('numbers, holes, share, verdict', [((.9, .1, .1), .2, .125, 'shortcut'), ((.9, .1, .1), .49, .4875, 'shortcut'), ((.9, .1, .1), .51, .5125, 'real'), ((.5, .1, .1), .5, 1, 'real'),
+                                                            ((.9, .6, .1), .9, 1, 'spread'), ((.9, .1, .1), .05, -.0625, 'shortcut')])
+def test_verdicts_by_holes(numbers, holes, share, verdict):
+    t = Trial(*numbers, holes=holes)
+    assert t.told == pytest.approx(share) and t.verdict == verdict and t.to_dict()['told'] == t.told and f'the holes alone tell {holes:.1%}' in str(t)
+    assert Trial(*numbers).told is None and 'holes' not in str(Trial(*numbers))
 
 # -- the tests ------------------------------------------------------------------------------------------------------------------------------------
 
@@ -89,6 +96,58 @@ def test_can_do_without_judges_those_held_back(asked, monkeypatch):
     found = can_do_without(asked, Trial(.9, .1, .3), lambda: trained.extend(asked.dls.train_ds.origin(i) for i in range(len(asked.dls.train_ds))))
     assert found == Trial(.9, .1, .3, .5, .6) and seen['rows'] == set(range(27)) - set(trained)
 
+# -- holes ----------------------------------------------------------------------------------------------------------------------------------------
+
+def test_hole_pictures():
+    a = torch.zeros(2, 3, 32, 32)
+    b = a.clone()
+    b[0, :, :4, 2:6] = 1
+    b[0, 0, 20, 20] = .2 # less than a tenth of the largest difference, summed over the channels
+    got = hole_pictures(a, b)
+    want = torch.zeros(16, 16)
+    want[:2, 1:3] = 1
+    assert torch.equal(got[0], want) and not got[1].any() and hole_pictures(a, b, 8).shape == (2, 8, 8) and hole_pictures(a, b, 8)[0, 0, 1] == .5
+
+def test_centred():
+    p = np.zeros((9, 9))
+    p[0, 6:9] = 1
+    want = np.zeros((9, 9))
+    want[4, 3:6] = 1
+    assert (centred(p) == want).all() and (centred(want) == want).all() and not centred(np.zeros((9, 9))).any()
+
+def squares(rng, y, shape=None, place=None):
+    "Holes whose shape and place depend on the class, or on nothing"
+    out = np.zeros((len(y), 16, 16))
+    for p,c in zip(out, y):
+        h,w = [(2, 8), (4, 4), (8, 2)][c if shape else 1]
+        i,j = (4*c, 4) if place else rng.integers(0, 8, 2)
+        p[i:i+h, j:j+w] = 1
+    return out
+
+def test_told_by():
+    rng, y = np.random.default_rng(0), np.arange(240) % 3
+    random, shape, place = (told_by(squares(rng, y, **kw), y) for kw in ({}, dict(shape=True), dict(place=True)))
+    assert random < .5 and shape > .9 and place > .9
+    few = np.r_[y[:30], 3] # an image alone of its class is left out
+    assert told_by(squares(rng, few % 3, shape=True), few) > .8
+    assert told_by(np.zeros((4, 16, 16)), [0, 0, 0, 1]) == .75 and told_by(squares(rng, [0, 0]), [0, 0]) == 1. and told_by(squares(rng, [0, 1]), [0, 1]) == .5
+    a,b = (told_by(squares(np.random.default_rng(1), y), y, seed) for seed in (0, 1))
+    assert a == told_by(squares(np.random.default_rng(1), y), y, 0) != b
+
+def test_ask_holes_sees_what_was_erased(asked, monkeypatch):
+    "The pictures are those of the copies' holes, in the rows' order, with the rows' labels"
+    seen = {}
+    monkeypatch.setattr(trial, 'told_by', lambda pictures, y, seed: seen.update(pictures=pictures, y=y, seed=seed) or .4)
+    first, modes, rng = Trial(.9, .1, .3), [m.training for m in asked.model.modules()], torch.get_rng_state()
+    assert ask_holes(asked, first, 7) == Trial(.9, .1, .3, holes=.4) and seen['seed'] == 7
+    rows = state_of(asked).rows
+    assert seen['pictures'].shape == (27, 16, 16) and [asked.dls.vocab[i] for i in seen['y']] == [r['label'] for r in rows]
+    assert np.allclose(seen['pictures'].mean((1, 2)), [r['erased'] for r in rows], atol=.03)
+    assert modes == [m.training for m in asked.model.modules()] and torch.equal(rng, torch.get_rng_state())
+    monkeypatch.setattr(trial, 'most', 5)
+    ask_holes(asked, first)
+    assert len(seen['y']) == 5
+
 # -- in fit_proxy ---------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -119,6 +178,16 @@ def test_otherwise_training_goes_on_as_if_nothing_had_been(learner, told, first,
     df = learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
     assert list(df['trial']) == ['', verdict] and len(fits) == (2 if then is None else 3) and list(df['proxies']) == [0, 0] and list(df['items']) == [27, 27]
     assert same_weights(fits[-1]['begin'], fits[0]['end']) and learn.dls is plain and not len(learn.proxies)
+
+@pytest.mark.parametrize('holes, verdict', [(.2, 'shortcut'), (.8, 'real')])
+def test_holes_take_no_steps(learner, monkeypatch, holes, verdict):
+    monkeypatch.setattr(cycles, 'needs', lambda learn: Trial(*LOST))
+    asked = []
+    monkeypatch.setattr(cycles, 'ask_holes', lambda learn, first, seed: asked.append(seed) or Trial(*LOST, holes=holes))
+    learn, fits = watched(learner, quiet_cb(select='all', merge='replace', seed=3))
+    df = learn.fit_proxy(1, 2, lr=LOW, look_after='2 steps', restart='initial', trial='holes')
+    assert asked == [3] and [f['steps'] for f in fits] == [2, 6] and list(df['trial']) == ['', verdict] and list(df['steps_trial']) == [0, 0]
+    assert same_weights(fits[1]['begin'], fits[0]['begin' if verdict == 'shortcut' else 'end']) and len(learn.proxies) == (27 if verdict == 'shortcut' else 0)
 
 def test_the_optimizer_survives_the_trial(learner, told):
     told(Trial(*LOST), Trial(*LOST, .8, .3))
@@ -155,8 +224,8 @@ def test_says_what_it_found(learner, told, capsys):
     learn.fit_proxy(1, 1, lr=LOW, restart='initial', trial='2 steps')
     assert trial.words['shortcut'] in capsys.readouterr().out
 
-@pytest.mark.parametrize('kw, error, words', [(dict(trial='2 steps'), ValueError, "trial='2 steps' needs restart"), (dict(trial='soon', restart='initial'), ValueError, "trial='soon'.*steps.*%"),
-                                              (dict(trial=0, restart='head'), ValueError, 'trial=0'), (dict(trial=[1], restart='head'), TypeError, r'trial=\[1\]')])
+@pytest.mark.parametrize('kw, error, words', [(dict(trial='2 steps'), ValueError, "trial='2 steps' needs restart"), (dict(trial='soon', restart='initial'), ValueError, "trial='soon'.*steps.*%.*'holes'"),
+                                              (dict(trial='holes'), ValueError, "trial='holes' needs restart"), (dict(look_after='holes'), ValueError, "look_after='holes' is neither"), (dict(trial=0, restart='head'), ValueError, 'trial=0'), (dict(trial=[1], restart='head'), TypeError, r'trial=\[1\]')])
 def test_bad_input(learner, kw, error, words):
     learn, fits = watched(learner)
     with pytest.raises(error, match=words): learn.fit_proxy(1, 1, **kw)
@@ -164,8 +233,9 @@ def test_bad_input(learner, kw, error, words):
 
 # -- for real -------------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('how', ['60 steps', 'holes'])
 @pytest.mark.parametrize('strength, verdict', [(1., 'shortcut'), (0., 'real')])
-def test_digits_with_a_shortcut_and_without(tmp_path, strength, verdict):
+def test_digits_with_a_shortcut_and_without(tmp_path, strength, verdict, how):
     from fastai.learner import Learner
     from fastai.metrics import accuracy
     from proxy_attention.lab.digits import make_shortcut_digits, shortcut_digits_dls
@@ -173,6 +243,6 @@ def test_digits_with_a_shortcut_and_without(tmp_path, strength, verdict):
     dls = shortcut_digits_dls(make_shortcut_digits(tmp_path/'digits', strength, n_train=600, n_valid=20, n_test=20), bs=32)
     torch.manual_seed(0)
     learn = Learner(dls, small_cnn(10, 16), metrics=accuracy, cbs=quiet_cb(method='gradcam', select='all', merge='replace'))
-    with quiet(learn): df = learn.fit_proxy(1, 1, lr=1e-2, look_after='100 steps', restart='initial', trial='60 steps')
+    with quiet(learn): df = learn.fit_proxy(1, 1, lr=1e-2, look_after='100 steps', restart='initial', trial=how)
     assert df['trial'][1] == verdict and len(learn.proxies) == (600 if strength else 0)
-    assert np.isin([0, 60], df['steps_trial']).all()
+    assert list(df['steps_trial']) == [0, 60 if how == '60 steps' else 0]
