@@ -203,11 +203,11 @@ def test_without_a_trial_there_are_no_columns(learner):
 def test_percent_and_recipe(learner, told, monkeypatch):
     told(Trial(*LOST), Trial(*LOST, .6, .6))
     learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended', trial='8%') # 24 steps
+    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended') # 24 steps
     assert [f['steps'] for f in fits] == [4, 2, 24] and list(df['trial']) == ['', 'shortcut'] and len(copied_files(learn)) == 27 and len(learn.dls.train_ds) == 27
     monkeypatch.setattr(cycles, 'ask_holes', lambda learn, first, seed: Trial(*LOST, holes=.3))
     learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended')
+    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended', trial='holes')
     assert [f['steps'] for f in fits] == [4, 24] and list(df['trial']) == ['', 'shortcut'] and len(learn.dls.train_ds) == 27
     assert recipes['recommended']['policy']['merge'] == 'replace'
 
