@@ -149,7 +149,8 @@ def check_same(
     config = Path(folder)/'config.json'
     if not config.exists(): return None
     old = json.loads(config.read_text(encoding='utf-8'))
-    differ = _differences(_with_defaults(old['settings']), plain(settings if isinstance(settings, dict) else settings.model_dump()))
+    now = plain(settings if isinstance(settings, dict) else settings.model_dump())
+    differ = _differences(_with_defaults(old['settings']), _with_defaults(now))
     if not differ: return old
     raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder, "
                    "or run it again from the start.")
