@@ -181,13 +181,13 @@ def fit_proxy(self:Learner,
     for name,v,whole in (('patience', patience, True), ('budget', budget, False)):
         if v is not None: check_number(name, v, 0, open_low=True, whole=whole)
     if rollback is not None: check_number('rollback', rollback, 0)
-    for name in ('look_after', 'trial'):
-        if args[name] is not None and (name, args[name]) != ('trial', 'holes'): steps_of(args[name], 1, 1, name)
+    def length(name, *of): return args[name] if args[name] is None or (name, args[name]) == ('trial', 'holes') else steps_of(args[name], *of, name)
+    for name in ('look_after', 'trial'): length(name, 1, 1)
     if not self._grab_cbs(ProxyAttentionCB): self.add_cb(ProxyAttentionCB())
     cb = proxy_cb(self)
     cb._adopt()
     cb._drop_lost() # before a short epoch is set up
-    steps,trial = (None if args[k] is None else 'holes' if (k, args[k]) == ('trial', 'holes') else steps_of(args[k], epochs, len(self.dls.train), k) for k in ('look_after', 'trial'))
+    steps,trial = (length(k, epochs, len(self.dls.train)) for k in ('look_after', 'trial'))
     run = _Run(self, cb, names, monitor, reached, patience, budget, rollback, args['restart'], lr, freeze_epochs, after_cycle, trial)
     with cb.taken_over(Policy(**chosen['policy']) if 'policy' in chosen else None): run.go(n_cycles, epochs, again, steps)
     return pd.DataFrame(run.rows)
@@ -225,8 +225,9 @@ class _Run:
         start, ledger = time.perf_counter(), _Ledger()
         check_trial(self.learn)
         found = needs(self.learn)
-        if found is not None and found.verdict == 'untried' and self.trial == 'holes': found = ask_holes(self.learn, found, self.cb.seed)
-        elif found is not None and found.verdict == 'untried':
+        untried = found is not None and found.verdict == 'untried'
+        if untried and self.trial == 'holes': found = ask_holes(self.learn, found, self.cb.seed)
+        elif untried:
             weights, opt = weights_of(self.learn.model), self.learn.opt
             self.first.again(self.learn, self.restart)
             def fit():

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from .callback import proxy_cb
 from .core import no_footprint, seeded_rng
@@ -155,6 +153,8 @@ def told_by(
     seed:int=0, # Of the folds
 ) -> float:
     "Accuracy of a linear classifier of the pictures, as they lie and centred together, in cross-validation; that of the most frequent class if nothing can be learnt"
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis # here: few ask, and importing the library shouldn't wait for it
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
     pictures,y = np.asarray(pictures, float), np.asarray(y)
     n = np.bincount(y)
     keep = n[y] > 1 # one alone can't be in two folds
