@@ -141,7 +141,7 @@ def known_results(
     all_jobs, # From `_jobs`
 ) -> dict: # (arm, seed) → its line
     "Results that records hold already, made with the very settings that are wanted now"
-    lines = {o['asked_sha256']: o for r in records for o in read_lines(r) if o.get('kind') == 'result'}
+    lines = {o.get('asked_sha256'): o for r in records for o in read_lines(r) if o.get('kind') == 'result'}
     return {(arm, seed): lines[asked] for arm,seed,s,_ in all_jobs if (asked := asked_digest(s)) in lines}
 
 # %% ../../nbs/lab/17_compare.ipynb #83acb9cd
