@@ -433,12 +433,12 @@ def test_the_real_tests_leave_a_line_each(run):
     found = lines(out, 'trial')
     assert len(found) == 1 and found[0]['verdict'] in words and 0 <= found[0]['whole'] <= 1
 
-@pytest.mark.parametrize('holes, verdict', [(.2, 'shortcut'), (.8, 'real')])
+@pytest.mark.parametrize('holes, verdict', [(.2, 'shortcut'), (.8, 'real'), (None, 'few')])
 def test_a_trial_by_holes_takes_no_steps(run, told, monkeypatch, holes, verdict):
     told(LOST)
-    monkeypatch.setattr(lab, 'ask_holes', lambda learn, first, seed: Trial(*LOST, holes=holes))
+    monkeypatch.setattr(lab, 'ask_holes', lambda learn, first, seed: holes and Trial(*LOST, holes=holes))
     out = run(*TRIED, 'trial=holes')
-    assert [(o['steps'], o['verdict'], o['holes']) for o in lines(out, 'trial')] == [(0, verdict, holes)] and lines(out)[-1]['steps'] == 20
+    assert [(o['steps'], o['verdict'], o.get('holes')) for o in lines(out, 'trial')] == [(0, verdict, holes)] and lines(out)[-1]['steps'] == 20
     assert [(o['proxies'], o['steps']) for o in stages(out, 'train')] == [(0, 5), (60 if verdict == 'shortcut' else 0, 15)]
 
 def test_trial_in_epochs_and_in_percent(run, told):
