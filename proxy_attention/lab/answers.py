@@ -76,7 +76,7 @@ def goals(
     return rows
 
 # %% ../../nbs/lab/24_answers.ipynb #f38b97c7
-less_data = {'digits': ((60, 'less_digits_5'), (120, 'less_digits_10'), (300, 'less_digits_25'), (600, 'less_digits_50'), (1200, 'digits_95'))}
+less_data = {'digits': ((60, 'less_digits_5'), (120, 'less_digits_10'), (300, 'less_digits_25'), (600, 'less_digits_50'), (1200, 'fewer_steps_digits_360'))}
 fewer_steps = ((180, 'fewer_steps_digits_180'), (360, 'fewer_steps_digits_360'), (720, 'digits_95'))
 networks = (('small CNN', 'cnn_square_fashion', 'none'), ('small CNN, MaskTune', 'cnn_square_fashion', 'masktune'), ('small CNN, recommended', 'cnn_square_fashion', 'recommended'), ('small ViT', 'vit_square_fashion', 'none'),
             ('small ViT, recommended by Grad-CAM', 'vit_square_fashion', 'recommended'), ('small ViT, recommended by gradient-weighted rollout', 'vit_square_fashion', 'recommended@gradrollout'))
@@ -105,7 +105,7 @@ def study_report(
         draw_gaps(listed, results, out/'gaps.svg')
         parts += ["## The gap closed", "0% is plain training with the shortcut, 100% plain training on the same images where it tells nothing.", "![gaps](gaps.svg)", markdown(rows, 2)]
     for name,amounts in less_data.items():
-        if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg')
+        if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg', ('none', 'recommended', 'early_look_replace'))
     for name,c in listed.items(): parts += _section(name, c, results.get(name, []), out)
     file = out/'README.md'
     file.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')

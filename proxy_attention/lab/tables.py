@@ -286,9 +286,9 @@ def draw_amounts(
     "Accuracy over the amount of data: a dot a run, a line through the means"
     amounts = [(x, n) for x,n in amounts if results.get(n)]
     def draw(ax):
-        for arm,colour in zip(arms, ('0.5', 'C0')):
+        for arm,colour in zip(arms, ('0.5', 'C0', 'C1')):
             at = [(x, list(by_seed(results[n], arm).values())) for x,n in amounts if by_seed(results[n], arm)]
-            ax.plot([x for x,_ in at], [mean(v) for _,v in at], color=colour, label=arm)
+            if at: ax.plot([x for x,_ in at], [mean(v) for _,v in at], color=colour, label=arm)
             for x,v in at: ax.plot([x]*len(v), v, 'o', ms=3.5, alpha=0.6, color=colour)
         ax.set_xscale('log')
         ax.set_xticks([x for x,_ in amounts], [f'{x:,}' for x,_ in amounts])
