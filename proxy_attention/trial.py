@@ -165,7 +165,7 @@ def told_by(
     folds = StratifiedKFold(int(np.clip(n[n > 1].min(), 2, 5)), shuffle=True, random_state=seed)
     return float(cross_val_score(SVC(C=3), x, y[keep], cv=folds).mean())
 
-enough = 500 # Copies below which a classifier learns too little of their holes: 300 of real digits told .36 to .57 of it, 500 told .43 to .54
+enough = 500 # Copies below which a classifier learns too little of their holes
 most = 2000 # Copies whose holes are looked at, evenly spaced
 
 def ask_holes(
