@@ -59,6 +59,9 @@ def test_memory():
 def test_seconds_ratio():
     lines = results(none=[.2, .4], mine=[.6, .9])
     assert seconds_ratio(lines, 'mine') == 2 and seconds_ratio(lines, 'none', 'mine') == .5 and seconds_ratio(lines, 'other') is None
+    for o,c in zip(lines, 'abac'): o['commit'] = c # seed 0 of both arms in one sitting, seed 1 not
+    lines[2]['seconds'] = 50
+    assert seconds_ratio(lines, 'mine') == 5 and seconds_ratio(lines[1:2] + lines[3:], 'mine') is None
 
 # ------------------------------------------------------------------------------------------------------------------------------------------ tables
 

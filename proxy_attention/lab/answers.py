@@ -60,11 +60,9 @@ def goals(
     for n in ('fresh_0', 'square_cifar10_0', 'watermark_asl_0', 'exam_0'):
         d = _against(results, n, 'none')
         rows.append([f"loses at most half a point on `{n}`, where the shortcut tells nothing", in_points(d), judged(d, -.005)])
-    for n in ('square_cifar10', 'watermark_asl'):
-        for other in ('duplicate_wrong', 'masktune'):
-            d = _against(results, n, other)
-            rows.append([f"beats `{other}` on `{n}`", in_points(d), beats(d)])
-        rows.append(_gap(results, listed, n, False))
+    for n,others in (('square_cifar10', ('duplicate_wrong', 'masktune')), ('tuned_square_cifar10', ('jtt_tuned', 'masktune_tuned')), ('watermark_asl', ('duplicate_wrong', 'masktune'))):
+        rows += [[f"beats `{other}` on `{n}`", in_points(d := _against(results, n, other)), beats(d)] for other in others]
+        if 'tuned' not in n: rows.append(_gap(results, listed, n, False))
     rows += [_gap(results, listed, n, False) for n in listed if n.startswith('exam_') and listed[n].reference]
     for n in clean_sets:
         d = _against(results, n, 'random_erasing')
@@ -99,7 +97,7 @@ def study_report(
     "Goals, tables and drawings of all comparisons, from their records"
     listed,results,out = comparisons(settings), read_study(records), Path(records)
     parts = ["# Results of the study", "Made from the records in this folder by `proxy-attention study --report`; don't edit. Test accuracy; differences in percentage points, paired by seed, with "
-             "95% t intervals, not adjusted for the number of arms or goals. All arms of a comparison share split, initial weights by seed and number of optimizer steps."]
+             "95% t intervals, not adjusted for the number of arms or goals. Time is against plain training's, of runs of one sitting; without such it is left empty. All arms of a comparison share split, initial weights by seed and number of optimizer steps."]
     if any(n in results for n in ('fresh_95', 'digits_95', *clean_sets)): parts += ["## Goals", markdown(goals(listed, results), 3)]
     if len(rows := gap_table(listed, results)) > 1:
         draw_gaps(listed, results, out/'gaps.svg')

@@ -110,10 +110,11 @@ def seconds_ratio(
     results, # Lines of kind 'result' of a comparison
     arm:str,
     against:str='none',
-) -> float|None: # None: no seed in common
-    "Seconds of an arm over those of another, over the seeds that both have"
+) -> float|None: # None: no such seed
+    "Seconds of an arm over those of another, over the seeds that both have run at the same commit: another sitting is another load of the machine"
     ours,theirs = by_seed(results, arm, 'seconds'), by_seed(results, against, 'seconds')
-    both = ours.keys() & theirs.keys()
+    made = {(o['arm'], o['seed']): o.get('commit') for o in results}
+    both = [s for s in ours if s in theirs and made[arm, s] == made[against, s]]
     return sum(ours[s] for s in both)/sum(theirs[s] for s in both) if both else None
 
 def memory(
