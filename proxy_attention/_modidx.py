@@ -1543,6 +1543,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.gap_table': ( 'lab/tables.html#gap_table',
                                                                                       'proxy_attention/lab/tables.py'),
+                                            'proxy_attention.lab.tables.has_gap': ( 'lab/tables.html#has_gap',
+                                                                                    'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.in_percent': ( 'lab/tables.html#in_percent',
                                                                                        'proxy_attention/lab/tables.py'),
                                             'proxy_attention.lab.tables.in_points': ( 'lab/tables.html#in_points',

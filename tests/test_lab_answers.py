@@ -34,6 +34,8 @@ def test_goals():
     assert row(rows, 'half a point on `fresh_0`')[1:] == [in_points(d(-.02, -.01)), 'missed by 1.0'] and row(rows, 'half a point on `exam_0`')[2] == 'not run'
     assert row(rows, 'beats `duplicate_wrong` on `square_cifar10`')[2] == 'met' and row(rows, 'beats `masktune` on `square_cifar10`')[2] == 'missed: no effect shown' and row(rows, 'on `watermark_asl`')[2] == 'not run'
     assert row(rows, '`exam_texture` (to be reported)')[1:] == ['50.0% [50.0%, 50.0%]', 'reported']
+    small = goals(LISTED, have | dict(exam_texture=results(none=[.89, .89], recommended=[.9, .88])))
+    assert row(small, '`exam_texture`')[1:] == [in_points(d(.01, -.01)), 'no gap: plain training loses less than 5 points']
     assert row(rows, 'Random Erasing on `fashion`')[2] == 'met' and row(rows, 'Random Erasing on `asl`')[2] == 'missed by 7.2' and row(rows, 'Random Erasing on `cifar10`')[2] == 'not run'
     assert row(rows, 'two of three')[2] == 'met' and row(goals(LISTED, {k: v for k,v in have.items() if k != 'asl'}), 'two of three')[2] == 'not run'
     have['asl'] = results(none=[.8, .8, .8], recommended=[.7, .8, .9])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from proxy_attention.lab.stats import paired_t
-from proxy_attention.lab.tables import (amount_table, arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, in_percent, in_points, in_times, markdown, memory, method_table,
+from proxy_attention.lab.tables import (amount_table, arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, in_times, markdown, memory, method_table,
                                         network_table, read_study, seconds_ratio, set_against, spent_between, spread, target_table, to_target)
 
 def results(**arms): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10*(1 + k), steps=5, audit_ok=True, f1=v/2, peak_ram_mb=1000*(1 + k) + s) for k,(a,vs) in enumerate(arms.items()) for s,v in enumerate(vs)]
@@ -17,6 +17,10 @@ def test_by_seed():
 def test_set_against():
     d = set_against({0: .5, 1: .7, 2: .6, 9: 1.}, {0: .1, 1: .2, 2: .3, 8: 0.})
     assert d == paired_t([.5, .7, .6], [.1, .2, .3]) and set_against({0: 1.}, {0: 0.}) is None
+
+def test_has_gap():
+    assert has_gap(results(none=[.5, .9]), results(none=[.9, .61])) and not has_gap(results(none=[.5, .9]), results(none=[.9, .59])) # .055 and .045 on average
+    assert not has_gap([], results(none=[.9])) and not has_gap(results(none=[.1]), [])
 
 def test_gap_closed():
     with_it, without = results(none=[.2, .4], mine=[.6, .9]), results(none=[1., .9])
@@ -69,6 +73,8 @@ LISTED = {'a': SimpleNamespace(reference='b'), 'b': SimpleNamespace(reference=No
 
 def test_gap_table():
     got = gap_table(LISTED, {'a': results(none=[.2, .4], masktune=[.3, .5], mine=[.6, .9]), 'b': results(none=[1., .9]), 'c': results(none=[.1, .2], mine=[.3, .4])})
+    small = gap_table(LISTED, {'a': results(none=[.9, .9], mine=[.8, .9]), 'b': results(none=[.94, .94])})
+    assert small[1][6] == 'no gap' and '%' in got[1][6]
     assert [r[:2] for r in got[1:]] == [['a', 'masktune'], ['a', 'mine']], "a comparison without a reference's runs has no gap"
     assert got[2][2:] == [2, '30.0%', '95.0%', '75.0% (60.0–90.0)', in_percent(paired_t([.5, 1.], [0, 0])), '3.00×', '3,000 MB']
     assert len(gap_table(LISTED, {'a': results(none=[.2, .4], masktune=[.3, .5], mine=[.6, .9]), 'b': results(none=[1., .9])}, ['mine'])) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .stats import points
 from .study import comparisons
-from .tables import arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, in_percent, in_points, markdown, read_study, seconds_ratio, set_against
+from .tables import arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, least_gap, markdown, read_study, seconds_ratio, set_against
 
 # %% ../../nbs/lab/24_answers.ipynb #6355c3f8
 def judged(
@@ -38,6 +38,7 @@ recipe = 'recommended'
 def _gap(results, listed, name, asked):
     c = listed.get(name)
     d = gap_closed(results.get(name, []), results.get(c.reference, []), recipe) if c is not None else None
+    if d is not None and not has_gap(results[name], results[c.reference]): return [f"closes the gap on `{name}`", in_points(_against(results, name, 'none')), f"no gap: plain training loses less than {100*least_gap:.0f} points"]
     return [f"closes 95% of the gap on `{name}`" if asked else f"closes the gap on `{name}` (to be reported)", '' if d is None else in_percent(d), judged(d, .95, share_points) if asked or d is None else 'reported']
 
 def _time(results, name):
