@@ -25,7 +25,7 @@ from proxy_attention.lab.compare import arm_settings, fair_settings  # noqa: E40
 from proxy_attention.lab.config import load_experiment  # noqa: E402
 from proxy_attention.lab.experiment import loaded, run_settings  # noqa: E402
 from proxy_attention.lab.models import quiet  # noqa: E402
-from proxy_attention.trial import ask_holes, leans, needs, tells  # noqa: E402
+from proxy_attention.trial import ask_holes, half, needs, tells  # noqa: E402
 
 # name, is there a shortcut?, experiment, steps before the look, changes. None of these images is in the test of a comparison of the study, but for the clothes, which are drawn anew.
 sets = [('digits, square 0.95', True, 'dev_digits', 108, ['n_train=1000']), ('digits, square 0.8', True, 'dev_digits', 108, ['n_train=1000', 'strength=0.8']),
@@ -53,8 +53,8 @@ with tempfile.TemporaryDirectory() as tmp:
 
 right = sum((o['verdict'] == 'shortcut') == o['shortcut'] for o in looks)
 yes,no = ([o for o in looks if o['shortcut'] == s] for s in (True, False))
-leant,rest = ([o for o in no if (o['needed'] >= leans) == s] for s in (True, False))
+leant,rest = ([o for o in no if (o['needed'] >= half) == s] for s in (True, False))
 ends = dict(shortcuts_needed_from=min(o['needed'] for o in yes), shortcuts_told_to=max(o['told'] for o in yes), others_leant_on_told_from=min((o['told'] for o in leant), default=None),
             others_not_leant_on_needed_to=max((o['needed'] for o in rest), default=None))
-print(f"right in {right} of {len(looks)} (bounds: needed {leans}, told {tells})", *(f"  {k.replace('_', ' ')} {'-' if v is None else f'{v:.2f}'}" for k,v in ends.items()), sep='\n')
-save_record('trial', dict(leans=leans, tells=tells, right=right, of=len(looks), **ends, looks=looks), args.save)
+print(f"right in {right} of {len(looks)} (bounds: needed {half}, told {tells})", *(f"  {k.replace('_', ' ')} {'-' if v is None else f'{v:.2f}'}" for k,v in ends.items()), sep='\n')
+save_record('trial', dict(half=half, tells=tells, right=right, of=len(looks), **ends, looks=looks), args.save)
