@@ -75,7 +75,7 @@ def goals(
     return rows
 
 # %% ../../nbs/lab/24_answers.ipynb #f38b97c7
-less_data = {'digits': ((60, 'less_digits_5'), (120, 'less_digits_10'), (300, 'less_digits_25'), (600, 'less_digits_50'), (1200, 'fewer_steps_digits_360'))}
+less_data = {'digits': ((60, 'less_digits_5'), (120, 'less_digits_10'), (300, 'less_digits_25'), (600, 'less_digits_50'), (1200, 'fewer_steps_digits_180'))}
 fewer_steps = ((180, 'fewer_steps_digits_180'), (360, 'fewer_steps_digits_360'), (720, 'digits_95'))
 networks = (('small CNN', 'cnn_square_fashion', 'none'), ('small CNN, recommended', 'cnn_square_fashion', 'recommended'), ('small ViT', 'vit_square_fashion', 'none'),
             ('small ViT, recommended by gradient-weighted rollout', 'vit_square_fashion', 'recommended@gradrollout'))
