@@ -27,7 +27,7 @@ from proxy_attention.lab.experiment import loaded, run_settings  # noqa: E402
 from proxy_attention.lab.models import quiet  # noqa: E402
 from proxy_attention.trial import ask_holes, half, needs, tells  # noqa: E402
 
-# name, is there a shortcut?, experiment, steps before the look, changes. None of these images is in the test of a comparison of the study, but for the clothes, which are drawn anew.
+# name, is there a shortcut?, experiment, steps before the look, changes. Other digits than the exam's; photos and clothes split by other seeds than the study's.
 sets = [('digits, square 0.95', True, 'dev_digits', 108, ['n_train=1000']), ('digits, square 0.8', True, 'dev_digits', 108, ['n_train=1000', 'strength=0.8']),
         ('digits, texture 0.95', True, 'dev_digits', 108, ['n_train=1000', 'data.shortcut=texture']), ('CIFAR-10, square 0.95, 2,000', True, 'dev_cifar10', 72, []),
         ('CIFAR-10, square 0.95, 4,000', True, 'dev_cifar10', 150, ['n_train=4000']), ('digits, square 0', False, 'dev_digits', 108, ['n_train=1000', 'strength=0']),
