@@ -24,13 +24,14 @@ from fastai.learner import Learner
 from fastcore.basics import IN_NOTEBOOK, patch
 from fastprogress.fastprogress import progress_bar
 
+from .audit import same_content
 from .check import check_path, check_task, item_files, training_set
-from .core import Clock, check_choice, check_flag, check_number, no_footprint, seeded_rng
+from .core import Clock, check_choice, check_flag, check_number, kept_modes, kept_rng, no_footprint, seeded_rng
 from .inject import ProxyDataset, Source, as_validation, inject
 from .look import MIXED, UNTRUSTED, Eraser, TrainingLog, falls, look, placed
 from .policy import NO_RECOMMENDED, Policy, presets
 from .select import Scores, item_indices, select_items
-from .store import ProxyStore, StoreError, formats, purge, write_split
+from .store import ProxyStore, StoreError, formats, purge_run, write_split
 
 # %% ../nbs/11_callback.ipynb #626e6dc8
 @dataclass
@@ -49,7 +50,9 @@ class ProxyState:
     erasers: dict = field(default_factory=dict) # By cycle: what made its copies and knows their maps
     source: Source|None = None # Paths, pixels and targets of the training items
     files: list = field(default_factory=list) # Files of the training items
-    held_out: set = field(default_factory=set) # Files of validation and test items
+    held_out: list = field(default_factory=list) # Files of validation and test items
+    leaks: dict|None = None # Held-out file by index of the training item that holds the same bytes; None: not known yet
+    split: str|None = None # Name of the split file of these DataLoaders
     override: Policy|None = None # A recipe's policy, while `fit_proxy` runs
     suspects: object = None # Indices of the items that get no copy since their label is in doubt; None: not known yet
     doubts: dict = field(default_factory=dict) # What the last look said of these: predicted class and confidence by index
@@ -75,7 +78,7 @@ class ProxyAttentionCB(Callback):
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
         accept:bool=False, # Keep a copy only if what its map explains is less probable on it than on its original? (One pass more over the copies)
-        suspects=None, # Training items that get no copy: indices, a mask over all, or a function (learner) -> these, asked once, at the first look
+        suspects=None, # Training items that get no copy: indices, a mask over all, or a function (learner) -> these, called once, before anything is trained
         layer=None, # Module or dotted name whose output is looked at; None: the last spatial one; methods that follow attention take none
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
@@ -142,7 +145,7 @@ class ProxyAttentionCB(Callback):
         self._adopt()
         if st.task is None or st.task.method != self.active.method: st.task = check_task(self.learn, st.data, self.layer, self.reshape, self.active.method)
         if self.active.per_class and st.task.several: raise ValueError("per_class=True needs one label an item; these have several.")
-        if not callable(self.suspects): self._suspects()
+        self._suspects()
         self._open()
         self._drop_lost()
 
@@ -191,8 +194,7 @@ class ProxyAttentionCB(Callback):
         scores, flat, idxs = seen.scores, seen.flat, seen.idxs
         if only is not None: scores, flat, idxs = self._with_log(seen)
         files = st.source
-        both = st.held_out.intersection(st.files)
-        leaked = np.array([str(files.path(i)) in both for i in idxs], bool) if both else np.zeros(len(idxs), bool)
+        leaked = np.isin(idxs, list(self._leaks()))
         doubtful = np.isin(idxs, self._suspects())
         st.doubts = {int(seen.idxs[k]): (self._name(seen.scores.predicted[k]), float(seen.scores.confidence[k])) for k in np.flatnonzero(np.isin(seen.idxs, st.suspects))}
         pick = lambda allowed: select_items(scores, p.select, p.share, p.per_class, seeded_rng(self.seed, 'select', cycle), allowed) # noqa: E731
@@ -212,7 +214,7 @@ class ProxyAttentionCB(Callback):
                 rows, make = [{**self._row(cycle, int(idxs[k]), scores, k, files), **policy} for k in some], eraser
                 if p.accept: rows, make = self._accepted(rows, seen, eraser, clock, done)
                 put(rows, make)
-        st.store.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
+        put.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
         done['flat'] += len(chosen) - len(put.rows) - done['rejected']
         return put.rows, eraser, {**done, 'proxies': len(put.rows), **_seconds(clock)}
 
@@ -230,9 +232,19 @@ class ProxyAttentionCB(Callback):
         "Indices of the items that get no copy since their label is in doubt; a function is asked once for a training set"
         st = self.proxy_state
         if st.suspects is None:
-            found = self.suspects(self.learn) if callable(self.suspects) else self.suspects
+            found = self._call_suspects() if callable(self.suspects) else self.suspects
             st.suspects = item_indices('suspects', [] if found is None else found, st.data.n)
         return st.suspects
+
+    def _call_suspects(self):
+        "What the user's function finds; it may predict with the learner, which would otherwise change modes and the recorder in the middle of a fit"
+        learn, recorder = self.learn, getattr(self.learn, 'recorder', None)
+        training, recorded = getattr(learn, 'training', False), None if recorder is None else dict(vars(recorder))
+        try:
+            with kept_rng(), kept_modes(learn.model): return self.suspects(learn)
+        finally:
+            learn.training = training
+            if recorder is not None: vars(recorder).update(recorded)
 
     def _name(self, v):
         "A class in words; several labels: a list"
@@ -241,7 +253,7 @@ class ProxyAttentionCB(Callback):
 
     def _row(self, cycle, i, scores, k, files):
         path = files.path(i)
-        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, original=None if path is None else os.path.abspath(path), label=self._name(scores.label[k]),
+        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=self.proxy_state.split, original=None if path is None else os.path.abspath(path), label=self._name(scores.label[k]),
                     predicted=self._name(scores.predicted[k]), confidence=round(float(scores.confidence[k]), 6))
 
     def _with_log(self, seen):
@@ -268,18 +280,26 @@ class ProxyAttentionCB(Callback):
             warnings.warn(f"learn.dls already holds {len(dls.train.dataset.copies)} copies made by another learner, and this one trains on them until it makes "
                           "its own. To keep them apart give each learner the DataLoaders as they were made.")
         st.data, st.task = training_set(dls), None
-        st.plain, st.mine, st.rows, st.erasers, st.suspects, st.doubts = dls, None, [], {}, None, {}
+        st.plain, st.mine, st.rows, st.erasers, st.suspects, st.doubts, st.leaks = dls, None, [], {}, None, {}, None
         st.source = Source(st.data.base)
         st.files = st.source.files(st.data.n)
-        st.held_out = {f for dl in dls.loaders[1:] for f in item_files(dl.dataset)}
+        st.held_out = sorted({f for dl in dls.loaders[1:] for f in item_files(dl.dataset)})
 
     def _open(self):
         st = self.proxy_state
-        if st.store is not None and st.store.lock is not None and st.store.path.is_dir(): return
-        path = Path(self.folder) if self.folder is not None else st.store.path if st.store is not None else _new_run()
-        check_path(path, {*st.files, *st.held_out})
-        st.store = ProxyStore(path, self.format, self.max_gb).open()
-        if st.files: write_split(st.store.path, [os.path.abspath(f) for f in st.files], [os.path.abspath(f) for f in sorted(st.held_out)])
+        if st.store is None or st.store.lock is None or not st.store.path.is_dir():
+            path = Path(self.folder) if self.folder is not None else st.store.path if st.store is not None else _new_run()
+            check_path(path, {*st.files, *st.held_out})
+            st.store = ProxyStore(path, self.format, self.max_gb).open()
+        if not st.files: return
+        try: st.split = write_split(st.store.path, *([os.path.abspath(f) for f in fs] for fs in (st.files, st.held_out)))
+        except OSError as e: raise StoreError(f"path={st.store.name!r} can't be written to: {e.strerror or e}. Give a folder that can with path=.") from None
+
+    def _leaks(self):
+        "The training items that are held-out items too, under whatever name; looked for once"
+        st = self.proxy_state
+        if st.leaks is None: st.leaks = same_content([st.source.path(i) for i in range(st.data.n)], st.held_out)
+        return st.leaks
 
     def resume(self,
         ids=None, # Which copies, in this order; None: all that the folder's manifest names
@@ -297,7 +317,7 @@ class ProxyAttentionCB(Callback):
                 raise ValueError(f"path={st.store.name!r} holds copies of other images: {r['id']} is one of {r['original']}, item {r['index']} of this training set is "
                                  f"{here}. Give the folder of this data set and split, or another one.")
         st.rows, st.cycle, st.erasers = [known[i] for i in ids], max((r['cycle'] for r in known.values()), default=0), {}
-        st.rows = [r for r in st.rows if st.store.whole(r)]
+        st.rows = st.store.relist([r for r in st.rows if st.store.whole(r)], st.split)
         if len(st.rows) < len(ids): warnings.warn(f"{len(ids)-len(st.rows)} of {len(ids)} copies in {st.store.name} are missing or damaged and are not trained on.")
         self._inject()
         return len(st.rows)
@@ -348,7 +368,7 @@ class ProxyAttentionCB(Callback):
         st.rows, st.erasers, st.mine = [], {}, None
         if st.store is None: return
         st.store.close()
-        if purge_files: purge(st.store.path)
+        if purge_files and st.store.path.is_dir(): purge_run(st.store.path)
 
     @contextlib.contextmanager
     def taken_over(self, policy=None):

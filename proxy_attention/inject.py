@@ -10,6 +10,9 @@ __all__ = ['split_item', 'Source', 'pixels', 'image_size', 'image_like', 'load_c
 import contextlib
 import copy
 import random
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -25,6 +28,9 @@ from PIL import Image
 
 from .core import digest
 from .store import decode_image
+
+# %% ../nbs/07_inject.ipynb #8dd9f08b
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) # what Pillow raises on damaged files
 
 # %% ../nbs/07_inject.ipynb #a0f6c3f0
 def split_item(item, n_inp=1):
@@ -217,6 +223,7 @@ class ProxyDataset(GetAttr):
         copies, # (file, index of the original, type of the image) each
     ):
         self.base, self.originals, self.copies, self.source = base, list(originals), list(copies), Source(base)
+        self.lost = torch.zeros(max(len(self.copies), 1), dtype=torch.uint8).share_memory_() # shared, so that worker processes can write it
 
     def __len__(self): return len(self.originals) + len(self.copies)
 
@@ -224,8 +231,23 @@ class ProxyDataset(GetAttr):
         if not isinstance(i, (int, np.integer)): return [self[int(o)] for o in (np.flatnonzero(i) if getattr(i, 'dtype', None) == bool else i)]
         if i < 0: i += len(self)
         if i < len(self.originals): return self.base[self.originals[i]]
-        file,src,like = self.copies[i - len(self.originals)]
-        return (load_copy(file, like), *self.source.targets(src))
+        return self._copy(i - len(self.originals))
+
+    def _copy(self, k):
+        "Copy `k`; its original where the copy can't be read any more, so that a damaged file costs a copy and not a fit"
+        file,src,like = self.copies[k]
+        try: return (load_copy(file, like), *self.source.targets(src))
+        except READ_ERRORS as e:
+            if Path(file).exists() and not self._unreadable(file, like): raise # not the copy's fault
+            first = not self.lost[k]
+            self.lost[k] = 1
+            if first and self.lost.sum() <= 3: warnings.warn(f"the copy {file} can't be read any more ({type(e).__name__}); its original is trained on in its place")
+            return self.base[src]
+
+    @staticmethod
+    def _unreadable(file, like):
+        try: load_copy(file, like)
+        except READ_ERRORS: return True
 
     @property
     def items(self):

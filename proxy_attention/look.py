@@ -171,7 +171,8 @@ def look(
     if done != len(idxs):
         raise RuntimeError(f"a transform skipped {len(idxs)-done} of {len(idxs)} items while they were scored, so that their indices can't be told; "
                            "no copies were made. Skip items before they get into the training set.")
-    bad = dl.dataset.bad.numpy()
+    bad = dl.dataset.bad.numpy().copy()
+    dl.dataset.bad = torch.from_numpy(bad) # the loader is kept with the maps; shared memory would keep a file descriptor a cycle
     maps = torch.zeros(len(idxs), 1, 1) if maps is None else maps
     ok = bad == 0
     return Look(idxs[ok], scores.take(ok), maps[torch.from_numpy(ok)], flat[ok], idxs[bad == 1].tolist(), dl, classes[ok], said[ok])

@@ -1,4 +1,5 @@
 """The audit finds each leak that is planted, and nothing in a clean run."""
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 
 from proxy_attention import audit as audit_module
 from proxy_attention.audit import audit, look_alikes
-from proxy_attention.core import digest
-from proxy_attention.store import ProxyStore, encode_image, read_manifest, write_split
+from proxy_attention.core import file_digest
+from proxy_attention.store import MANIFEST, MARKER, ProxyStore, encode_image, read_manifest, write_split
 
 
 def picture(seed):
@@ -30,16 +31,19 @@ class Run:
             for s in seeds: (root/split/f'{s}.png').write_bytes(encode_image(picture(s)))
         self.train, self.held_out = sorted((root/'train').iterdir()), sorted((root/'valid').iterdir()) + sorted((root/'test').iterdir())
 
-    def make(self, originals=None):
+    def make(self, originals=None, train=None, held_out=None, cycle=1):
         store = ProxyStore(self.folder).open()
         originals = self.train[:4] if originals is None else originals
+        split = write_split(self.folder, self.train if train is None else train, self.held_out if held_out is None else held_out)
         with store.writer() as put:
             for i,f in enumerate(originals):
-                row = dict(id=f'1-{i}', cycle=1, index=i, original=str(f), original_sha256=digest(f.read_bytes()), label='x', predicted='y')
+                row = dict(id=f'{cycle}-{i}', cycle=cycle, index=i, split=split, original=str(f), original_sha256=file_digest(f), label='x', predicted='y')
                 put([row], lambda rows: [copy_of(r['original']) for r in rows])
         store.close()
-        write_split(self.folder, self.train, self.held_out)
         return self
+
+    @property
+    def split(self): return next(self.folder.glob('split-*.json'))
 
     def copies(self): return [self.folder/r['file'] for r in read_manifest(self.folder).values()]
 
@@ -71,13 +75,14 @@ def test_the_audit_changes_nothing(run):
 def test_a_held_out_file_among_the_originals_under_another_name(run, split):
     held_out = next(f for f in run.held_out if f.parent.name == split)
     shutil.copy(held_out, run.train[1])
-    only_problem(run.make(), 'copy 1-1', 'was made of the held-out item', held_out, near=None)
+    found = audit(run.make().folder, near=None)
+    assert told(found, 'copy 1-1') and told(found, f'was made of the held-out item {held_out}') and len(found.problems) == 2
+    assert told(found, f'training item {run.train[1]} is the held-out item {held_out}')
 
 def test_a_copy_planted_in_validation(run):
-    run.make()
     planted = run.root/'valid'/'planted.png'
+    run.make(held_out=[*run.held_out, planted])
     shutil.copy(run.copies()[2], planted)
-    write_split(run.folder, run.train, [*run.held_out, planted])
     only_problem(run, 'copy 1-2', 'is the held-out item', planted)
 
 def test_a_held_out_file_in_place_of_a_copy(run):
@@ -102,6 +107,42 @@ def test_an_original_that_is_not_in_the_training_split(run):
     run.make([*run.train[:2], stranger])
     only_problem(run, 'copy 1-2', stranger, 'not a training item')
 
+@pytest.mark.parametrize('link', [os.symlink, os.link, shutil.copy])
+def test_a_file_in_training_and_validation(run, link):
+    "Also where no copy was made of it, and under whatever name"
+    run.train[5].unlink()
+    link(run.held_out[1], run.train[5])
+    only_problem(run.make(), 'training item', run.train[5], 'is the held-out item', run.held_out[1], near=None)
+
+def test_copies_of_two_splits_in_one_folder(run):
+    "Each copy is judged by the split under which it was made: what is held out now may have been training data then"
+    run.make(run.train[:3])
+    run.make(run.held_out[:1], train=[*run.train[3:], run.held_out[0]], held_out=[*run.train[:3], *run.held_out[1:]], cycle=2)
+    found = audit(run.folder, near=None)
+    assert found and found.proxies == 4, str(found)
+    run.make(run.train[:1], train=run.train[3:], held_out=run.train[:3], cycle=3)
+    found = audit(run.folder, near=None)
+    assert not found and all('copy 3-0' in p for p in found.problems)
+
+def test_a_manifest_that_lost_lines(run):
+    run.make()
+    lines = (run.folder/MANIFEST).read_bytes().splitlines(keepends=True)
+    (run.folder/MANIFEST).write_bytes(b''.join(lines[:3]))
+    only_problem(run, 'lists 3 copies', '4 were made')
+    (run.folder/MANIFEST).unlink()
+    found = audit(run.folder)
+    assert not found and told(found, 'lists 0 copies, and 4 were made')
+
+def test_a_folder_without_a_marker_proves_nothing(run):
+    (run.make().folder/MARKER).unlink()
+    only_problem(run, 'has no marker')
+
+@pytest.mark.parametrize('data', [b'', b'{}', b'{"train": [], "held_out": []}', b'\xff', b'['*100_000])
+def test_a_damaged_split_proves_nothing(run, data):
+    run.make().split.write_bytes(data)
+    found = audit(run.folder)
+    assert not found and told(found, 'is damaged') and told(found, 'nothing is proven') and not found.near
+
 def test_an_original_from_validation_itself(run):
     run.make([run.train[0], run.held_out[1]])
     found = audit(run.folder)
@@ -112,9 +153,14 @@ def test_a_copy_that_was_overwritten(run):
     run.copies()[1].write_bytes(encode_image(picture(77)))
     only_problem(run, 'copy 1-1', 'is not the file that was written')
 
-def test_a_copy_that_was_deleted_is_no_leak(run):
+def test_a_copy_that_was_deleted(run):
+    "It can't be checked any more. One that was pruned to make room was deleted by ourselves"
     run.make().copies()[1].unlink()
-    assert audit(run.folder)
+    only_problem(run, 'copy 1-1', 'is missing')
+    store = ProxyStore(run.folder).open()
+    store.prune(['1-0', '1-2'])
+    store.close()
+    assert audit(run.folder) and len(list(run.folder.glob('*.png'))) == 2
 
 def test_a_held_out_file_that_cannot_be_read(run):
     run.make()
@@ -125,12 +171,13 @@ def test_held_out_files_may_be_given(run):
     run.make()
     assert audit(run.folder, held_out=run.held_out).held_out == 4
     assert audit(run.folder, held_out=[str(run.held_out[0])]).held_out == 1
-    only_problem(run, 'made of the held-out item', run.train[5].parent, held_out=[*run.held_out, run.train[0]], near=None)
+    found = audit(run.folder, held_out=[*run.held_out, run.train[0]], near=None)
+    assert [p.split()[0] for p in found.problems] == ['training', 'copy'] and told(found, f'made of the held-out item {run.train[0]}')
 
 def test_without_held_out_items_nothing_is_proven(run):
-    (run.make().folder/'split.json').unlink()
+    run.make().split.unlink()
     found = audit(run.folder)
-    assert not found and 'nothing is proven' in str(found)
+    assert not found and 'nothing is proven' in str(found) and told(found, "can't be read")
 
 def test_several_leaks_are_all_told(run):
     run.make()

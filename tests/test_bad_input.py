@@ -26,7 +26,7 @@ from proxy_attention.look import places, targets
 from proxy_attention.policy import presets
 from proxy_attention.saliency import saliency_methods
 from proxy_attention.select import selectors
-from proxy_attention.store import StoreError
+from proxy_attention.store import ProxyStore, StoreError
 
 squish = Resize(SIDE, method='squish')
 
@@ -301,7 +301,7 @@ def test_the_working_directory_can_not_be_written_to(learner, shapes):
     refused(on(learner, shapes), StoreError, '.proxies', 'path=')
 
 def test_a_damaged_manifest(learner, shapes):
-    Path('run').mkdir()
+    ProxyStore('run').open().close()
     Path('run/manifest.jsonl').write_text('no json\n{"id": "1-1"}\n')
     before = weights((learn := on(learner, shapes, path='run')).model)
     with pytest.raises(StoreError, match='line 1 .*damaged.*another path='): learn.fit(1, 1e-3)

@@ -964,7 +964,7 @@ def test_the_disk_fills_up_in_a_step(learner, monkeypatch, what, goes):
         order = 89
         def after_fit(self):
             if what == 'replace': m.setattr(os, 'replace', after(goes, os.replace))
-            else: m.setattr(store, 'open', lambda path, mode, **kw: (writes if mode == 'wb' else open)(path, mode, **kw), raising=False)
+            else: m.setattr(store, 'open', lambda path, mode, **kw: (writes if mode == 'xb' else open)(path, mode, **kw), raising=False)
     with monkeypatch.context() as m, pytest.warns(UserWarning, match='no copies.*path=.*No space left') as told:
         learn.fit(1, 0.05, cbs=Fill())
     assert sum('no copies' in str(w.message) for w in told) == 1 and 'proxies' in str(told[0].message)
@@ -1039,7 +1039,7 @@ def test_running_again_doubles_nothing(shapes):
     assert seen[0] == seen[1] and len(seen[0][0]) > 8
 
 def test_a_manifest_of_a_newer_version(learner):
-    Path('run').mkdir()
+    store.ProxyStore('run').open().close()
     Path('run/manifest.jsonl').write_text(json.dumps(dict(schema=99, version='9.9', id='1-1')) + '\n')
     learn = learner(quiet_cb(path='run'))
     before = weights(learn.model)

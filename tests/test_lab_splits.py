@@ -402,10 +402,15 @@ def test_a_leak_that_was_covered_up(run):
     (run.folder/'split.json').write_text(json.dumps(split))
     assert told(audit_run(run.folder), 'is the same picture as')
 
-@pytest.mark.parametrize('text, says', [(None, 'no split.json'), ('{', "can't be read")])
+@pytest.mark.parametrize('text, says', [(None, "can't be read"), ('{', 'is damaged')])
 def test_the_split_of_the_copies(run, text, says):
-    (run.folder/'proxies'/'split.json').unlink() if text is None else (run.folder/'proxies'/'split.json').write_text(text)
+    file, = (run.folder/'proxies').glob('split-*.json')
+    file.unlink() if text is None else file.write_text(text)
     assert told(audit_run(run.folder), says)
+
+def test_a_lost_manifest(run):
+    (run.folder/'proxies'/'manifest.jsonl').unlink()
+    assert told(audit_run(run.folder), 'the manifest lists 0 copies')
 
 def test_a_damaged_manifest(run):
     with (run.folder/'proxies'/'manifest.jsonl').open('a') as f: f.write('nonsense\n')

@@ -93,7 +93,7 @@ def test_the_line_counts_them(fitted, capsys):
     fitted(verbose=True)
     assert 'suspects' not in capsys.readouterr().out
 
-def test_a_function_is_asked_once_at_the_first_look(shapes):
+def test_a_function_is_called_once_before_anything_is_trained(shapes):
     asked = []
     def doubt(learn):
         asked.append((learn, weights(learn.model)))
@@ -102,19 +102,38 @@ def test_a_function_is_asked_once_at_the_first_look(shapes):
     before = weights(learn.model)
     learn.fit(1, LOW)
     learn.fit(1, LOW)
-    assert len(asked) == 1 and asked[0][0] is learn and not same_weights(asked[0][1], before) and learn.suspects['index'].tolist() == [1]
+    assert len(asked) == 1 and asked[0][0] is learn and same_weights(asked[0][1], before) and learn.suspects['index'].tolist() == [1]
     learn.dls = shapes_dls(shapes, seed=3)
     with pytest.warns(UserWarning, match='learn.dls was replaced'): learn.fit(1, LOW)
     assert len(asked) == 2 and learn.suspects['index'].tolist() == [2], "other items: asked again"
 
+@pytest.mark.parametrize('bad, error', [(lambda learn: 1/0, ZeroDivisionError), (lambda learn: 'nonsense', TypeError), (lambda learn: [99], ValueError),
+                                        (lambda: [], TypeError), (lambda learn: [True]*5, ValueError)])
+def test_a_bad_function_is_found_out_before_training(shapes, bad, error):
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', suspects=bad))
+    before = weights(learn.model)
+    with pytest.raises(error): learn.fit(1, LOW)
+    assert same_weights(weights(learn.model), before) and len(learn.proxies) == 0
+
+def test_a_function_may_ask_the_learner_in_a_fit(shapes):
+    "Predictions inside of the call change neither the fit nor what is recorded of it"
+    def run(suspects):
+        learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', suspects=suspects))
+        learn.fit(2, LOW)
+        return learn, footprint(learn)
+    def surest(learn): return learn.get_preds(dl=learn.dls.valid)[0].argmax(0)
+    (learn,a),(_,b) = run(surest), run([])
+    assert len(learn.suspects) > 0 and {k: v for k,v in a.items() if k != 'items'} == {k: v for k,v in b.items() if k != 'items'}
+
 def test_a_function_may_ask_the_learner_itself(fitted):
     def unsure(learn):
+        files = files_of(learn)
+        p = logits_of(learn.model, files).softmax(1)
+        hardest.extend(sorted(range(27), key=lambda i: p[i, label_of(files[i])])[:4])
         p,y = learn.get_preds(dl=learn.dls.train.new(shuffle=False, drop_last=False))
         return p.gather(1, y[:, None])[:, 0].argsort()[:4]
+    hardest = []
     learn = fitted(suspects=unsure)
-    files = files_of(learn)
-    p = logits_of(learn.model, files).softmax(1)
-    hardest = sorted(range(27), key=lambda i: p[i, label_of(files[i])])[:4]
     assert learn.suspects['index'].tolist() == hardest and len(learn.proxies) == 23
 
 def test_a_function_that_draws_lots_changes_no_stream(shapes):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from proxy_attention import store as store_module
 from proxy_attention.core import digest
-from proxy_attention.store import (MANIFEST, SCHEMA, ProxyStore, StoreError, decode_image, encode_image, formats, purge, read_manifest,
-                                   write_atomic, write_split)
+from proxy_attention.store import (MANIFEST, MARKER, SCHEMA, ProxyStore, StoreError, decode_image, encode_image, formats, purge, purge_run,
+                                   read_manifest, read_marker, read_split, write_atomic, write_split)
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
 needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason="this system can't fork")
@@ -53,7 +53,7 @@ def assert_sound(path):
         assert len(data) == r['bytes'] and digest(data) == r['sha256'] and decode_image(data) is not None
     return rows
 
-def contents(path): return {f.name: f.read_bytes() for f in Path(path).iterdir() if not f.name.startswith('.') and f.name != MANIFEST}
+def contents(path): return {f.name: f.read_bytes() for f in Path(path).iterdir() if not f.name.startswith('.') and f.name not in (MANIFEST, MARKER)}
 
 def assert_as_uninterrupted(path, other):
     assert_sound(path)
@@ -290,6 +290,7 @@ def test_a_last_line_cut_off(tmp_path, cut):
     assert_as_uninterrupted(run, filled(tmp_path/'other'))
 
 def test_an_empty_manifest(tmp_path):
+    ProxyStore(tmp_path).open().close()
     (tmp_path/MANIFEST).write_bytes(b'')
     assert read_manifest(tmp_path) == {} == read_manifest(tmp_path/'nowhere')
     assert len(filled(tmp_path).joinpath(MANIFEST).read_text().splitlines()) == 6
@@ -388,9 +389,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 
 def test_disk_full_at_a_picture(tmp_path, monkeypatch):
     store = ProxyStore(tmp_path/'run').open()
-    def sometimes(path, data):
-        if lines(store.path): full() # as soon as the first copies have landed, whatever the threads are doing
-        write_atomic(path, data)
+    def sometimes(path, data, sync=True):
+        if Path(path).suffix == '.png' and lines(store.path): full() # as soon as the first copies have landed, whatever the threads do
+        write_atomic(path, data, sync)
     with monkeypatch.context() as m:
         m.setattr(store_module, 'write_atomic', sometimes)
         with pytest.raises(StoreError, match='No space left on device'): write(store, range(40))
@@ -472,12 +473,164 @@ def test_prune_keeps_a_file_that_another_copy_needs(tmp_path):
     assert [f.name for f in tmp_path.glob('*.png')] == [store.rows['2-0']['file']]
 
 
+# -- whose folder is it? -------------------------------------------------------------------------------------------------------------------
+
+def tree(path): return {str(f.relative_to(path)): f.read_bytes() if f.is_file() else None for f in sorted(Path(path).rglob('*'))}
+
+foreign = {
+    'an audio data set': {MANIFEST: b'{"audio_filepath": "a.wav"}\n', 'split.json': b'{}'},
+    'an empty manifest': {MANIFEST: b''},
+    'notes': {'.notes.tmp': b'my notes'},
+    'another lock': {'.lock': b'pid 1234'},
+    'photos': {'0123456789abcdef01234567.png': b'a photo'},
+    'another marker': {MARKER: b'{"made_by": "somebody"}'},
+    'a damaged marker': {MARKER: b'{"made_by": "proxy_att'},
+}
+
+@pytest.mark.parametrize('kind', foreign)
+def test_a_foreign_folder_is_left_alone(tmp_path, kind):
+    "Neither used, nor mended, nor purged"
+    folder = tmp_path/'theirs'
+    folder.mkdir()
+    for name,data in foreign[kind].items(): (folder/name).write_bytes(data)
+    before = tree(folder)
+    with pytest.raises(StoreError, match=f'other files in it.*{MARKER}.*path=') as caught: ProxyStore(folder).open()
+    assert next(iter(foreign[kind])) in str(caught.value)
+    assert purge(folder) == 0 == purge(tmp_path) and tree(folder) == before
+    with pytest.raises(StoreError): purge_run(folder)
+    assert tree(folder) == before
+
+def test_a_marker_says_whose_folder_it_is(tmp_path):
+    store = ProxyStore(tmp_path/'run').open()
+    assert read_marker(tmp_path/'run') | dict(version=None) == dict(made_by='proxy_attention', kind='proxies', schema=SCHEMA, version=None, copies=0)
+    write(store, range(5))
+    assert read_marker(tmp_path/'run')['copies'] == 5 and read_marker(tmp_path) is None
+    store.prune(['1-0'])
+    assert read_marker(tmp_path/'run')['copies'] == 1
+
+@pytest.mark.parametrize('change', [dict(made_by='me'), dict(kind='run'), dict(schema='2'), dict(copies=None)])
+def test_a_marker_of_something_else(tmp_path, change):
+    marker = json.loads((filled(tmp_path)/MARKER).read_bytes())
+    (tmp_path/MARKER).write_text(json.dumps(marker | change))
+    assert read_marker(tmp_path) is None and purge(tmp_path) == 0 and len(list(tmp_path.glob('*.png'))) == 6
+
+def test_a_folder_of_a_newer_version(tmp_path):
+    marker = json.loads((filled(tmp_path)/MARKER).read_bytes())
+    (tmp_path/MARKER).write_text(json.dumps(marker | dict(schema=SCHEMA+1, version='99.1')))
+    before = tree(tmp_path)
+    with pytest.raises(StoreError, match=r'99\.1.*[Uu]pgrade'): ProxyStore(tmp_path).open()
+    with pytest.raises(StoreError, match=r'99\.1.*[Uu]pgrade'): purge_run(tmp_path)
+    assert tree(tmp_path) == before
+
+def test_a_folder_whose_owner_was_killed_before_its_marker(tmp_path):
+    (tmp_path/'.lock').write_bytes(b'')
+    (tmp_path/f'.{MARKER}.12.34.tmp').write_bytes(b'{"made')
+    store = ProxyStore(tmp_path).open()
+    write(store, range(2))
+    assert sorted(f.suffix for f in tmp_path.iterdir() if f.name != '.lock') == ['.json', '.jsonl', '.png', '.png']
+
+def test_only_our_own_half_written_files_are_cleared_away(tmp_path):
+    filled(tmp_path)
+    (tmp_path/'.notes.tmp').write_bytes(b'mine')
+    (tmp_path/'.0123456789abcdef01234567.png.99.88.tmp').write_bytes(b'half')
+    ProxyStore(tmp_path).open().close()
+    assert [f.name for f in tmp_path.glob('.*.tmp')] == ['.notes.tmp']
+
+@pytest.mark.parametrize('name', [MANIFEST, MARKER, '.lock'])
+def test_links_are_not_followed(tmp_path, name):
+    run = filled(tmp_path/'run')
+    (tmp_path/'mine').write_bytes((run/name).read_bytes())
+    (run/name).unlink()
+    (run/name).symlink_to(tmp_path/'mine')
+    before = tree(tmp_path)
+    with pytest.raises(StoreError): ProxyStore(run).open()
+    assert tree(tmp_path) == before
+
+def test_a_copy_that_is_a_link_is_not_whole(tmp_path):
+    store = ProxyStore(tmp_path/'run').open()
+    file = store.file(write(store, range(1))[0])
+    file.rename(tmp_path/'elsewhere.png')
+    file.symlink_to(tmp_path/'elsewhere.png')
+    assert not store.whole(store.rows['1-0'])
+    write(store, range(1))
+    assert not file.is_symlink() and store.whole(store.rows['1-0']) and (tmp_path/'elsewhere.png').exists()
+
+hostile = {'file': ['../big.bin', '/etc/passwd', 'big.bin', 'sub/0123456789abcdef01234567.png', '0123456789ABCDEF01234567.png', '', None, 7,
+                    '0123456789abcdef01234567.png\n', MANIFEST, '0123456789abcdef01234567.gif', ['0123456789abcdef01234567.png']],
+           'bytes': [-1, 1.5, True, '7', None], 'sha256': ['', 'x'*64, None], 'id': [None, 7, []], 'index': [-1, 'a', 1.5], 'cycle': ['1'],
+           'original': [7, []], 'original_sha256': ['abc', 1], 'split': ['../x', 7]}
+
+@pytest.mark.parametrize('key, value', [(k, v) for k,vs in hostile.items() for v in vs])
+def test_a_hostile_line_is_refused_when_it_is_read(tmp_path, key, value):
+    run = filled(tmp_path/'run')
+    (tmp_path/'big.bin').write_bytes(b'mine')
+    good = json.loads(lines(run)[0])
+    with open(run/MANIFEST, 'a') as f: f.write(json.dumps({**good, 'id': '9-9', key: value}) + '\n')
+    before = tree(tmp_path)
+    for ask in (lambda: read_manifest(run), lambda: ProxyStore(run).open()):
+        with pytest.raises(StoreError, match='line 7') as caught: ask()
+        assert key in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+# -- damage --------------------------------------------------------------------------------------------------------------------------------
+
+harms = {'zeros': lambda data: bytes(len(data)), 'a flipped bit': lambda data: data[:50] + bytes([data[50] ^ 4]) + data[51:]}
+
+@pytest.mark.parametrize('harm', harms)
+def test_damage_that_keeps_the_size(tmp_path, harm):
+    filled(tmp_path/'run')
+    victim = tmp_path/'run'/read_manifest(tmp_path/'run')['1-3']['file']
+    victim.write_bytes(harms[harm](victim.read_bytes()))
+    store = ProxyStore(tmp_path/'run').open()
+    assert [store.whole(r) for r in store.rows.values()] == [True]*3 + [False] + [True]*2
+    write(store, range(6))
+    assert_as_uninterrupted(tmp_path/'run', filled(tmp_path/'other'))
+
+def test_damage_while_the_store_is_open(tmp_path):
+    store = ProxyStore(tmp_path).open()
+    rows = write(store, range(3))
+    assert all(map(store.whole, rows))
+    store.file(rows[1]).write_bytes(bytes(rows[1]['bytes']))
+    assert [store.whole(r) for r in rows] == [True, False, True]
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    filled(tmp_path)
+    hashed = []
+    monkeypatch.setattr(store_module, 'file_digest', lambda f: hashed.append(f) or digest(Path(f).read_bytes()))
+    store = ProxyStore(tmp_path).open()
+    for _ in range(3): assert all(map(store.whole, store.rows.values()))
+    assert len(hashed) == 6
+
+
+# -- splits and names ----------------------------------------------------------------------------------------------------------------------
+
+def test_splits_are_kept_side_by_side(tmp_path):
+    a,b = write_split(tmp_path, ['a'], ['b']), write_split(tmp_path, ['b'], ['a'])
+    assert a != b and write_split(tmp_path, ['a'], ['b']) == a and len(list(tmp_path.iterdir())) == 2
+    assert read_split(tmp_path, a) == dict(train=['a'], held_out=['b']) and read_split(tmp_path, b) == dict(train=['b'], held_out=['a'])
+
+def test_a_split_that_a_full_disk_cut_is_written_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(store_module.os, 'replace', full)
+        with pytest.raises(OSError): write_split(tmp_path, ['a'], ['b'])
+    assert not list(tmp_path.iterdir())
+    assert read_split(tmp_path, write_split(tmp_path, ['a'], ['b']))['train'] == ['a']
+
+def test_names_that_are_not_utf8(tmp_path):
+    odd = b'caf\xe9.png'.decode(errors='surrogateescape')
+    store = ProxyStore(tmp_path).open()
+    with store.writer() as put: put([{**row(0), 'original': odd, 'label': 'naïve'}], make)
+    assert read_manifest(tmp_path)['1-0']['original'] == odd and read_manifest(tmp_path)['1-0']['label'] == 'naïve'
+    assert read_split(tmp_path, write_split(tmp_path, [odd], [])) == dict(train=[odd], held_out=[])
+
+
 # -- purging -------------------------------------------------------------------------------------------------------------------------------
 
 def test_purge_leaves_foreign_files_alone(tmp_path):
     for name in ('one', 'two'): filled(tmp_path/name)
     write_split(tmp_path/'one', ['a.png'], ['b.png'])
-    foreign = {'one/photo.png': b'1', 'one/notes.txt': b'2', 'three/manifest.txt': b'3', 'four/0123456789abcdef01234567.png': b'4',
+    foreign = {'one/split.json': b'0', 'one/photo.png': b'1', 'one/notes.txt': b'2', 'three/manifest.txt': b'3', 'four/0123456789abcdef01234567.png': b'4',
                'three/deep/manifest.jsonl': b'', 'readme': b'5'}
     for name,data in foreign.items():
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
@@ -489,6 +642,31 @@ def test_purge_leaves_foreign_files_alone(tmp_path):
 def test_purge_of_one_run(tmp_path):
     for name in ('one', 'two'): filled(tmp_path/name)
     assert purge(tmp_path/'one') == 1 and not (tmp_path/'one').exists() and len(lines(tmp_path/'two')) == 6
+
+def test_purge_of_a_run_leaves_the_runs_inside_of_it(tmp_path):
+    filled(tmp_path/'all')
+    filled(tmp_path/'all'/'another')
+    assert purge(tmp_path/'all') == 1 and len(lines(tmp_path/'all'/'another')) == 6 and not (tmp_path/'all'/MARKER).exists()
+
+def test_purge_does_not_follow_links(tmp_path):
+    filled(tmp_path/'mine'/'run')
+    (tmp_path/'runs').mkdir()
+    (tmp_path/'runs'/'link').symlink_to(tmp_path/'mine'/'run')
+    before = tree(tmp_path/'mine')
+    assert purge(tmp_path/'runs') == 0 and tree(tmp_path/'mine') == before
+
+def test_a_purge_that_was_killed_can_be_done_again(tmp_path, monkeypatch):
+    filled(tmp_path/'run')
+    removed = []
+    unlink = Path.unlink
+    def stop(self, missing_ok=False):
+        if len(removed) > 3: raise KeyboardInterrupt
+        removed.append(self)
+        unlink(self, missing_ok)
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'unlink', stop)
+        with pytest.raises(KeyboardInterrupt): purge(tmp_path/'run')
+    assert (tmp_path/'run'/MARKER).exists() and purge(tmp_path/'run') == 1 and not (tmp_path/'run').exists()
 
 def test_purge_takes_what_a_killed_run_left(tmp_path):
     filled(tmp_path/'run')
@@ -512,11 +690,15 @@ def test_purge_of_a_damaged_run(tmp_path): # its own error message says to do so
     with pytest.raises(StoreError, match='purge'): ProxyStore(tmp_path/'run').open()
     assert purge(tmp_path/'run') == 1 and not (tmp_path/'run').exists()
 
-def test_purge_never_leaves_the_folder(tmp_path):
-    filled(tmp_path/'run')
+def test_prune_never_leaves_the_folder(tmp_path):
+    "A line that was put into the open store by hand can't name a file elsewhere either: it is refused at the next opening, and nothing is deleted"
+    store = ProxyStore(tmp_path/'run').open()
+    write(store, range(2))
+    store.close()
     (tmp_path/'mine.png').write_bytes(b'mine')
-    outside = {**row(9), 'file': '../mine.png', 'bytes': 4, 'schema': SCHEMA}
+    outside = {**store.rows['1-0'], 'id': '9-9', 'file': '../mine.png'}
     with open(tmp_path/'run'/MANIFEST, 'a') as f: f.write(json.dumps(outside) + '\n')
+    with pytest.raises(StoreError, match='line 3'): ProxyStore(tmp_path/'run').open().prune([])
     purge(tmp_path/'run')
     assert (tmp_path/'mine.png').read_bytes() == b'mine'
 

@@ -613,8 +613,9 @@ def _audited(folder, near):
         if not (folder/'split.json').is_file(): raise ValueError(f"{folder} has no split.json: without it nothing can be proven.")
         from proxy_attention.lab.splits import audit_run
         return audit_run(folder, near=near)
-    if not (folder/'manifest.jsonl').is_file(): raise ValueError(f"{folder} is neither the folder of a run (config.json, split.json) nor one of copies (manifest.jsonl).")
     from proxy_attention.audit import audit as audit_copies
+    from proxy_attention.store import MARKER, read_marker
+    if read_marker(folder) is None: raise ValueError(f"{folder} is neither the folder of a run (config.json, split.json) nor one of copies ({MARKER}).")
     return audit_copies(folder, near=near)
 
 # %% ../../nbs/lab/19_cli.ipynb #f96474e8

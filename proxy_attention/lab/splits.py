@@ -20,7 +20,8 @@ from fastprogress.fastprogress import progress_bar
 from .. import __version__
 from ..audit import Audit, audit, file_digest, look_alikes
 from ..core import check_number, digest, seeded_rng
-from ..store import StoreError, write_atomic
+from ..store import StoreError, read_manifest, write_atomic
+from ..store import read_split as split_of_copies
 
 # %% ../../nbs/lab/02_splits.ipynb #ba5ccab2
 split_names = ('train', 'valid', 'test')
@@ -280,12 +281,14 @@ def _in_two(split, files, now):
     return out
 
 def _remade(folder, files):
-    "Problems: the copies were made under another split than the run's"
-    try: then = json.loads((folder/'split.json').read_text(encoding='utf-8'))
-    except FileNotFoundError: return ["the copies have no split.json: under which split they were made isn't known"]
-    except (OSError, ValueError) as e: return [f"the copies' split.json can't be read: {e}"]
+    "Problems: copies were made under another split than the run's"
+    keys = dict.fromkeys(r.get('split') for r in read_manifest(folder).values())
+    return [p for k in keys for p in (["copies name no split: under which they were made isn't known"] if k is None else _differs(split_of_copies(folder, k), files))]
+
+def _differs(then, files):
+    "Problems: the split `then`, under which copies were made, is not the run's"
     train, held_out = set(files['train']), {*files['valid'], *files['test']}
-    trained, kept = {os.path.abspath(f) for f in then.get('train', [])}, {os.path.abspath(f) for f in then.get('held_out', [])}
+    trained, kept = {os.path.abspath(f) for f in then['train']}, {os.path.abspath(f) for f in then['held_out']}
     parts = {'were training images then and are not now': trained - train, 'are training images now and were not then': train - trained,
              'were held out then and are not now': kept - held_out}
     words = [f"{len(v)} {k} ({some(sorted(v), 1)})" for k,v in parts.items() if v]
@@ -294,9 +297,10 @@ def _remade(folder, files):
 def _proxies(folder, files):
     "How many copies there are, and what is wrong with them"
     if not folder.is_dir(): return 0, []
-    try: found = audit(folder, [*files['valid'], *files['test']], near=None)
-    except (StoreError, KeyError, TypeError, ValueError) as e: return 0, [f"the copies' manifest or split can't be read: {e}"]
-    return found.proxies, _remade(folder, files) + [p for p in found.problems if not p.startswith('held-out item')] if found.proxies else []
+    try:
+        found = audit(folder, [*files['valid'], *files['test']], near=None)
+        return found.proxies, _remade(folder, files) + [p for p in found.problems if not p.startswith(('held-out item', 'training item'))] # of these the run's own split tells
+    except StoreError as e: return 0, [f"the copies' manifest or split can't be read: {e}"]
 
 def audit_run(
     folder:str|Path, # Folder of a run: `split.json`, and `proxies/` if copies were made
