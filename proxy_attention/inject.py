@@ -279,20 +279,50 @@ def copied_dls(dls, train):
     return new
 
 # %% ../nbs/07_inject.ipynb #58310177
+class _Draw:
+    "Indices for exactly `n` draws: as many epochs of `dl` as that takes, the last one cut"
+    def __init__(self, dl, n): self.dl, self.n = dl, n
+    def __call__(self):
+        idxs = []
+        while len(idxs) < self.n:
+            more = list(self.dl.get_idxs())
+            if not more: raise ValueError("dls.train draws no items.")
+            idxs += more
+        return idxs[:self.n]
+
+@contextlib.contextmanager
+def epoch_of(dls, steps):
+    "Inside of the block an epoch of `dls.train` is exactly `steps` batches"
+    old = dls.loaders[0]
+    new = copied_dl(old)
+    new.get_idxs, new.n = _Draw(copied_dl(old), steps*old.bs), steps*old.bs
+    if getattr(new, 'partial_n', None): new.partial_n = None
+    dls.loaders[0] = new
+    try: yield
+    finally: dls.loaders[0] = old
+
+# %% ../nbs/07_inject.ipynb #a09e2133
+class _NewLoader:
+    "What `new` of a loader with copies is: a loader of the originals; with indices of its own (`get_idxs`), one that holds the copies"
+    def __init__(self, train, original): self.train, self.original = train, original
+    def __call__(self, dataset=None, cls=None, **kwargs):
+        dl = self.train if dataset is None and 'get_idxs' in kwargs else self.original
+        return type(dl).new(dl, dataset, cls, **kwargs)
+
+# %% ../nbs/07_inject.ipynb #758484d1
 def inject(
     dls, # The learner's DataLoaders: as the user made them, or with copies from before
     base, # The user's training set
     n:int, # How many of its items the user trains on
     weights, # The user's weights of those, for a WeightedDL; or None
     copies, # (file, index of the original, type of the image) each
-    replace:bool=False, # Do originals stay out as long as a copy of them is in?
-    alone:bool=False, # Do all originals stay out?
+    originals=None, # Indices of the originals that stay in; None: all
 ):
     "New `DataLoaders` whose training loader draws from originals and copies; `dls` itself isn't changed"
-    out = {src for _,src,_ in copies} if replace else set()
     train = copied_dl(dls.train)
-    train.dataset = ProxyDataset(base, [] if alone else [i for i in range(n) if i not in out], copies)
+    train.dataset = ProxyDataset(base, range(n) if originals is None else originals, copies)
     train.n = len(train.dataset)
+    train.new = _NewLoader(train, dls.train)
     if weights is not None:
         w = np.array([weights[train.dataset.origin(i)] for i in range(train.n)])
         train.wgts = w / w.sum()

@@ -9,18 +9,20 @@ __all__ = ['targets', 'places', 'UNTRUSTED', 'MIXED', 'RISING', 'target_pred', '
 
 # %% ../nbs/08_look.ipynb #ca11fe02
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from threading import Lock
 from time import perf_counter
 
+import cv2
 import numpy as np
 import torch
 from fastai.torch_core import to_device
 from fastcore.basics import GetAttr, store_attr
 
-from .core import Clock, seeded_rng
-from .erase import erase, maps_on_image, saliency_masks, view_grid
-from .inject import ProxyDataset, as_validation, eval_dl, image_like, view_of
+from .core import Clock, no_footprint, seeded_rng
+from .erase import align_donor, erase, maps_on_image, needs_donor, saliency_masks, view_grid
+from .inject import READ_ERRORS, ProxyDataset, as_validation, eval_dl, image_like, view_of
+from .layers import FeatureLayer, attention_blocks, unwrap
 from .saliency import class_scores, flat_maps, normalise, raw_maps
 from .select import Scores, score_batch
 from .store import decode_image, encode_image
@@ -177,6 +179,33 @@ def look(
     ok = bad == 0
     return Look(idxs[ok], scores.take(ok), maps[torch.from_numpy(ok)], flat[ok], idxs[bad == 1].tolist(), dl, classes[ok], said[ok])
 
+# %% ../nbs/08_look.ipynb #7375d098
+def merge_looks(a:Look, b:Look) -> Look:
+    "Two scans of different items as one, in the order of the items"
+    idxs = np.concatenate([a.idxs, b.idxs])
+    order = np.argsort(idxs)
+    def both(x, y): return None if x is None else np.concatenate([x, y])[order]
+    scores = Scores(**{f.name: both(getattr(a.scores, f.name), getattr(b.scores, f.name)) for f in fields(Scores)})
+    return Look(idxs[order], scores, torch.cat([a.maps, b.maps])[torch.from_numpy(order)], both(a.flat, b.flat), sorted(a.unreadable + b.unreadable),
+                a.dl, both(a.classes, b.classes), both(a.said, b.said))
+
+def layer_of(model, found, reshape=None):
+    "The layer of a copy of a network that is the layer `found` of the network itself"
+    if isinstance(found, FeatureLayer): return found._replace(module=unwrap(model).get_submodule(found.name))
+    return attention_blocks(model, reshape)
+
+def predicted(
+    model,
+    dl, # Labelled, one label an item
+) -> tuple: # (predicted (N,), true (N,))
+    "Classes that the network predicts, in evaluation mode"
+    out = []
+    with no_footprint(model), torch.no_grad():
+        for b in dl:
+            x,y = prepared(b, model)
+            out.append((model(x).argmax(1).cpu(), y.cpu()))
+    return tuple(torch.cat(t).numpy() for t in zip(*out))
+
 # %% ../nbs/08_look.ipynb #c7f404e4
 class TrainingLog:
     "Which items were predicted wrong at any time while training, and their targets as training saw them"
@@ -220,17 +249,19 @@ class Eraser:
     ):
         store_attr()
         self.at = {int(i): k for k,i in enumerate(seen.idxs)}
-        self.grids, self.lock = {}, Lock()
+        self.views, self.lock = {}, Lock()
 
-    def grid(self, i, size):
-        "The sampling grid of images of this size, made once"
+    def view(self, i, size):
+        "The affine map to the view of images of this size, and the sampling grid, made once"
         with self.lock: # transforms keep state: one thread at a time
-            if size not in self.grids: self.grids[size] = view_grid(size, view_of(self.seen.dl, self.source.image(i)))
-        return self.grids[size]
+            if size not in self.views:
+                to_view = view_of(self.seen.dl, self.source.image(i))
+                self.views[size] = to_view, view_grid(size, to_view)
+        return self.views[size]
 
     def saliency(self, idxs, size):
         "Maps (B,H,W) of items `idxs`, which share a size, at their originals' pixels, and which of these the network saw"
-        return maps_on_image(self.seen.maps[[self.at[i] for i in idxs]], self.grid(idxs[0], size))
+        return maps_on_image(self.seen.maps[[self.at[i] for i in idxs]], self.view(idxs[0], size)[1])
 
     def __call__(self, rows) -> list:
         "An image for each row; None where nothing is to be erased"
@@ -245,19 +276,32 @@ class Eraser:
                 if mask.any(): out[k] = self.fill_in(rows[k], read[k][0], m, mask)
         return out
 
-    def donor(self, i, rng):
-        "Another training image, drawn by lot from those that can be read"
-        for k in rng.permutation(self.n - 1)[:100]:
-            try: return self.source.read((i + 1 + int(k)) % self.n, self.kind)[0]
-            except (OSError, SyntaxError, ValueError): continue
-        raise OSError("fill='context': of 100 training items none can be read")
+    def other(self, i, rng, among=None):
+        "Index and pixels of another training image, drawn by lot from those that can be read"
+        choices = (i + 1 + rng.permutation(self.n - 1)) % self.n if among is None else rng.permutation(among[among != i])
+        for k in choices[:100]:
+            try: return int(k), self.source.read(int(k), self.kind)[0]
+            except READ_ERRORS: continue
+        raise OSError(f"fill={self.fill!r}: of {min(len(choices), 100)} other training items none can be read")
+
+    def behind(self, i, size, k, pixels, **kwargs):
+        "Pixels of item `k` laid behind item `i`, an image of `size`"
+        return align_donor(pixels, size, self.view(i, size)[0], self.view(k, pixels.shape[1::-1])[0], **kwargs)
+
+    def patch(self, i, size, rng):
+        "The salient part of another image at its own place, laid behind item `i`: pixels and mask"
+        k,img = self.other(i, rng, self.seen.idxs[~self.seen.flat])
+        maps,seen = self.saliency([k], img.shape[1::-1])
+        mask = saliency_masks(maps, seen, self.area, self.threshold)[0].astype(np.uint8)
+        return self.behind(i, size, k, img), self.behind(i, size, k, mask, interpolation=cv2.INTER_NEAREST).astype(bool)
 
     def fill_in(self, row, img, saliency, mask):
         row['erased'] = round(float(mask.mean()), 6)
-        rng, donor = None, None
-        if self.fill in ('noise', 'context'): rng = seeded_rng(self.seed, row['cycle'], row['index'])
-        if self.fill == 'context': donor = self.donor(row['index'], rng)
-        return erase(img, mask, self.fill, saliency / max(saliency.max(), 1e-12), rng, donor)
+        i,size,rng,donor,patch = row['index'], img.shape[1::-1], None, None, None
+        if self.fill in ('noise', *needs_donor): rng = seeded_rng(self.seed, row['cycle'], i)
+        if self.fill in needs_donor: donor = self.behind(i, size, *self.other(i, rng))
+        if self.fill == 'swap': patch = self.patch(i, size, rng)
+        return erase(img, mask, self.fill, saliency / max(saliency.max(), 1e-12), rng, donor, patch)
 
 # %% ../nbs/08_look.ipynb #c8beeeb2
 RISING = 1e-6 # What falls less than this counts as not falling: batches of other items round otherwise
