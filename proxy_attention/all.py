@@ -1,15 +1,14 @@
-"""The library floor, fastai style: `from proxy_attention.all import *`"""
-from .audit import *
-from .callback import *
-from .core import *
-from .cycles import *
-from .erase import *
-from .gallery import *
-from .inject import *
-from .layers import *
-from .look import *
-from .policy import *
-from .saliency import *
-from .select import *
-from .store import *
-from .trial import *
+"""The library, fastai style: `from proxy_attention.all import *`"""
+from . import gallery, learner  # noqa: F401  (they patch `Learner`)
+from .audit import audit
+from .callback import CycleReport, ProxyAttentionCB
+from .erase import fills
+from .look import places, targets
+from .policy import Policy, presets
+from .saliency import saliency_maps, saliency_methods
+from .select import selectors
+from .shortcut_test import Verdict
+from .store import StoreError, purge
+
+__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'places', 'presets', 'purge', 'saliency_maps',
+           'saliency_methods', 'selectors', 'targets']

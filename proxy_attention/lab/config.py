@@ -96,6 +96,10 @@ class ProxyConfig(Section):
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
+    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; none: no scout
+    scout_select: Optional[str] = None # Which training items get a copy from the scout
+    scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
+    test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
     repeat: int = Field(1, ge=1, le=100) # How often each copy is in the training set
     accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
     cycles: int = Field(1, ge=1, le=1000) # How many times copies are made and trained on
@@ -108,11 +112,11 @@ class ProxyConfig(Section):
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
 
-    @field_validator('threshold', 'look_after', 'trial', mode='before')
+    @field_validator('threshold', 'look_after', 'trial', 'scout', mode='before')
     @classmethod
     def _numbers(cls, v): return _number(v)
 
-    @field_validator('look_after', 'trial')
+    @field_validator('look_after', 'trial', 'scout')
     @classmethod
     def _length(cls, v, info):
         if info.field_name == 'trial' and v == 'holes': return v

@@ -36,7 +36,9 @@ from .. import gallery  # noqa: F401
 from ..callback import ProxyAttentionCB
 from ..audit import file_digest
 from ..core import Clock, digest, kept_rng, no_footprint
-from ..cycles import epoch_of, parse_until, reset_head, resettable, smaller_is_better, steps_of
+from ..core import steps_of
+from ..inject import epoch_of
+from ..stages import parse_until, smaller_is_better
 from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
@@ -45,7 +47,7 @@ from .metrics import CostMeter, classification_report, folder_bytes, map_quality
 from .models import input_stats, make_learner, quiet
 from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
 from .splits import audit_run, load_split, save_split
-from ..trial import Trial, ask_holes, can_do_without, needs
+from .trial import Trial, ask_holes, can_do_without, needs, reset_head, resettable
 from ..look import TrainingLog, prepared
 from ..saliency import saliency_maps
 from ..store import write_atomic
@@ -113,7 +115,7 @@ def suspects(job):
 
 def make_proxy_cb(job, verbose=False):
     "The callback of the experiment's policy; its copies are in the run's folder"
-    return ProxyAttentionCB(**job.conf.proxy.policy, suspects=suspects(job), path=job.run/'proxies', seed=job.conf.experiment.seed, verbose=verbose)
+    return ProxyAttentionCB(**dict(scout=None, fill='black') | job.conf.proxy.policy, suspects=suspects(job), path=job.run/'proxies', seed=job.conf.experiment.seed, verbose=verbose)
 
 mixers = {'mixup': MixUp, 'cutmix': CutMix}
 
@@ -247,7 +249,7 @@ class Keep(Callback):
     @property
     def log(self):
         cb = next(iter(self.learn._grab_cbs(ProxyAttentionCB)), None)
-        return None if cb is None else cb.proxy_state.log
+        return None if cb is None else cb.fit_state.log
 
     def put_back(self, kept):
         self.back = None
@@ -360,14 +362,14 @@ def train(job, cycle:int):
     lr = st.get('lr') or conf.experiment.lr
     fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate, st.get('tried', 0))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
-    with cbs[0].taken_over() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
+    with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.diverged or not all(torch.isfinite(t).all() for t in learn.model.parameters()):
         if cycle == 0: raise RunError(f"training diverged: the weights aren't finite any more. Lower lr ({lr:g} now).")
         return run.commit(next=['test'], stop='diverged')
     names = f'train{cycle}.safetensors', f'train{cycle}.pt'
     save_weights(run.weights(names[0]), learn.model)
     save_state(run.weights(names[1]), opt_state(learn.opt))
-    log = cbs[0].proxy_state.log if cbs else None
+    log = cbs[0].fit_state.log if cbs else None
     if log is not None: save_state(run.weights(f'seen{cycle}.pt'), dict(wrong=torch.from_numpy(log.wrong), y=torch.from_numpy(log.y)))
     verdict = judge(conf.experiment, st, cycle, watch.last)
     run.record('stage', stage='train', cycle=cycle, items=items, proxies=proxies, bs=learn.dls.bs, accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
@@ -443,15 +445,15 @@ def proxies(job, cycle:int):
     cb = make_proxy_cb(job)
     learn = loaded(job, st['weights'], [cb])
     if st['live'] and cb.policy.keep == 'all': cb.resume(st['live'])
-    cb.proxy_state.cycle = cycle - 1
-    if st.get('seen'): cb.proxy_state.log = seen_log(load_state(run.weights(st['seen'])))
-    with quiet(learn, job.bars): done = cb.make_proxies()
+    cb.copies.cycle = cycle - 1
+    if st.get('seen'): cb.fit_state.log = seen_log(load_state(run.weights(st['seen'])))
+    with quiet(learn, job.bars): done = cb.make_proxies().to_dict()
     if str(done.get('why', '')).startswith("path="): raise RunError(done['why']) # the disk is full: nothing to do with the images
-    live = [r['id'] for r in cb.proxy_state.rows]
+    live = [r['id'] for r in cb.copies.rows]
     if live: save_gallery(run/'gallery', learn, cycle)
     first = needs(learn) if live and job.conf.proxy.trial is not None else None
     if first is not None and first.verdict == 'untried' and job.conf.proxy.trial == 'holes': first = ask_holes(learn, first, job.conf.experiment.seed)
-    run.record('stage', stage='proxies', cycle=cycle, live=len(live), **{k: v for k,v in done.items() if k not in ('cycle', 'live', 'seconds', 'why')},
+    run.record('stage', stage='proxies', cycle=cycle, live=len(live), **{k: v for k,v in done.items() if k not in ('cycle', 'live', 'seconds', 'why', 'verdict', 'steps', 'text', 'seconds_scout')},
                proxies_mb=folder_bytes(run/'proxies')/1e6, **meter.row())
     stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase') # with `steps` all policies train equally long
     untried = first is not None and first.verdict == 'untried'
@@ -476,7 +478,7 @@ def trial(job, cycle:int):
     n = max(1, steps_of(p.trial, epochs, per_epoch, 'trial')//job.accumulate)
     def fit():
         with quiet(learn, job.bars), epoch_of(learn.dls, n*job.accumulate): learn.fit_one_cycle(1, st.get('lr') or e.lr)
-    with cb.taken_over(): found = can_do_without(learn, Trial(**st['first']), fit, e.seed)
+    with cb.paused(): found = can_do_without(learn, Trial(**st['first']), fit, e.seed)
     seconds = time.perf_counter() - start
     run.record('trial', cycle=cycle, steps=n, **found.to_dict(), words=str(found), seconds=seconds, **meter.row())
     run.commit(next=['train', cycle], live=st['live'] if found.verdict == 'shortcut' else [], tried=n, first=None, seconds=st['seconds'] + seconds)
@@ -497,7 +499,7 @@ def save_gallery(
 ):
     "Small pictures of some copies of a cycle, of each class the hardest first: original, map, copy"
     cb = learn._grab_cbs(ProxyAttentionCB)[0]
-    rows = spread([r for r in cb.proxy_state.rows if r['cycle'] == cycle], most)
+    rows = spread([r for r in cb.copies.rows if r['cycle'] == cycle], most)
     folder.mkdir(exist_ok=True)
     out = []
     for row,(img,saliency,copy) in zip(rows, proxy_images(learn, rows)):

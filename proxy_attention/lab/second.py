@@ -14,7 +14,7 @@ from statistics import mean
 from safetensors.torch import load_file
 
 from ..core import check_choice, check_number, kept_rng
-from ..cycles import epoch_of
+from ..inject import epoch_of
 from .agreement import against_none, arm_of, by_arm, check_twice, finished, run_folders, trained_line
 from .compare import _table_lines
 from .config import SettingsError, SettingsFile, kinds
