@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -202,6 +203,48 @@ def _map_shape(model, x, layer):
     if isinstance(shape, str) or len(shape) != 4:
         raise ValueError(f"layer={layer.name!r} has no spatial output: got {shape}, not (B,C,H,W). {_how_to_name}")
     return shape
+
+# %% ../nbs/01_layers.ipynb #7b2c91f4
+_layer_cache = WeakKeyDictionary() # model -> size of the images, snapshot of the model, and the parts of its layer
+_plain_types = bool, int, float, str, type(None)
+_common = frozenset(vars(nn.Module())) # Parameters, hooks, the mode: the layer doesn't depend on these
+
+def _is_plain(value):
+    "Is `value` a number, a string or a tuple of these? Such a value can't keep a model alive"
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(v, _plain_types) for v in values)
+
+def _snapshot(model):
+    "Name, weak reference, number of attributes and plain attributes of every module"
+    def plain(m): return [(k, v) for k,v in vars(m).items() if k not in _common and _is_plain(v)]
+    return [(name, ref(m), len(vars(m)), plain(m)) for name,m in model.named_modules()]
+
+def _is_unchanged(model, snapshot):
+    "Does `model` have the modules of `snapshot` under the same names, each with the same attributes?"
+    modules = list(model.named_modules())
+    if len(modules) != len(snapshot): return False
+    for (name,m),(old_name,old,n,plain) in zip(modules, snapshot):
+        now = vars(m)
+        if name != old_name or old() is not m or len(now) != n: return False
+        for k,v in plain:
+            if now.get(k) is not v: return False
+    return True
+
+def cached_feature_layer(
+    model:nn.Module, # Any image classifier
+    x:torch.Tensor, # (B,3,H,W): images as the model takes them
+) -> FeatureLayer:
+    """`feature_layer(model, x)`, without a forward pass if nothing has changed since the last search
+
+    A change that no plain attribute shows, such as one inside a list that the forward pass reads, isn't noticed."""
+    model, size = unwrap(model), tuple(x.shape[1:])
+    if model in _layer_cache:
+        searched, snapshot, name, module, reshape = _layer_cache[model]
+        if searched == size and _is_unchanged(model, snapshot): return FeatureLayer(name, module(), reshape)
+    found = feature_layer(model, x)
+    # The snapshot follows the search, whose passes may add attributes, or the parameters of lazy modules
+    _layer_cache[model] = size, _snapshot(model), found.name, ref(found.module), found.reshape
+    return found
 
 # %% ../nbs/01_layers.ipynb #3084e568
 class AttentionBlocks(NamedTuple):
