@@ -273,12 +273,13 @@ class AttentionRecorder:
     def __exit__(self, *exc): return self.stack.__exit__(*exc)
 
     def _watch(self, stack, i, attn):
-        "Register the hooks of block `i`, to be removed with `stack`"
+        "Register the hooks of block `i`; closing `stack` removes them"
         def start(mod, inp): self.running = i
         def stop(mod, inp, out): self.running = None
-        hooks = [attn.register_forward_pre_hook(start), attn.register_forward_hook(stop)]
-        if not getattr(attn, 'fused_attn', True): hooks.append(attn.attn_drop.register_forward_hook(self._unfused))
-        for h in hooks: stack.callback(h.remove)
+        stack.callback(attn.register_forward_pre_hook(start).remove)
+        stack.callback(attn.register_forward_hook(stop).remove)
+        if getattr(attn, 'fused_attn', True): return
+        stack.callback(attn.attn_drop.register_forward_hook(self._unfused).remove)
 
     def _without_checkpoints(self, stack):
         "Switch gradient checkpoints off: those of the reentrant kind run the blocks without gradients"
