@@ -1,6 +1,7 @@
-"""Grad-CAM of a set of images against one bare forward pass over it, and against pytorch-grad-cam, torchcam and captum."""
+"""Time Grad-CAM, with the layer given and by the default call, against a bare forward pass, pytorch-grad-cam, torchcam and captum."""
 import argparse
 import warnings
+from importlib.util import find_spec
 from statistics import median
 
 from common import interleaved, ratio, save_record
@@ -23,21 +24,34 @@ args = p.parse_args()
 
 
 def contestants(model, layer):
-    "Each a function of a batch that gives its Grad-CAM maps for class 0; peers as their own documentation has it"
-    from captum.attr import LayerGradCam
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    from torchcam.methods import GradCAM as TorchCam
+    "Functions of a batch by name, each of which computes the Grad-CAM maps for class 0"
     found = feature_layer(model, torch.randn(1, 3, args.size, args.size), layer)
     def bare(x):
         with torch.no_grad(): model(x)
-    def ours(x): saliency_maps(model, x, 0, layer=found)
-    def pgc(x):
-        with GradCAM(model, [found.module]) as cam: cam(x, [ClassifierOutputTarget(0)]*len(x))
-    def torchcam(x):
-        with TorchCam(model, found.name) as cam: cam([0]*len(x), model(x))
-    def captum(x): LayerGradCam(model, found.module).attribute(x, 0)
-    return {'bare forward': bare, 'proxy_attention': ours, 'pytorch-grad-cam': pgc, 'torchcam': torchcam, 'captum': captum}
+    def layer_given(x): saliency_maps(model, x, 0, layer=found)
+    def default(x): saliency_maps(model, x, 0)
+    return {'bare forward': bare, 'layer given': layer_given, 'default call': default, **peers(model, found)}
+
+
+def peers(model, found):
+    "The other libraries that are installed, called as their own documentation has it"
+    there = {}
+    if find_spec('pytorch_grad_cam'):
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+        def pgc(x):
+            with GradCAM(model, [found.module]) as cam: cam(x, [ClassifierOutputTarget(0)]*len(x))
+        there['pytorch-grad-cam'] = pgc
+    if find_spec('torchcam'):
+        from torchcam.methods import GradCAM as TorchCam
+        def torchcam(x):
+            with TorchCam(model, found.name) as cam: cam([0]*len(x), model(x))
+        there['torchcam'] = torchcam
+    if find_spec('captum'):
+        from captum.attr import LayerGradCam
+        def captum(x): LayerGradCam(model, found.module).attribute(x, 0)
+        there['captum'] = captum
+    return there
 
 
 figures = {}
@@ -47,8 +61,10 @@ for name,model,layer in (('resnet18', torchvision.models.resnet18(num_classes=10
     batches = [torch.randn(args.batch, 3, args.size, args.size) for _ in range(args.images // args.batch)]
     seconds = interleaved(contestants(model.eval(), layer), args.rounds, batches)
     print(f"\n{name}: {args.images} images at {args.size}, batch {args.batch}, {args.rounds} rounds, {torch.get_num_threads()} threads")
-    print(f"{'':18}{'seconds':>9}{'/ bare forward':>16}{'/ proxy_attention':>19}")
-    for k,s in seconds.items(): print(f"{k:18}{median(s):9.2f}{ratio(s, seconds['bare forward']):16.2f}{ratio(s, seconds['proxy_attention']):19.2f}")
-    figures[name] = {k: dict(seconds=round(median(s), 3), per_bare=round(ratio(s, seconds['bare forward']), 3),
-                             per_ours=round(ratio(s, seconds['proxy_attention']), 3)) for k,s in seconds.items()}
+    print(f"{'':18}{'seconds':>9}{'/ bare forward':>16}{'/ layer given':>15}")
+    figures[name] = {}
+    for k,s in seconds.items():
+        per_bare, per_ours = ratio(s, seconds['bare forward']), ratio(s, seconds['layer given'])
+        print(f"{k:18}{median(s):9.2f}{per_bare:16.2f}{per_ours:15.3f}")
+        figures[name][k] = dict(seconds=round(median(s), 3), per_bare=round(per_bare, 3), per_ours=round(per_ours, 3))
 save_record('saliency', figures, args.save)

@@ -1,11 +1,17 @@
 """The last spatial feature map of every family of networks: its name, its grid, its channels first."""
+import copy
+import gc
+import pickle
+import weakref
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
-from proxy_attention.layers import FeatureLayer, channels_first, feature_layer, named_layer, tokens_to_grid, unwrap
+from proxy_attention.layers import (FeatureLayer, _layer_cache, cached_feature_layer, channels_first, feature_layer, named_layer, tokens_to_grid,
+                                    unwrap)
 from proxy_attention.saliency import saliency_maps
 
 tv = torchvision.models
@@ -231,6 +237,167 @@ def test_wrappers_are_unwrapped(resnet, x, wrapper):
     for layer in (None, 'layer3', resnet.layer3):
         assert torch.equal(saliency_maps(wrapped, x, 1, layer=layer), saliency_maps(resnet, x, 1, layer=layer))
     assert not resnet.layer4._forward_hooks
+
+
+# -- a layer that is found once ------------------------------------------------------------------------------------------------------------
+
+class Small(nn.Module):
+    "Two stages on a 64x96 image, of which the second can be switched off, and any number more"
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.both, self.more = True, nn.ModuleList()
+    def forward(self, x):
+        x = self.one(x).relu()
+        if self.both: x = self.two(x).relu()
+        for stage in self.more: x = stage(x)
+        return self.fc(x.mean((2, 3)))
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return Small().eval()
+
+@pytest.fixture
+def passes(small):
+    "Batch sizes of the forward passes of `small`"
+    seen = []
+    small.register_forward_hook(lambda m,i,o: seen.append(len(o)))
+    return seen
+
+def test_the_second_call_runs_one_forward_pass(small, passes, x):
+    first = saliency_maps(small, x, 1)
+    assert passes == [1, 1, 2] # search, check, and the batch itself
+    passes.clear()
+    for _ in range(3): assert torch.equal(saliency_maps(small, x, 1), first)
+    assert passes == [2]*3
+    assert torch.equal(saliency_maps(small, x, 1, layer='two'), first)
+
+def test_later_batches_of_other_lengths_and_methods_need_no_search(small, passes, x):
+    saliency_maps(small, x, 1)
+    passes.clear()
+    for method in ('gradcam', 'layercam', 'eigencam'): saliency_maps(small, x[:1], 1, method)
+    assert passes == [1]*3
+
+def test_the_mode_and_the_weights_do_not_matter(small, passes, x):
+    saliency_maps(small, x, 1)
+    passes.clear()
+    small.train().requires_grad_(False)
+    small.load_state_dict({k: v + 1 for k,v in small.state_dict().items()})
+    small.double()
+    maps = saliency_maps(small, x.double(), 1)
+    assert passes == [2] and torch.equal(maps, saliency_maps(small, x.double(), 1, layer='two'))
+
+@pytest.mark.parametrize('wrapper', wrappers)
+def test_wrappers_share_what_was_found(small, passes, x, wrapper):
+    wrapped = wrappers[wrapper](small)
+    saliency_maps(small, x, 1)
+    passes.clear()
+    saliency_maps(wrapped, x, 1)
+    assert passes == [2]
+
+class Twice(nn.Module):
+    def forward(self, x): return x*2
+
+def _replace_body(m): m.two = nn.Conv2d(8, 8, 3, 4, 1)
+def _replace_head(m): m.fc = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 5))
+def _drop_the_layer(m): m.two = Twice()
+def _body_of_the_same_kind(m): m.two = copy.deepcopy(m.two)
+def _head_of_the_same_kind(m): m.fc = copy.deepcopy(m.fc)
+def _lengthen(m): m.two = nn.Sequential(m.two, nn.Conv2d(8, 8, 3, 2, 1))
+def _add_a_stage(m): m.more.append(nn.Conv2d(8, 8, 3, 2, 1))
+def _swap(m): m.one, m.two = m.two, m.one; m.forward = lambda x: m.fc(m.one(m.two(x).relu()).relu().mean((2, 3)))
+def _set_a_flag(m): m.both = False
+def _set_a_stride(m): m.two.stride = (1, 1)
+def _replace_forward(m): m.forward = lambda x: m.fc(m.one(x).mean((2, 3)))
+
+changes = [_replace_body, _replace_head, _body_of_the_same_kind, _head_of_the_same_kind, _drop_the_layer, _lengthen, _add_a_stage, _swap, _set_a_flag,
+           _set_a_stride, _replace_forward]
+
+@pytest.mark.parametrize('change', changes)
+def test_a_changed_model_is_searched_again(small, passes, x, change):
+    saliency_maps(small, x, 1)
+    change(small)
+    passes.clear()
+    maps, expected = saliency_maps(small, x, 1), feature_layer(small, x)
+    assert passes == [1, 1, 2] + [1, 1]
+    found = cached_feature_layer(small, x)
+    assert found == expected and found.module is small.get_submodule(found.name) and len(passes) == 5
+    assert torch.equal(maps, saliency_maps(small, x, 1, layer=expected))
+
+def test_a_renamed_module(x):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert cached_feature_layer(model, x).name == '1'
+    model._modules = {{'1': 'relu'}.get(k, k): v for k,v in model._modules.items()}
+    assert cached_feature_layer(model, x) == feature_layer(model, x) and cached_feature_layer(model, x).name == 'relu'
+
+def test_a_module_that_takes_the_memory_of_the_old_one(small, x):
+    "Modules are told apart by weak references, not by addresses, which may be used again"
+    for _ in range(20):
+        small.two = None
+        gc.collect()
+        small.two = nn.Conv2d(8, 8, 3, 2, 1)
+        assert cached_feature_layer(small, x).module is small.two
+
+def test_other_sizes_are_searched_again(small, passes, x):
+    saliency_maps(small, x, 1)
+    for size in ((32, 48), (64, 96)):
+        passes.clear()
+        assert saliency_maps(small, torch.randn(2, 3, *size), 1).shape == (2, *size) and passes == [1, 1, 2]
+
+def test_a_grid_that_differs(x):
+    torch.manual_seed(0)
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=5, img_size=(64, 96), depth=2, dynamic_img_size=True).eval()
+    wide = saliency_maps(model, x, 1)
+    assert torch.equal(wide, saliency_maps(model, x, 1)) and cached_feature_layer(model, x).maps(torch.zeros(1, 25, 8)).shape == (1, 8, 4, 6)
+    model.set_input_size((96, 64))
+    tall = x.transpose(2, 3)
+    assert cached_feature_layer(model, tall).maps(torch.zeros(1, 25, 8)).shape == (1, 8, 6, 4)
+    assert torch.equal(saliency_maps(model, tall, 1), saliency_maps(model, tall, 1, layer=feature_layer(model, tall)))
+
+def test_what_was_found_before_an_error_is_not_kept(small, passes, x):
+    small.two = nn.Flatten()
+    for _ in range(2):
+        with pytest.raises(IndexError): saliency_maps(small, x, 1)
+    small.two = nn.Conv2d(8, 8, 3, 2, 1)
+    assert saliency_maps(small, x, 1).any() and cached_feature_layer(small, x).name == 'two'
+
+def test_a_named_layer_and_a_reshape_do_not_enter_the_cache(small, x):
+    saliency_maps(small, x, 1, layer='one')
+    saliency_maps(small, x, 1, reshape=lambda t: t.flip(3))
+    assert small not in _layer_cache
+    saliency_maps(small, x, 1)
+    assert cached_feature_layer(small, x) == feature_layer(small, x)
+
+def test_the_model_does_not_carry_the_cache(small, x):
+    def parts(): return [{k: id(v) for k,v in vars(m).items()} for m in small.modules()]
+    before, state, pickled = parts(), list(small.state_dict()), pickle.dumps(small)
+    saliency_maps(small, x, 1)
+    assert parts() == before and list(small.state_dict()) == state and pickle.dumps(small) == pickled
+
+@pytest.mark.parametrize('again', [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy', 'copy', 'pickle'])
+def test_a_copy_has_a_layer_of_its_own(small, x, again):
+    expected = saliency_maps(small, x, 1)
+    other = again(small)
+    assert torch.equal(saliency_maps(other, x, 1), expected)
+    other.two = nn.Conv2d(8, 8, 3, 2, 1)
+    for m in (small, other): assert cached_feature_layer(m, x).module is m.two
+
+def refer_to_whole(model):
+    for m in list(model.modules())[1:]: object.__setattr__(m, 'whole', model)
+
+families_kept = {'cnn': Small, 'vit': small_vit, 'swin': small_swin}
+
+@pytest.mark.parametrize('family', families_kept)
+def test_the_model_is_freed(x, family):
+    model = families_kept[family]()
+    refer_to_whole(model) # so that a strong reference to any part would keep all
+    saliency_maps(model, x, 1)
+    assert model in _layer_cache
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------------------------
