@@ -61,7 +61,8 @@ class Job:
     ):
         self.run, self.conf, self.bars, self.device = run, conf, bars, torch.device(default_device())
         self.items = load_items(conf.data, Path(cache))
-        self.splits = load_split(run/'split.json', self.items) if (run/'split.json').exists() else None
+        made = run.state['next'] != ['prepare'] and (run/'split.json').exists()
+        self.splits = load_split(run/'split.json', self.items) if made else None
 
     def seed(self, *step):
         "Random numbers of a step: they depend on the experiment's seed and the step's name"
@@ -673,7 +674,7 @@ def run_settings(
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
         torch.set_num_threads(conf.experiment.threads or threads)
-        with Run(out, provenance(conf, command)) as run, kept_rng(), deterministic(conf.experiment.deterministic):
+        with Run(out, provenance(conf, command), say) as run, kept_rng(), deterministic(conf.experiment.deterministic):
             if run.done: say(f"{out} is done already")
             else: go(Job(run, conf, data, bars), say)
     finally: torch.set_num_threads(threads)
