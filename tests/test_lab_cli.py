@@ -440,6 +440,15 @@ def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)
     assert all(w in said for w in words) and sorted(os.listdir()) == ['settings.ini']
 
+@pytest.mark.parametrize('args', [['compare', 'try', '--arms', 'none', '--jobs', '1'], ['demo'], ['run', 'try']])
+def test_no_command_takes_somebody_else_s_folder(here, args):
+    (here/'record.jsonl').write_text('mine')
+    (here/'report.html').write_text('mine')
+    if args == ['demo']: args = ['demo', '--settings', str(repo/'settings.ini')] if (repo/'settings.ini').is_file() else pytest.skip('no settings of the package')
+    said = wrong(*args, '--out', '.')
+    assert "'.' is a folder with something else in it" in said and sorted(os.listdir()) == ['record.jsonl', 'report.html', 'settings.ini']
+    assert (here/'record.jsonl').read_text() == (here/'report.html').read_text() == 'mine'
+
 def test_compare_names_its_arms():
     from proxy_attention.lab.compare import arms
     said = run('compare', '--help').output
@@ -503,6 +512,10 @@ def test_report(here):
     assert run('report', 'a/record.jsonl', '--out', 'x.html').exit_code == 0 and (here/'x.html').is_file()
     (here/'thesis.html').write_text('<html>all of it')
     assert 'thesis.html' in wrong('report', 'a', '--out', 'thesis.html') and (here/'thesis.html').read_text() == '<html>all of it'
+    (here/'c').mkdir()
+    (here/'c/record.jsonl').write_bytes((a/'record.jsonl').read_bytes())
+    (here/'c/report.html').write_text('<html>mine')
+    assert 'report.html' in wrong('report', 'c') and (here/'c/report.html').read_text() == '<html>mine'
     assert 'folder' in wrong('report', 'a', '--out', 'b') and 'nowhere' in wrong('report', 'nowhere') and 'error' in answer('report', 'nowhere', code=2)
 
 def test_clean(here):

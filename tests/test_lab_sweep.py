@@ -332,6 +332,27 @@ def test_other_settings_or_something_else_in_the_folder(search, monkeypatch):
     with pytest.raises(RunError, match='a file'): search(out='mine/thesis.txt')
     assert os.listdir('mine') == ['thesis.txt']
 
+@pytest.mark.parametrize('name, text', [('record.jsonl', '{"kind": "sweep", "settings": {"sweep": {}}}\n'), ('.git', 'mine'), ('sweep.png', 'mine')])
+def test_somebody_else_s_folder(search, monkeypatch, name, text):
+    quick(monkeypatch)
+    Path('mine').mkdir()
+    (Path('mine')/name).write_text(text)
+    with pytest.raises(RunError, match=r"'mine' is a folder with something else in it \(no sweep made it\)"): search(out='mine')
+    assert os.listdir('mine') == [name] and (Path('mine')/name).read_text() == text
+
+def test_a_folder_of_an_earlier_version_goes_on(search, monkeypatch):
+    quick(monkeypatch)
+    (search(trials=2)/'proxy_attention.json').unlink()
+    assert len(trials(search(trials=3))) == 3
+
+def test_killed_before_its_first_record(search, monkeypatch):
+    quick(monkeypatch)
+    def stopped(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(lab, 'write_sweep', stopped)
+        search()
+    assert len(trials(search())) == 2
+
 def test_without_optuna(search, monkeypatch):
     monkeypatch.setitem(sys.modules, 'optuna', None)
     with pytest.raises(RunError, match=r"pip install 'proxy_attention\[sweep\]'"): search()

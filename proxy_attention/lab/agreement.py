@@ -39,7 +39,7 @@ def finished(
     run = Run(folder, json.loads((folder/'config.json').read_text(encoding='utf-8')))
     run.state = last_state(folder)
     if not run.done: raise RunError(f"the run {str(folder)!r} isn't finished. To go on with it: {run.about.get('command') or 'proxy-attention run'}")
-    if (bad := damaged_file(folder, run.state)) is not None:
+    if (bad := damaged_file(folder, run.state, 'weights/')) is not None:
         raise RunError(f"the run {str(folder)!r} can't be used: {bad} is missing or damaged. Run it again from the start.")
     return Job(run, Settings(**run.about['settings']), data)
 
