@@ -228,6 +228,23 @@ def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
     (problem,) = answer('check', code=2)['problems']
     assert word in problem['message'] and (problem['line'] == line or line is None and problem['section'] == 'proxy:unsure')
 
+@pytest.mark.parametrize('more, line, key, words', [
+    ('judge = bogus', 25, 'judge', "judge='bogus' is not one of"), ('judge = rollout', 25, 'judge', "judge='rollout' is not for arch='small_cnn'"),
+    ('accumulate = 4096', 25, 'accumulate', 'accumulate=4096: Stage 1 has only 3 batches'), ('until = accuracy>=1e999', 25, 'until', 'finite'), ('lr = inf', 24, 'lr', 'finite')])
+def test_check_finds_what_would_be_found_after_training(here, more, line, key, words):
+    text = ini.replace('lr = 0.01\n', '') if key == 'lr' else ini
+    (here/'settings.ini').write_text(text + more + '\n')
+    (problem,) = answer('check', code=2)['problems']
+    assert words in problem['message'] and (problem['line'], problem['key'], problem['section']) == (line, key, 'experiment:try')
+
+def test_check_finds_too_many_folds(here):
+    pytest.importorskip('cleanlab')
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 7'))
+    (problem,) = answer('check', code=2)['problems']
+    assert 'label_folds=7: the smallest class has at most 6 training images' in problem['message'] and (problem['line'], problem['section']) == (17, 'proxy:unsure')
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 6'))
+    assert run('check').exit_code == 0
+
 def test_check_cannot_read(here):
     assert 'nowhere.ini' in answer('check', '--settings', 'nowhere.ini', code=2)['problems'][0]['message']
     (here/'settings.ini').write_text('[data:x\nsource')

@@ -371,7 +371,7 @@ def test_a_file_that_no_step_can_do_without_is_one_clear_error(run, stops, goes_
     assert alike(run(*ONE, again=True), stops('end'))
 
 @pytest.mark.parametrize('text', ['', '{"next": ["tr', '[]', 'null', '{}', '{"next": "train", "record_bytes": 0}', '{"next": [], "record_bytes": 0}', '{"next": ["test"], "record_bytes": "9"}',
-                                  '{"next": ["test"], "record_bytes": 0, "weights": 5}', '{"next": ["test"], "record_bytes": 0, "files": []}', '{"next": ["test"], "record_bytes": -1}', '\x00\xff', None])
+                                  '{"next": ["test"], "record_bytes": 0, "weights": 5}', '{"next": ["test"], "record_bytes": 0, "files": []}', '{"next": ["test"], "record_bytes": -1}', '{"next": ["test"], "record_bytes": 0, "seconds": NaN}', '\x00\xff', None])
 def test_a_damaged_state(stops, goes_on, text):
     "The state before is used, and that is said; without it there is an error"
     out = stops('test')
@@ -482,7 +482,7 @@ def unchanged(cache, tmp_path_factory):
     return lines(run_experiment('try', folder/'settings.ini', folder/'run', SMALL, cache, say=lambda *_: None))
 
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
-                                      'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
+                                      'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=3', 'accept=true'])
 def test_every_key_changes_the_outcome(run, unchanged, override):
@@ -728,10 +728,59 @@ def test_accumulation(run, monkeypatch):
     assert seen[1]._grab_cbs(GradientAccumulation)[0].n_acc == 20 and stages(out, 'train')[0]['steps'] == 9
 
 @pytest.mark.parametrize('override, words', [('source=shortcut_digit', "source='shortcut_digit'"), ('arch=resnt18', 'resnt18'), ('method=gradcm', "method='gradcm'"),
-                                             ('select=wrng', "select='wrng'"), ('precision=fp16', "precision='fp16'"), ('until=acc>1', 'until')])
+                                             ('select=wrng', "select='wrng'"), ('precision=fp16', "precision='fp16'"), ('until=acc>1', 'until'),
+                                             ('judge=bogus', r"\[experiment:try\] judge='bogus' is not one of 'cam', 'gradcam'"), ('judge=rollout', "judge='rollout' is not for arch='small_cnn'"),
+                                             ('lr=inf', "lr='inf'.*finite"), ('lr=nan', "lr='nan'.*finite"), ('until=accuracy>=1e999', 'until=.*finite')])
 def test_wrong_names_before_anything_is_written(run, override, words):
     with pytest.raises(SettingsError, match=words): run(override)
     assert not Path('run').exists()
+
+def test_judges_that_the_network_allows(run):
+    from proxy_attention.lab.experiment import check_settings
+    Path('settings.ini').write_text(INI)
+    for arch,judges in (('small_cnn', ('cam', 'gradcam', 'eigencam')), ('small_vit', ('rollout', 'gradrollout', 'gradcam'))):
+        more = ['width='] if arch == 'small_vit' else []
+        for j in judges: check_settings(lab.load_experiment('try', 'settings.ini', [f'arch={arch}', f'judge={j}', *more]))
+
+@pytest.mark.parametrize('overrides, words', [
+    (['label_gate=true', 'label_folds=7'], r'\[proxy:unsure\] label_folds=7: the smallest class has at most 6'), (['label_gate=true', 'label_folds=3', 'data.per_class=2'], 'label_folds=3.*at most 2'),
+    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1, the head alone has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
+    (['accumulate=8', 'proxy=early', 'freeze_epochs=0', 'steps=20'], 'accumulate=8: Stage 1 has only 5 batches'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
+    (['accumulate=4', 'label_gate=true', 'label_folds=2', 'freeze_epochs=0', 'label_epochs=3'], 'accumulate=4: the network of a fold has only 3 batches')])
+@needs_cleanlab
+def test_too_little_data_before_anything_is_written(run, overrides, words):
+    with pytest.raises(SettingsError, match=words): run(*overrides)
+    assert os.listdir() == ['settings.ini']
+
+def own_digits(*more):
+    "Settings of a folder of images, of which the settings alone tell nothing"
+    make_shortcut_digits(Path('all').absolute(), n_train=80, n_valid=20, n_test=20, size=40)
+    shutil.move('all/train', 'mine')
+    return 'source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=', *more
+
+@pytest.mark.parametrize('overrides, words', [
+    (['label_gate=true', 'label_folds=8'], 'label_folds=8: the smallest class has only 4 items'), (['label_gate=true', 'label_folds=20', r'data.group=(\d)\.png$'], 'label_folds=20: there are only 3 groups'),
+    (['accumulate=9', 'freeze_epochs=0'], 'accumulate=9: Stage 1 has only 4 batches')])
+@needs_cleanlab
+def test_too_little_data_as_the_images_tell(run, overrides, words):
+    change = own_digits(*overrides)
+    with pytest.raises(SettingsError, match=words): run(*change)
+    assert not Path('run').exists()
+    ok = run('proxy=none', 'experiment.epochs=1', 'freeze_epochs=0')
+    before = (ok/'record.jsonl').read_bytes()
+    with pytest.raises(SettingsError, match=words): run(*change, again=True)
+    assert (ok/'record.jsonl').read_bytes() == before, "the earlier run is deleted only for one that can be made"
+
+def test_as_many_as_there_are(run):
+    "What just suffices is no error, and each stage makes its steps"
+    out = run('accumulate=3', 'freeze_epochs=0', 'experiment.epochs=1', 'cycles=1')
+    assert [o['steps'] for o in stages(out, 'train')] == [1, 1]
+
+def test_a_fit_without_a_step_is_no_stage(run, monkeypatch):
+    "Where it couldn't be foreseen, it is told before the stage is trained"
+    monkeypatch.setattr(lab, 'check_amounts', lambda *args: None)
+    with pytest.raises(SettingsError, match='accumulate=4: Stage 1 has only 3 batches'): run('accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1')
+    assert not lines('run', 'epoch')
 
 def test_a_policy_that_cannot_work_is_told_before_training(run):
     with pytest.raises(ValueError, match='layer'): run('layer=nowhere')

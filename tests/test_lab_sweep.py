@@ -316,6 +316,7 @@ def test_only_one_at_a_time(search, monkeypatch):
     ([], dict(trials=0), 'trials=0'), ([], dict(jobs=0), 'jobs=0'), ([], dict(trials=1.5), 'trials=1.5'),
     (['sweep.select=all, worng'], {}, "line .*select='worng'.*'wrong'"), (['sweep.fill=blak'], {}, "'black'"), (['sweep.method=gradcam,gradcm'], {}, "'gradcam'"),
     (['steps=2'], {}, "look_after=2 steps: the 2 steps of .experiment:try. are too few"), (['sweep.cycles=1..9', 'sweep.look_after=none'], {}, 'cycles=9.*too few'),
+    (['accumulate=3'], {}, 'look_after=1 steps: the 4 steps of .experiment:try. are too few'), (['judge=bogus'], {}, "judge='bogus'"),
     (['model.arch=smal_cnn'], {}, 'small_cnn'), (['proxy.area=0.1'], {}, 'sweep.area')])
 def test_bad_input(search, overrides, kw, words):
     with pytest.raises((ValueError, TypeError), match=words): search(*overrides, **kw)

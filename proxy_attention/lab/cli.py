@@ -189,12 +189,12 @@ def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
     from proxy_attention.lab.config import load_experiment, load_sweep
     warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.experiment import check_names
+    from proxy_attention.lab.experiment import check_names, known_amounts, wrong_amounts
     from proxy_attention.lab.sweep import check_space
     out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
     for name in file.raw['experiment']:
         conf = load_experiment(name, file.file)
-        for kind,key,value,message in check_names(conf):
+        for kind,key,value,message in [*check_names(conf), *wrong_amounts(conf, *known_amounts(conf))]:
             ref = name if kind == 'experiment' else getattr(conf.experiment, kind)
             problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key, None if value is None else str(value))
             if problem not in out: out.append(problem)

@@ -170,7 +170,7 @@ def compare(
     if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
     jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
-    from proxy_attention.lab.experiment import check_settings, command_line
+    from proxy_attention.lab.experiment import check_amounts, check_settings, command_line
     all_jobs = _jobs(conf, names, seeds, out, None)
     for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s) # Everything that is wrong is said before anything runs
     check_folder(out, 'compare')
@@ -184,7 +184,8 @@ def compare(
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
     known = known_results([*reuse, *([] if record is None else [record])], all_jobs)
-    todo = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known]
+    todo,counted = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known], {}
+    for s in {s.name: s for _,_,s,_ in todo}.values(): check_amounts(s, data, counted) # The seed makes no difference
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'MADE_BY', 'files', 'weight_keys', 'MARK', 'RunError', 'is_cost', 'plain', 'commit', 'provenance',
            'save_weights', 'load_weights', 'save_state', 'load_state', 'opt_state', 'load_opt', 'rng_state',
-           'set_rng_state', 'check_same', 'is_run', 'clean_run', 'State', 'last_state', 'damaged_file', 'Run',
-           'read_lines', 'check_free', 'write_lines', 'check_folder', 'mark_folder']
+           'set_rng_state', 'check_same', 'is_run', 'clean_run', 'State', 'last_state', 'damaged_file',
+           'check_run_folder', 'Run', 'read_lines', 'check_free', 'write_lines', 'check_folder', 'mark_folder']
 
 # %% ../../nbs/lab/08_runs.ipynb #6e6a13e8
 import io
@@ -207,7 +207,7 @@ weight_keys = ('initial', 'weights', 'opt', 'seen', 'said') # Keys of the state 
 
 class State(BaseModel):
     "What `state.json` may hold; a step may add more"
-    model_config = ConfigDict(strict=True, extra='allow')
+    model_config = ConfigDict(strict=True, extra='allow', allow_inf_nan=False)
     next: list[Union[str, int]] = Field(min_length=1) # The step that comes next, and its arguments
     record_bytes: int = Field(ge=0) # The record's length when the last step ended
     record_sha256: Optional[str] = None # Of so much of it
@@ -303,6 +303,15 @@ def _first_signs(name):
     "Is it a file that a run has before its config.json?"
     return name == '.lock' or name.startswith('.config.json.') and name.endswith('.tmp')
 
+def check_run_folder(
+    folder, # Of a run that is to be made or gone on with
+):
+    "An error if the folder is a file, or holds what no run has made"
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir(): raise RunError(f"{str(folder)!r} is a file; give the name of a folder.")
+    if folder.is_dir() and not is_run(folder) and any(not _first_signs(f.name) for f in folder.iterdir()):
+        raise RunError(f"{str(folder)!r} is a folder with something else in it (no run made it); give another name.")
+
 class Run:
     "The folder of a run, taken by one process: its state, and a record whose lines count when the state says so"
     def __init__(self,
@@ -312,9 +321,7 @@ class Run:
     ): self.folder, self.about, self.say, self.lock, self.previous = Path(folder), about, say, None, {}
 
     def __enter__(self):
-        if self.folder.exists() and not self.folder.is_dir(): raise RunError(f"{str(self.folder)!r} is a file; give the name of a folder.")
-        if self.folder.is_dir() and not is_run(self.folder) and any(not _first_signs(f.name) for f in self.folder.iterdir()):
-            raise RunError(f"{str(self.folder)!r} is a folder with something else in it (no run made it); give another name.")
+        check_run_folder(self.folder)
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise RunError(f"{str(self.folder)!r} can't be made: {e.strerror or e}. Give another folder.") from None
         self.lock = _lock(self.folder)

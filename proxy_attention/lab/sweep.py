@@ -73,7 +73,8 @@ def check_lengths(
     for (name,e),values in product(conf.experiments.items(), product(*map(_ends, space.values()))):
         p = ProxyConfig(**dict(zip(space, values)))
         batches = steps[name]*e.experiment.accumulate
-        try: short = stage_steps(batches, p.cycles, 1, p.look_after, e.epochs, p.cycle_epochs, per_epoch[name], per_epoch[name]) < 1
+        lengths = p.look_after, e.epochs, p.cycle_epochs, per_epoch[name], per_epoch[name]
+        try: short = min(stage_steps(batches, p.cycles, c, *lengths) for c in (0, 1)) < e.experiment.accumulate
         except SettingsError: short = True
         if not short: continue
         policy = ', '.join(f'{k}={v}' for k,v in zip(space, values))
