@@ -19,7 +19,7 @@ from proxy_attention.lab.experiment import run_experiment
 from proxy_attention.lab.maps import map_agreement
 from proxy_attention.lab.metrics import map_quality
 from proxy_attention.lab.models import input_stats, make_model
-from proxy_attention.lab.runs import RunError, read_lines
+from proxy_attention.lab.runs import RunError, check_free, read_lines
 from proxy_attention.lab.stats import paired_t
 from proxy_attention.saliency import saliency_maps
 
@@ -266,6 +266,13 @@ def test_record(made, tmp_path):
     for out,words in ((tmp_path/'notes.jsonl', 'not a record of agreement'), (tmp_path, 'is a folder')):
         with pytest.raises(ValueError, match=words): agreement(made.vit, [made.compared], out, data=made.data)
     assert (tmp_path/'notes.jsonl').read_text() == '{"mine": 1}\n'
+
+@pytest.mark.parametrize('kind', ['agreement', 'second'])
+def test_a_record_is_ours_by_its_mark_and_not_by_its_kind(kind):
+    Path('mine.jsonl').write_text(json.dumps(dict(kind=kind)) + '\n')
+    with pytest.raises(ValueError, match=f'not a record of {kind}'): check_free('mine.jsonl', kind)
+    Path('mine.jsonl').write_text(json.dumps(dict(kind=kind, made_by='proxy_attention run')) + '\n')
+    check_free('mine.jsonl', kind)
 
 # ------------------------------------------------------------------------------------------------------------------------------- the command line
 

@@ -228,6 +228,23 @@ def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
     (problem,) = answer('check', code=2)['problems']
     assert word in problem['message'] and (problem['line'] == line or line is None and problem['section'] == 'proxy:unsure')
 
+@pytest.mark.parametrize('more, line, key, words', [
+    ('judge = bogus', 25, 'judge', "judge='bogus' is not one of"), ('judge = rollout', 25, 'judge', "judge='rollout' is not for arch='small_cnn'"),
+    ('accumulate = 4096', 25, 'accumulate', 'accumulate=4096: Stage 1 has only 3 batches'), ('until = accuracy>=1e999', 25, 'until', 'finite'), ('lr = inf', 24, 'lr', 'finite')])
+def test_check_finds_what_would_be_found_after_training(here, more, line, key, words):
+    text = ini.replace('lr = 0.01\n', '') if key == 'lr' else ini
+    (here/'settings.ini').write_text(text + more + '\n')
+    (problem,) = answer('check', code=2)['problems']
+    assert words in problem['message'] and (problem['line'], problem['key'], problem['section']) == (line, key, 'experiment:try')
+
+def test_check_finds_too_many_folds(here):
+    pytest.importorskip('cleanlab')
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 7'))
+    (problem,) = answer('check', code=2)['problems']
+    assert 'label_folds=7: the smallest class has at most 6 training images' in problem['message'] and (problem['line'], problem['section']) == (17, 'proxy:unsure')
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 6'))
+    assert run('check').exit_code == 0
+
 def test_check_cannot_read(here):
     assert 'nowhere.ini' in answer('check', '--settings', 'nowhere.ini', code=2)['problems'][0]['message']
     (here/'settings.ini').write_text('[data:x\nsource')
@@ -440,6 +457,15 @@ def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)
     assert all(w in said for w in words) and sorted(os.listdir()) == ['settings.ini']
 
+@pytest.mark.parametrize('args', [['compare', 'try', '--arms', 'none', '--jobs', '1'], ['demo'], ['run', 'try']])
+def test_no_command_takes_somebody_else_s_folder(here, args):
+    (here/'record.jsonl').write_text('mine')
+    (here/'report.html').write_text('mine')
+    if args == ['demo']: args = ['demo', '--settings', str(repo/'settings.ini')] if (repo/'settings.ini').is_file() else pytest.skip('no settings of the package')
+    said = wrong(*args, '--out', '.')
+    assert "'.' is a folder with something else in it" in said and sorted(os.listdir()) == ['record.jsonl', 'report.html', 'settings.ini']
+    assert (here/'record.jsonl').read_text() == (here/'report.html').read_text() == 'mine'
+
 def test_compare_names_its_arms():
     from proxy_attention.lab.compare import arms
     said = run('compare', '--help').output
@@ -503,6 +529,10 @@ def test_report(here):
     assert run('report', 'a/record.jsonl', '--out', 'x.html').exit_code == 0 and (here/'x.html').is_file()
     (here/'thesis.html').write_text('<html>all of it')
     assert 'thesis.html' in wrong('report', 'a', '--out', 'thesis.html') and (here/'thesis.html').read_text() == '<html>all of it'
+    (here/'c').mkdir()
+    (here/'c/record.jsonl').write_bytes((a/'record.jsonl').read_bytes())
+    (here/'c/report.html').write_text('<html>mine')
+    assert 'report.html' in wrong('report', 'c') and (here/'c/report.html').read_text() == '<html>mine'
     assert 'folder' in wrong('report', 'a', '--out', 'b') and 'nowhere' in wrong('report', 'nowhere') and 'error' in answer('report', 'nowhere', code=2)
 
 def test_clean(here):

@@ -229,6 +229,42 @@ def test_bad_input(run, kw, words):
     with pytest.raises((ValueError, TypeError), match=words): run(**kw)
     assert not Path('compared').exists()
 
+FOREIGN = {'record.jsonl': '{"kind": "compare", "mine": 1}\n', 'report.html': '<p>mine', 'proxy_attention.json': '{"made_by": "me"}', 'notes.txt': 'mine', '.git': 'mine'}
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_somebody_else_s_folder(run, name):
+    "It is left as it is, before anything is trained or written; a record's name or kind doesn't make it ours"
+    Path('mine').mkdir()
+    (Path('mine')/name).write_text(FOREIGN[name])
+    before = os.listdir()
+    with pytest.raises(RunError, match=r"'mine' is a folder with something else in it \(no compare made it\)"): run([], out='mine')
+    assert os.listdir() == before and os.listdir('mine') == [name] and (Path('mine')/name).read_text() == FOREIGN[name]
+    with pytest.raises(RunError, match='is a file'): run([], out=Path('mine')/name)
+
+def test_the_working_directory_is_not_taken(run):
+    before = Path('settings.ini').read_text()
+    with pytest.raises(RunError, match='something else'): run([], out='.')
+    assert os.listdir() == ['settings.ini'] and Path('settings.ini').read_text() == before
+
+def test_somebody_else_s_record(run):
+    Path('mine.jsonl').write_text(FOREIGN['record.jsonl'])
+    with pytest.raises(ValueError, match="mine.jsonl' is there already and not a record of compare"): run([], record='mine.jsonl')
+    assert Path('mine.jsonl').read_text() == FOREIGN['record.jsonl'] and not Path('compared').exists()
+
+@pytest.mark.parametrize('lost', [['proxy_attention.json'], ['proxy_attention.json', 'record.jsonl']])
+def test_a_folder_of_an_earlier_version_goes_on(run, lost):
+    "It has no mark but its record, or, in a study, the runs alone"
+    out = run([], 1)
+    before = {f: f.stat().st_mtime_ns for f in out.rglob('state.json')}
+    for name in lost: (out/name).unlink()
+    assert [o['seed'] for o in results(run([], 2))] == [0, 1] and all(f.stat().st_mtime_ns == t for f,t in before.items())
+    assert json.loads((out/'proxy_attention.json').read_text())['kind'] == 'compare'
+
+@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 1 has only 5 batches'), (['judge=bogus'], "judge='bogus'")])
+def test_what_would_be_found_after_training(run, overrides, words):
+    with pytest.raises(SettingsError, match=words): run(['early_look'], overrides=overrides)
+    assert not Path('compared').exists()
+
 def test_an_arm_that_varies_a_policy_that_is_not_there(run):
     with pytest.raises(SettingsError, match="varies the experiment's policy"): run(['random_place'], overrides=['proxy=none'])
 

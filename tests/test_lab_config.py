@@ -231,6 +231,22 @@ keys = [f'{k}.{f}' for k,c in kinds.items() for f in c.model_fields]
 @given(st.sampled_from(keys), values)
 def test_any_value(key, value): attempt(good.encode(), [f'{key}={value}'])
 
+numbers = [f'{k}.{f}' for k,c in kinds.items() if k in ('data', 'model', 'proxy', 'experiment') for f,about in c.model_fields.items() if 'int' in str(about.annotation) or 'float' in str(about.annotation)]
+
+@pytest.mark.parametrize('value', ['inf', '-inf', 'nan', '1e999'])
+def test_no_number_is_infinite(read, value):
+    assert len(numbers) > 30
+    for key in numbers: says(read, good, f"{key.partition('.')[2]}='{value}'", overrides=[f'{key}={value}'])
+
+@pytest.mark.parametrize('change', ['until=accuracy>=1e999', f"look_after={'9'*400}%", f"look_after={'9'*400} steps"])
+def test_no_number_in_words_is_infinite(read, change): says(read, good, 'must be a finite number', overrides=[change])
+
+def test_no_model_holds_an_infinite_number():
+    from pydantic import BaseModel
+    made = [c for c in vars(config).values() if isinstance(c, type) and issubclass(c, BaseModel) and c is not BaseModel]
+    assert len(made) > 8 and all(c.model_config.get('allow_inf_nan') is False for c in made)
+    with pytest.raises(ValueError, match='finite'): config.Range(low=0., high=float('inf'))
+
 def test_planted_shortcuts_and_reserved_digits(read):
     got = read(overrides=['shortcut=texture', 'reserved=500', 'data.exam=true']).data
     assert (got.shortcut, got.reserved, got.exam) == ('texture', 500, True)

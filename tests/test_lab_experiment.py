@@ -2,6 +2,7 @@
 import contextlib
 import copy
 import gc
+import hashlib
 import importlib.util
 import io
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from fastai.callback.training import GradientAccumulation
 from safetensors.torch import load_file, save_file
 
 from proxy_attention.lab import experiment as lab
+from proxy_attention.lab.agreement import finished
 from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.digits import make_shortcut_digits
 from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
@@ -266,6 +269,146 @@ def test_again(run):
     run('proxy=none', 'lr=0.02', again=True)
     assert lines(out, 'stage')[0]['lr'] == 0.02
 
+# ------------------------------------------------------------------------------------------------------------------------------------ damaged files
+
+@pytest.fixture(scope='module')
+def stops(cache, tmp_path_factory):
+    "A function: the folder of a run as it is when a step begins, copied to `run`; at the end to `whole`"
+    top = tmp_path_factory.mktemp('stops')
+    (top/'settings.ini').write_text(INI)
+    def kept(job, *args, real):
+        shutil.copytree(job.run.folder, top/'-'.join(map(str, job.run.state['next'])))
+        real(job, *args)
+    with pytest.MonkeyPatch.context() as m:
+        for name,real in list(lab.steps.items()): m.setitem(lab.steps, name, partial(kept, real=real))
+        m.setattr(lab, 'forget', lambda: None)
+        run_experiment('try', top/'settings.ini', top/'end', ONE, cache, say=lambda *_: None)
+    return lambda *step: Path(shutil.copytree(top/'-'.join(map(str, step)), 'whole' if step == ('end',) else 'run'))
+
+ONE = ('cycles=1', 'experiment.epochs=1')
+
+@pytest.fixture
+def goes_on(run, cache):
+    "A function: go on with the run in `run`; what was told"
+    def _goes_on():
+        said = []
+        run_experiment('try', 'settings.ini', 'run', ONE, cache, say=said.append)
+        return said
+    return _goes_on
+
+def alike(a, b): return lines(a) == lines(b) and same(final(a), final(b)) and copies(a) == copies(b)
+
+def emptied(file): file.write_bytes(b'')
+def cut(file): file.write_bytes(file.read_bytes()[:-20])
+def flipped(file):
+    data = bytearray(file.read_bytes())
+    data[len(data)//2] ^= 1
+    file.write_bytes(data)
+
+harms = pytest.mark.parametrize('harm', [emptied, cut, flipped, Path.unlink], ids=['empty', 'cut', 'flipped', 'missing'])
+
+def test_the_state_knows_the_checksum_of_every_file_that_is_built_on(stops):
+    out = stops('train', 1)
+    state = json.loads((out/'state.json').read_text())
+    assert set(state['files']) == {'split.json', 'weights/initial.safetensors', 'weights/train0.safetensors', 'weights/train0.pt'}
+    assert all(hashlib.sha256((out/n).read_bytes()).hexdigest() == h for n,h in state['files'].items())
+    assert hashlib.sha256((out/'record.jsonl').read_bytes()).hexdigest() == state['record_sha256']
+
+@pytest.mark.parametrize('harm', [emptied, cut, flipped], ids=['empty', 'cut', 'flipped'])
+def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm):
+    stops('train', 1)
+    real = lab.Keep.after_epoch
+    def stop(self):
+        real(self)
+        if self.fit_no == 1: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(lab, 'keep_every', 0)
+        m.setattr(lab.Keep, 'after_epoch', stop)
+        with pytest.raises(KeyboardInterrupt): run(*ONE)
+    harm(Path('run/partial.pt'))
+    said = goes_on()
+    assert len([w for w in said if 'partial.pt is damaged' in w]) == 1 and not Path('run/partial.pt').exists() and alike('run', stops('end'))
+
+@harms
+@pytest.mark.parametrize('step, name, back', [(('train', 0), 'weights/initial.safetensors', 'prepare'), (('proxies', 1), 'weights/train0.safetensors', 'train 0'),
+                                              (('train', 1), 'weights/train0.pt', 'train 0'), (('train', 1), 'proxies/', 'proxies 1'), (('test',), 'weights/train1.safetensors', 'train 1')],
+                         ids=['initial', 'weights', 'optimizer', 'copy', 'last'])
+def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
+    "The run goes back to the last step whose files are whole, says so, and ends as if nothing had happened"
+    out = stops(*step)
+    harm(next((out/name).glob('*.png')) if name == 'proxies/' else out/name)
+    first = goes_on()[0]
+    assert name in first and f'missing or damaged; goes on from {back}, the last step whose files are whole' in first
+    assert alike('run', stops('end'))
+
+def test_a_record_that_lost_its_last_line(stops, goes_on):
+    cut(stops('train', 1)/'record.jsonl')
+    assert 'record.jsonl is missing or damaged; goes on from proxies 1' in goes_on()[0] and alike('run', stops('end'))
+
+@needs_cleanlab
+def test_a_damaged_fold_is_trained_again(run, cache, monkeypatch):
+    change,said = ('label_gate=true', 'label_folds=2', *ONE), []
+    whole = run(*change, out='whole')
+    with monkeypatch.context() as m:
+        real = lab.steps['labels']
+        def stop(job, fold):
+            if fold == 1: raise KeyboardInterrupt
+            real(job, fold)
+        m.setitem(lab.steps, 'labels', stop)
+        with pytest.raises(KeyboardInterrupt): run(*change)
+    cut(Path('run/weights/labels0.pt'))
+    run_experiment('try', 'settings.ini', 'run', change, cache, say=said.append)
+    assert 'goes on from labels 0' in said[0] and alike('run', whole) and listed('run') == listed(whole)
+
+@pytest.mark.parametrize('harm, name', [*((h, n) for h in (emptied, cut, flipped, Path.unlink) for n in ('weights/initial.safetensors', 'split.json')),
+                                        (emptied, 'record.jsonl'), (Path.unlink, 'record.jsonl')])
+def test_a_file_that_no_step_can_do_without_is_one_clear_error(run, stops, goes_on, harm, name):
+    out = stops('train', 1)
+    harm(out/name)
+    before = {f: f.read_bytes() for f in out.rglob('*') if f.is_file()}
+    with pytest.raises(RunError, match=f"'run' can't go on: {name} .*missing or damaged.*--again"): goes_on()
+    assert {f: f.read_bytes() for f in out.rglob('*') if f.is_file()} == before
+    assert alike(run(*ONE, again=True), stops('end'))
+
+@pytest.mark.parametrize('text', ['', '{"next": ["tr', '[]', 'null', '{}', '{"next": "train", "record_bytes": 0}', '{"next": [], "record_bytes": 0}', '{"next": ["test"], "record_bytes": "9"}',
+                                  '{"next": ["test"], "record_bytes": 0, "weights": 5}', '{"next": ["test"], "record_bytes": 0, "files": []}', '{"next": ["test"], "record_bytes": -1}', '{"next": ["test"], "record_bytes": 0, "seconds": NaN}', '\x00\xff', None])
+def test_a_damaged_state(stops, goes_on, text):
+    "The state before is used, and that is said; without it there is an error"
+    out = stops('test')
+    if text is None: (out/'state.json').unlink()
+    else:
+        kept = (out/'state.json.bak').read_bytes()
+        for n in ('state.json', 'state.json.bak'): (out/n).write_text(text, encoding='latin-1')
+        with pytest.raises(RunError, match=r"'run' can't go on: state.json is missing or damaged.*--again"): goes_on()
+        (out/'state.json.bak').write_bytes(kept)
+    assert 'state.json is missing or damaged; goes on from train 1' in goes_on()[0] and alike('run', stops('end'))
+
+def test_a_run_of_an_earlier_version_goes_on(stops, goes_on):
+    "Without checksums, and without an earlier state; what can't be read is an error all the same"
+    out = stops('train', 1)
+    state = json.loads((out/'state.json').read_text())
+    (out/'state.json').write_text(json.dumps({k: v for k,v in state.items() if k not in ('files', 'record_sha256', 'back')}))
+    (out/'state.json.bak').unlink()
+    for name in ('train0.safetensors', 'train0.pt'):
+        good = (out/'weights'/name).read_bytes()
+        cut(out/'weights'/name)
+        with pytest.raises(RunError, match=f'{name}.*missing or damaged.*--again'): goes_on()
+        (out/'weights'/name).write_bytes(good)
+    assert 'damaged' not in ' '.join(goes_on()) and alike('run', stops('end'))
+
+def test_a_damaged_config_is_one_clear_error(stops, goes_on):
+    from proxy_attention.lab.runs import check_same
+    emptied(stops('train', 1)/'config.json')
+    with pytest.raises(RunError, match="'run' is a folder with something else"): goes_on()
+    with pytest.raises(RunError, match='config.json.*damaged'): check_same('run', {})
+
+def test_a_finished_run_keeps_no_more_than_it_needs(run):
+    out = run()
+    state = json.loads((out/'state.json').read_text())
+    assert {f.name for f in (out/'weights').iterdir()} == {state[k] for k in ('initial', 'weights', 'opt', 'seen') if state.get(k)} and 'back' not in state
+    emptied(out/'weights'/state['weights'])
+    with pytest.raises(RunError, match=f"can't be used: weights/{state['weights']} is missing or damaged"): finished(out)
+
 # --------------------------------------------------------------------------------------------------------------------------- one process, from disk
 
 def test_a_second_process_is_told(run, cache):
@@ -339,7 +482,7 @@ def unchanged(cache, tmp_path_factory):
     return lines(run_experiment('try', folder/'settings.ini', folder/'run', SMALL, cache, say=lambda *_: None))
 
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
-                                      'accumulate=3', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
+                                      'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=3', 'accept=true'])
 def test_every_key_changes_the_outcome(run, unchanged, override):
@@ -585,10 +728,59 @@ def test_accumulation(run, monkeypatch):
     assert seen[1]._grab_cbs(GradientAccumulation)[0].n_acc == 20 and stages(out, 'train')[0]['steps'] == 9
 
 @pytest.mark.parametrize('override, words', [('source=shortcut_digit', "source='shortcut_digit'"), ('arch=resnt18', 'resnt18'), ('method=gradcm', "method='gradcm'"),
-                                             ('select=wrng', "select='wrng'"), ('precision=fp16', "precision='fp16'"), ('until=acc>1', 'until')])
+                                             ('select=wrng', "select='wrng'"), ('precision=fp16', "precision='fp16'"), ('until=acc>1', 'until'),
+                                             ('judge=bogus', r"\[experiment:try\] judge='bogus' is not one of 'cam', 'gradcam'"), ('judge=rollout', "judge='rollout' is not for arch='small_cnn'"),
+                                             ('lr=inf', "lr='inf'.*finite"), ('lr=nan', "lr='nan'.*finite"), ('until=accuracy>=1e999', 'until=.*finite')])
 def test_wrong_names_before_anything_is_written(run, override, words):
     with pytest.raises(SettingsError, match=words): run(override)
     assert not Path('run').exists()
+
+def test_judges_that_the_network_allows(run):
+    from proxy_attention.lab.experiment import check_settings
+    Path('settings.ini').write_text(INI)
+    for arch,judges in (('small_cnn', ('cam', 'gradcam', 'eigencam')), ('small_vit', ('rollout', 'gradrollout', 'gradcam'))):
+        more = ['width='] if arch == 'small_vit' else []
+        for j in judges: check_settings(lab.load_experiment('try', 'settings.ini', [f'arch={arch}', f'judge={j}', *more]))
+
+@pytest.mark.parametrize('overrides, words', [
+    (['label_gate=true', 'label_folds=7'], r'\[proxy:unsure\] label_folds=7: the smallest class has at most 6'), (['label_gate=true', 'label_folds=3', 'data.per_class=2'], 'label_folds=3.*at most 2'),
+    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1, the head alone has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
+    (['accumulate=8', 'proxy=early', 'freeze_epochs=0', 'steps=20'], 'accumulate=8: Stage 1 has only 5 batches'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
+    (['accumulate=4', 'label_gate=true', 'label_folds=2', 'freeze_epochs=0', 'label_epochs=3'], 'accumulate=4: the network of a fold has only 3 batches')])
+@needs_cleanlab
+def test_too_little_data_before_anything_is_written(run, overrides, words):
+    with pytest.raises(SettingsError, match=words): run(*overrides)
+    assert os.listdir() == ['settings.ini']
+
+def own_digits(*more):
+    "Settings of a folder of images, of which the settings alone tell nothing"
+    make_shortcut_digits(Path('all').absolute(), n_train=80, n_valid=20, n_test=20, size=40)
+    shutil.move('all/train', 'mine')
+    return 'source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=', *more
+
+@pytest.mark.parametrize('overrides, words', [
+    (['label_gate=true', 'label_folds=8'], 'label_folds=8: the smallest class has only 4 items'), (['label_gate=true', 'label_folds=20', r'data.group=(\d)\.png$'], 'label_folds=20: there are only 3 groups'),
+    (['accumulate=9', 'freeze_epochs=0'], 'accumulate=9: Stage 1 has only 4 batches')])
+@needs_cleanlab
+def test_too_little_data_as_the_images_tell(run, overrides, words):
+    change = own_digits(*overrides)
+    with pytest.raises(SettingsError, match=words): run(*change)
+    assert not Path('run').exists()
+    ok = run('proxy=none', 'experiment.epochs=1', 'freeze_epochs=0')
+    before = (ok/'record.jsonl').read_bytes()
+    with pytest.raises(SettingsError, match=words): run(*change, again=True)
+    assert (ok/'record.jsonl').read_bytes() == before, "the earlier run is deleted only for one that can be made"
+
+def test_as_many_as_there_are(run):
+    "What just suffices is no error, and each stage makes its steps"
+    out = run('accumulate=3', 'freeze_epochs=0', 'experiment.epochs=1', 'cycles=1')
+    assert [o['steps'] for o in stages(out, 'train')] == [1, 1]
+
+def test_a_fit_without_a_step_is_no_stage(run, monkeypatch):
+    "Where it couldn't be foreseen, it is told before the stage is trained"
+    monkeypatch.setattr(lab, 'check_amounts', lambda *args: None)
+    with pytest.raises(SettingsError, match='accumulate=4: Stage 1 has only 3 batches'): run('accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1')
+    assert not lines('run', 'epoch')
 
 def test_a_policy_that_cannot_work_is_told_before_training(run):
     with pytest.raises(ValueError, match='layer'): run('layer=nowhere')

@@ -75,6 +75,23 @@ def test_what_is_wrong_with_the_list_is_told_before_anything_runs(study, old, ne
 def test_unknown_names(study):
     with pytest.raises(ValueError, match="names='stron'.*'strong'"): study(['stron'])
 
+@pytest.mark.parametrize('file, words', [('runs/weak/record.jsonl', 'something else'), ('runs/weak/notes.txt', 'something else'), ('records/weak.jsonl', 'not a record of compare'),
+                                         ('records/README.md', 'not a report of ours')])
+def test_what_is_somebody_else_s_is_left(study, file, words):
+    "Told before the first of the comparisons runs"
+    Path(file).parent.mkdir(parents=True)
+    Path(file).write_text('{"kind": "compare"}')
+    before = {f for f in Path().rglob('*')}
+    with pytest.raises(ValueError, match=words): study()
+    assert {f for f in Path().rglob('*')} == before and Path(file).read_text() == '{"kind": "compare"}'
+
+def test_the_report_overwrites_nobody_s_page():
+    from proxy_attention.lab.answers import study_report
+    Path('settings.ini').write_text(INI)
+    Path('README.md').write_text('# My project')
+    with pytest.raises(ValueError, match="'README.md' is there already and not a report of ours"): study_report('.', 'settings.ini')
+    assert Path('README.md').read_text() == '# My project'
+
 def test_it_goes_on_from_its_records(study):
     assert study(['weak']) == WEAK
     lines = read_lines('records/weak.jsonl')

@@ -316,6 +316,7 @@ def test_only_one_at_a_time(search, monkeypatch):
     ([], dict(trials=0), 'trials=0'), ([], dict(jobs=0), 'jobs=0'), ([], dict(trials=1.5), 'trials=1.5'),
     (['sweep.select=all, worng'], {}, "line .*select='worng'.*'wrong'"), (['sweep.fill=blak'], {}, "'black'"), (['sweep.method=gradcam,gradcm'], {}, "'gradcam'"),
     (['steps=2'], {}, "look_after=2 steps: the 2 steps of .experiment:try. are too few"), (['sweep.cycles=1..9', 'sweep.look_after=none'], {}, 'cycles=9.*too few'),
+    (['accumulate=3'], {}, 'look_after=1 steps: the 4 steps of .experiment:try. are too few'), (['judge=bogus'], {}, "judge='bogus'"),
     (['model.arch=smal_cnn'], {}, 'small_cnn'), (['proxy.area=0.1'], {}, 'sweep.area')])
 def test_bad_input(search, overrides, kw, words):
     with pytest.raises((ValueError, TypeError), match=words): search(*overrides, **kw)
@@ -331,6 +332,27 @@ def test_other_settings_or_something_else_in_the_folder(search, monkeypatch):
     with pytest.raises(RunError, match='something else'): search(out='mine')
     with pytest.raises(RunError, match='a file'): search(out='mine/thesis.txt')
     assert os.listdir('mine') == ['thesis.txt']
+
+@pytest.mark.parametrize('name, text', [('record.jsonl', '{"kind": "sweep", "settings": {"sweep": {}}}\n'), ('.git', 'mine'), ('sweep.png', 'mine')])
+def test_somebody_else_s_folder(search, monkeypatch, name, text):
+    quick(monkeypatch)
+    Path('mine').mkdir()
+    (Path('mine')/name).write_text(text)
+    with pytest.raises(RunError, match=r"'mine' is a folder with something else in it \(no sweep made it\)"): search(out='mine')
+    assert os.listdir('mine') == [name] and (Path('mine')/name).read_text() == text
+
+def test_a_folder_of_an_earlier_version_goes_on(search, monkeypatch):
+    quick(monkeypatch)
+    (search(trials=2)/'proxy_attention.json').unlink()
+    assert len(trials(search(trials=3))) == 3
+
+def test_killed_before_its_first_record(search, monkeypatch):
+    quick(monkeypatch)
+    def stopped(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(lab, 'write_sweep', stopped)
+        search()
+    assert len(trials(search())) == 2
 
 def test_without_optuna(search, monkeypatch):
     monkeypatch.setitem(sys.modules, 'optuna', None)

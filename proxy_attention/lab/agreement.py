@@ -23,7 +23,7 @@ from .experiment import Job, command_line, loaded, loader_maps, predictions, tru
 from .maps import map_agreement
 from .metrics import map_quality
 from .report import is_comparison, wilson
-from .runs import Run, RunError, check_free, is_run, plain, provenance, read_lines, write_lines
+from .runs import Run, RunError, check_free, damaged_file, is_run, last_state, plain, provenance, read_lines, write_lines
 from .stats import in_words, paired_t
 from ..layers import attention_blocks
 from ..saliency import saliency_methods
@@ -37,8 +37,10 @@ def finished(
     folder = Path(folder)
     if not is_run(folder): raise RunError(f"{str(folder)!r} is not the folder of a run.")
     run = Run(folder, json.loads((folder/'config.json').read_text(encoding='utf-8')))
-    run.state = json.loads((folder/'state.json').read_text(encoding='utf-8')) if (folder/'state.json').is_file() else dict(next=['prepare'])
+    run.state = last_state(folder)
     if not run.done: raise RunError(f"the run {str(folder)!r} isn't finished. To go on with it: {run.about.get('command') or 'proxy-attention run'}")
+    if (bad := damaged_file(folder, run.state, 'weights/')) is not None:
+        raise RunError(f"the run {str(folder)!r} can't be used: {bad} is missing or damaged. Run it again from the start.")
     return Job(run, Settings(**run.about['settings']), data)
 
 def arm_of(

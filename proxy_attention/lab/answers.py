@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from .stats import points
-from .study import comparisons
+from .study import check_report, comparisons, report_sign
 from .tables import arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, least_gap, markdown, read_study, seconds_ratio, set_against
 
 # %% ../../nbs/lab/24_answers.ipynb #6355c3f8
@@ -96,8 +96,8 @@ def study_report(
     settings=None, # Settings file that lists the comparisons; None: the working directory's, else the package's
 ) -> Path: # README.md
     "Goals, tables and drawings of all comparisons, from their records"
-    listed,results,out = comparisons(settings), read_study(records), Path(records)
-    parts = ["# Results of the study", "Made from the records in this folder by `proxy-attention study --report`; don't edit. Test accuracy; differences in percentage points, paired by seed, with "
+    listed,results,out,file = comparisons(settings), read_study(records), Path(records), check_report(records)
+    parts = ["# Results of the study", f"{report_sign}; don't edit. Test accuracy; differences in percentage points, paired by seed, with "
              "95% t intervals, not adjusted for the number of arms or goals. Time is against plain training's, of runs of one sitting; without such it is left empty. All arms of a comparison share split, initial weights by seed and number of optimizer steps."]
     if any(n in results for n in ('fresh_95', 'digits_95', *clean_sets)): parts += ["## Goals", markdown(goals(listed, results), 3)]
     if len(rows := gap_table(listed, results)) > 1:
@@ -106,6 +106,5 @@ def study_report(
     for name,amounts in less_data.items():
         if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg', ('none', 'recommended', 'early_look_replace'))
     for name,c in listed.items(): parts += _section(name, c, results.get(name, []), out)
-    file = out/'README.md'
     file.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return file

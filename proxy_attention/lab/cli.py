@@ -189,12 +189,12 @@ def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
     from proxy_attention.lab.config import load_experiment, load_sweep
     warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.experiment import check_names
+    from proxy_attention.lab.experiment import check_names, known_amounts, wrong_amounts
     from proxy_attention.lab.sweep import check_space
     out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
     for name in file.raw['experiment']:
         conf = load_experiment(name, file.file)
-        for kind,key,value,message in check_names(conf):
+        for kind,key,value,message in [*check_names(conf), *wrong_amounts(conf, *known_amounts(conf))]:
             ref = name if kind == 'experiment' else getattr(conf.experiment, kind)
             problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key, None if value is None else str(value))
             if problem not in out: out.append(problem)
@@ -484,7 +484,9 @@ def _free_for_a_page(file):
     if not file.exists(): return
     if file.is_dir(): raise ValueError(f"--out {file} is a folder; give the name of a file, as {file/'report.html'}.")
     with open(file, encoding='utf-8', errors='replace') as f:
-        if 'name="generator" content="proxy_attention' not in f.read(1000): raise ValueError(f"--out {file} is there already and not a page of ours; it is left as it is. Give another name.")
+        if 'name="generator" content="proxy_attention' not in f.read(1000): raise ValueError(f"{file} is there already and not a page of ours; it is left as it is. Give another name with --out.")
+
+def _own_page(run): return (run if run.is_dir() else run.parent)/'report.html'
 
 @app.command()
 def report(
@@ -507,7 +509,7 @@ def report(
         from proxy_attention.lab.compare_page import comparison_summary, comparison_verdict, is_comparison, read_comparison
         from proxy_attention.lab.report import read_records, summary, verdict, write_report
         if out is None and len(runs) > 1: out = Path('report.html')
-        if out is not None: _free_for_a_page(out)
+        _free_for_a_page(_own_page(runs[0]) if out is None else out)
         page = write_report(runs[0] if len(runs) == 1 else runs, out)
         if len(runs) == 1 and is_comparison(runs[0]):
             found = read_comparison(runs[0])

@@ -28,7 +28,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core import check_choice, check_number, digest
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
-from .runs import RunError, check_same, is_run, plain, provenance, read_lines
+from .runs import RunError, check_folder, check_free, check_same, is_run, mark_folder, plain, provenance, read_lines
 from .splits import split_digest
 from .stats import in_words, intervals, not_worse, not_worse_in_words, points
 from ..policy import presets
@@ -172,9 +172,12 @@ def compare(
     if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
     jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
-    from proxy_attention.lab.experiment import check_settings, command_line
+    from proxy_attention.lab.experiment import check_amounts, check_settings, command_line
     all_jobs = _jobs(conf, names, seeds, out, None)
     for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s) # Everything that is wrong is said before anything runs
+    check_folder(out, 'compare')
+    file = out/'record.jsonl' if record is None else Path(record)
+    check_free(file, 'compare')
     steps = fair_steps(conf, _n_train(conf, data))
     all_jobs = _jobs(conf, names, seeds, out, steps)
     which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
@@ -183,9 +186,11 @@ def compare(
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
     known = known_results([*reuse, *([] if record is None else [record])], all_jobs)
-    todo = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known]
+    todo,counted = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known], {}
+    for s in {s.name: s for _,_,s,_ in todo}.values(): check_amounts(s, data, counted) # The seed makes no difference
     say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
-    write = lambda: write_comparison(out/'record.jsonl' if record is None else Path(record), about, all_jobs, interval, margin, known)
+    def write(): write_comparison(file, about, all_jobs, interval, margin, known)
+    if todo or record is None: mark_folder(out, 'compare')
     write() # Before the first run and after each: a comparison that was stopped has a record
     failed = _run_all(todo, data, command, jobs, say, write) if todo else []
     if failed: raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: " + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))

@@ -11,6 +11,7 @@ __all__ = ['loop_keys', 'gate_keys', 'measures', 'SweepConfig', 'kinds', 'refs',
 # %% ../../nbs/lab/06_config.ipynb #a86de7c7
 import configparser
 import difflib
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,7 +122,10 @@ class ProxyConfig(Section):
     def _length(cls, v, info):
         if info.field_name == 'trial' and v == 'holes': return v
         if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs" + (", nor 'holes'" if info.field_name == 'trial' else ''))
-        if v is not None and float(re.match(r'[-.\d]+', str(v).strip())[0]) <= 0: raise ValueError('must be above 0')
+        if v is None: return v
+        number = float(re.match(r'[-.\d]+', str(v).strip())[0])
+        if not math.isfinite(number): raise ValueError('must be a finite number')
+        if number <= 0: raise ValueError('must be above 0')
         return v
 
     @model_validator(mode='after')
@@ -183,6 +187,7 @@ class ExperimentConfig(Section):
     def _until(cls, v):
         m = re.fullmatch(r'\s*(\w+)\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*', v or '')
         if v is not None and (not m or m[1] not in measures): raise ValueError(f"not like accuracy>=0.95 (measures: {', '.join(measures)}; signs: >=, <=, >, <)")
+        if m and not math.isfinite(float(m[3])): raise ValueError('must be a finite number')
         return v
 
 class ComparisonConfig(Section):
@@ -210,7 +215,7 @@ class ComparisonConfig(Section):
 # %% ../../nbs/lab/06_config.ipynb #d6451208
 class Range(BaseModel):
     "All numbers from one to another: whole ones if both are"
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     low: Union[int, float]
     high: Union[int, float] # Itself included
     log: bool = False # As many draws from 1 to 10 as from 10 to 100?
@@ -288,7 +293,7 @@ refs = ('data', 'model', 'proxy') # Keys of an experiment that name other sectio
 # %% ../../nbs/lab/06_config.ipynb #231d6691
 class Settings(BaseModel):
     "One experiment with everything it refers to, frozen"
-    model_config = ConfigDict(frozen=True, extra='forbid')
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     name: str # Of the experiment
     file: str # Where it was read from
     data: DataConfig
@@ -303,7 +308,7 @@ class Settings(BaseModel):
 
 class SweepSettings(BaseModel):
     "One sweep with the experiments that it tries its policies on, frozen"
-    model_config = ConfigDict(frozen=True, extra='forbid')
+    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     name: str # Of the sweep
     file: str # Where it was read from
     sweep: SweepConfig

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['mixers', 'keep_every', 'named', 'steps', 'Job', 'precision', 'deterministic', 'run_dls', 'suspects', 'make_proxy_cb',
            'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits',
-           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial', 'seen_log', 'save_gallery',
-           'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'loader_maps', 'truth', 'looked',
-           'subgroups', 'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go', 'check_names',
-           'check_settings', 'run_settings', 'command_line', 'run_experiment']
+           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial_steps', 'trial', 'seen_log',
+           'save_gallery', 'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'loader_maps', 'truth',
+           'looked', 'subgroups', 'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go', 'allowed_judge',
+           'named_fits', 'run_batches', 'check_batches', 'wrong_amounts', 'known_amounts', 'check_amounts',
+           'check_names', 'check_settings', 'run_settings', 'command_line', 'run_experiment']
 
 # %% ../../nbs/lab/12_experiment.ipynb #3dc059fb
 import contextlib
@@ -20,6 +21,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -35,21 +37,20 @@ from fastcore.imports import IN_NOTEBOOK
 from .. import gallery  # noqa: F401
 from ..callback import ProxyAttentionCB
 from ..audit import file_digest
-from ..core import Clock, digest, kept_rng, no_footprint
-from ..core import steps_of
+from ..core import Clock, check_choice, digest, kept_rng, no_footprint, steps_of
 from ..inject import epoch_of
 from ..stages import parse_until, smaller_is_better
 from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
-from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, need_cleanlab
+from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, most_folds, need_cleanlab
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
-from .models import input_stats, make_learner, quiet
-from .runs import Run, RunError, clean_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
+from .models import input_stats, make_learner, make_model, quiet
+from .runs import Run, RunError, check_run_folder, clean_run, is_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
 from .splits import audit_run, load_split, save_split
 from .trial import Trial, ask_holes, can_do_without, needs, reset_head, resettable
 from ..look import TrainingLog, prepared
-from ..saliency import saliency_maps
+from ..saliency import saliency_maps, saliency_methods
 from ..store import write_atomic
 
 # %% ../../nbs/lab/12_experiment.ipynb #fd4601e8
@@ -63,7 +64,8 @@ class Job:
     ):
         self.run, self.conf, self.bars, self.device = run, conf, bars, torch.device(default_device())
         self.items = load_items(conf.data, Path(cache))
-        self.splits = load_split(run/'split.json', self.items) if (run/'split.json').exists() else None
+        made = run.state['next'] != ['prepare'] and (run/'split.json').exists()
+        self.splits = load_split(run/'split.json', self.items) if made else None
 
     def seed(self, *step):
         "Random numbers of a step: they depend on the experiment's seed and the step's name"
@@ -361,6 +363,7 @@ def train(job, cycle:int):
     watch.where = dict(stage='train', cycle=cycle)
     lr = st.get('lr') or conf.experiment.lr
     fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate, st.get('tried', 0))
+    check_batches(named_fits(fits, cycle, len(learn.dls.train)), job.accumulate)
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
     with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.diverged or not all(torch.isfinite(t).all() for t in learn.model.parameters()):
@@ -463,6 +466,16 @@ def proxies(job, cycle:int):
     run.commit(next=['test'] if stop else ['trial', cycle] if untried else ['train', cycle], stop=stop, live=live, before=st['live'], first=asdict(first) if untried else None,
                seconds=st['seconds'] + time.perf_counter() - start)
 
+def trial_steps(
+    conf, # `Settings`
+    per_epoch:int, # Batches of an epoch of the originals
+    accumulate:int=1, # Batches a step
+) -> int:
+    "Optimizer steps of a trial"
+    e = conf.experiment
+    epochs = conf.epochs if e.steps is None else e.steps*accumulate/per_epoch
+    return max(1, steps_of(conf.proxy.trial, epochs, per_epoch, 'trial')//accumulate)
+
 def trial(job, cycle:int):
     "Are the copies of use? Those of no use leave the training set"
     run,st,start,meter = job.run, job.run.state, time.perf_counter(), CostMeter()
@@ -474,8 +487,7 @@ def trial(job, cycle:int):
     cb.prepare()
     per_epoch = len(learn.dls.train)
     cb.resume(st['live'])
-    epochs = job.conf.epochs if e.steps is None else e.steps*job.accumulate/per_epoch
-    n = max(1, steps_of(p.trial, epochs, per_epoch, 'trial')//job.accumulate)
+    n = trial_steps(job.conf, per_epoch, job.accumulate)
     def fit():
         with quiet(learn, job.bars), epoch_of(learn.dls, n*job.accumulate): learn.fit_one_cycle(1, st.get('lr') or e.lr)
     with cb.paused(): found = can_do_without(learn, Trial(**st['first']), fit, e.seed)
@@ -635,6 +647,104 @@ def go(job, say=print):
         if failed is not None: smaller_batch(job, failed)
         forget()
 
+# %% ../../nbs/lab/12_experiment.ipynb #e8b41d07
+def allowed_judge(
+    conf, # `Settings`
+):
+    "An error unless the network allows the method that judges maps: tried on a blank image, with random weights"
+    method = check_choice('judge', conf.experiment.judge, saliency_methods)
+    _try_judge(method, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
+
+@lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
+def _try_judge(method, arch, width, size):
+    with kept_rng():
+        model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
+        try: saliency_maps(model, torch.zeros(1, 3, size, size), method=method)
+        except (ValueError, RuntimeError) as e:
+            raise ValueError(f"judge={method!r} is not for arch={arch!r}: {e}") from None
+
+def named_fits(
+    fits, # Of `stage_fits`
+    cycle:int, # 0: Stage 1
+    per_epoch:int, # Batches of an epoch
+) -> list: # Of (what, batches)
+    "How many batches each fit of a stage has"
+    stage = 'Stage 3' if cycle else 'Stage 1'
+    name = {True: f'{stage}, the head alone', False: stage, None: stage}
+    return [(name[f['frozen']], f['epochs']*(f['steps'] or per_epoch)) for f in fits]
+
+def run_batches(
+    conf, # `Settings`
+    n:int, # Training images
+) -> list: # Of (what, batches)
+    "How many batches each fit of a run has, at least: copies may add to them"
+    e,p,per_epoch,out = conf.experiment, conf.proxy, n//min(conf.data.bs, n), []
+    for cycle in range(1 if p is None else p.cycles + 1):
+        tried = trial_steps(conf, per_epoch, e.accumulate) if cycle and p.trial not in (None, 'holes') else 0
+        fits = stage_fits(conf, cycle, 0., per_epoch, accumulate=e.accumulate, tried=tried)
+        out += named_fits(fits, cycle, per_epoch)
+    if p is None or not p.label_gate: return out
+    left = n - -(-n//p.label_folds) # What the network of the largest fold is trained on
+    return out + [('the network of a fold', (p.label_epochs or conf.epochs)*(left//min(conf.data.bs, left)))]
+
+def check_batches(
+    fits, # Of (what, batches), as from `run_batches`
+    accumulate:int, # Batches of a step
+):
+    "An error if a fit has fewer batches than one optimizer step takes"
+    what,n = min(fits, key=lambda f: f[1])
+    if n >= accumulate: return
+    raise SettingsError(f"accumulate={accumulate}: {what} has only {n} {'batch' if n == 1 else 'batches'}, so it would "
+                        "not make one optimizer step. Lower accumulate, or train longer.")
+
+def wrong_amounts(
+    conf, # `Settings`
+    n:int|None, # Training images; None: not known yet
+    folds:int|None, # As many folds as there can be; None: not known yet
+    why:str='', # What limits them
+) -> list: # Of (kind, key, value, message)
+    "What is asked for and can't be done with so few images"
+    e,p,out = conf.experiment, conf.proxy, []
+    if p is not None and p.label_gate and folds is not None and p.label_folds > folds:
+        out.append(('proxy', 'label_folds', p.label_folds, f"label_folds={p.label_folds}: {why}; each fold needs one."))
+    if n is None or e.accumulate == 1 or out: return out
+    try: fits = run_batches(conf, n)
+    except SettingsError: return out # Another mistake, and told as such
+    try: check_batches(fits, e.accumulate)
+    except SettingsError as x: out.append(('experiment', 'accumulate', e.accumulate, str(x)))
+    return out
+
+def known_amounts(
+    conf, # `Settings`
+) -> tuple: # (n, folds, why), as in `wrong_amounts`
+    "What the settings alone say of the training images: at most so many"
+    d = conf.data
+    n = 1200 if d.source == 'shortcut_digits' and d.n_train is None else d.n_train
+    if d.group is not None: return n, n, f"there are only {n} training images"
+    classes = 10 if d.source == 'shortcut_digits' else 2 # at least
+    folds = min([b for b in (d.per_class, None if n is None else n//classes) if b is not None], default=None)
+    return n, folds, f"the smallest class has at most {folds} training images"
+
+def check_amounts(
+    conf, # `Settings`
+    cache, # Folder for data sets
+    counted:dict|None=None, # What was counted before, in other calls with the same images
+):
+    "A `SettingsError` if there are too few training images for what is asked: by the settings alone, then by the data"
+    _refuse(conf, wrong_amounts(conf, *known_amounts(conf)))
+    gated = conf.proxy is not None and conf.proxy.label_gate
+    if not gated and conf.experiment.accumulate == 1: return # Nothing has to be counted
+    key,counted = conf.data.model_copy(update=dict(augment=None)), {} if counted is None else counted
+    if key not in counted: counted[key] = _amounts(conf.data, cache)
+    _refuse(conf, wrong_amounts(conf, *counted[key]))
+
+def _amounts(data, cache):
+    "(n, folds, why) of a data set, as in `wrong_amounts`"
+    with kept_rng(): items = load_items(data, Path(cache))
+    train = splits_of(items, data)['train']
+    targets = np.array([items.classes.index(items.labels[i]) for i in train])
+    return len(train), *most_folds(targets, None if items.groups is None else [items.groups[i] for i in train])
+
 # %% ../../nbs/lab/12_experiment.ipynb #c7ecf78f
 def check_names(
     conf, # `Settings`
@@ -643,7 +753,6 @@ def check_names(
     from proxy_attention.lab.data import datasets
     from proxy_attention.lab.models import find_net
     from proxy_attention.lab.shortcuts import shortcuts
-    from proxy_attention.core import check_choice
     out = []
     def attempt(kind, key, value, f):
         try: f()
@@ -653,13 +762,20 @@ def check_names(
     attempt('model', 'arch', conf.model.arch, lambda: find_net(conf.model.arch))
     if conf.proxy is not None: attempt('proxy', None, None, lambda: ProxyAttentionCB(**conf.proxy.policy))
     if conf.proxy is not None and conf.proxy.label_gate: attempt('proxy', 'label_gate', True, need_cleanlab)
+    if conf.experiment.judge is not None and not any(key == 'arch' for _,key,*_ in out):
+        attempt('experiment', 'judge', conf.experiment.judge, lambda: allowed_judge(conf))
     attempt('experiment', 'precision', conf.experiment.precision, lambda: precision(conf.experiment.precision, default_device()))
     return out
 
+def _refuse(conf, wrong):
+    "A `SettingsError` if anything is wrong: (kind, key, value, message) each"
+    e = conf.experiment
+    names = dict(data=e.data, model=e.model, proxy=e.proxy, experiment=conf.name)
+    if wrong: raise SettingsError([Problem(f"{conf.file} [{k}:{names[k]}] {message}") for k,_,_,message in wrong])
+
 def check_settings(conf):
     "A `SettingsError` if `check_names` finds something"
-    wrong = [f"{conf.file} [{k}:{conf.name if k == 'experiment' else getattr(conf.experiment, k)}] {message}" for k,_,_,message in check_names(conf)]
-    if wrong: raise SettingsError([Problem(w) for w in wrong])
+    _refuse(conf, check_names(conf))
 
 def run_settings(
     conf, # `Settings`
@@ -672,10 +788,12 @@ def run_settings(
     "Stages 0 to 3 of checked settings, or what is left of them"
     check_settings(conf)
     out,threads = Path(out), torch.get_num_threads()
+    check_run_folder(out)
+    if not is_run(out): check_amounts(conf, data)
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
         torch.set_num_threads(conf.experiment.threads or threads)
-        with Run(out, provenance(conf, command)) as run, kept_rng(), deterministic(conf.experiment.deterministic):
+        with Run(out, provenance(conf, command), say) as run, kept_rng(), deterministic(conf.experiment.deterministic):
             if run.done: say(f"{out} is done already")
             else: go(Job(run, conf, data, bars), say)
     finally: torch.set_num_threads(threads)
@@ -700,5 +818,7 @@ def run_experiment(
     conf = load_experiment(experiment, settings, overrides)
     check_settings(conf)
     out = Path('runs')/experiment if out is None else Path(out)
-    if again and out.exists(): clean_run(out)
+    if again and out.exists():
+        check_amounts(conf, data)
+        clean_run(out)
     return run_settings(conf, out, command_line('run', experiment, out=(out, Path('runs')/experiment), settings=(settings, None), data=(data, 'data'), overrides=overrides), data, progress, say)

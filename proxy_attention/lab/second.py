@@ -85,7 +85,7 @@ def second_task(
 ) -> list: # Lines of the record: what was asked, a line a run, a line an arm
     "What each run learns of a second task, and what it keeps of the first"
     check_number('steps', steps, 1, whole=True)
-    if lr is not None: check_number('lr', lr, 0, open_low=True)
+    if lr is not None: check_number('lr', lr, 0, 100, open_low=True)
     if out is not None: check_free(out, 'second')
     conf = task_data(task, settings)
     jobs = [finished(f, data) for f in run_folders(runs)]

@@ -27,8 +27,8 @@ from ..core import check_number, seeded_rng
 from .compare import _n_train, _work, fair_settings, fair_steps, processes, run_line
 from .config import ProxyConfig, Range, Settings, SettingsError, SettingsFile, load_sweep
 from .draw import share, span, ticks, written
-from .report import _aligned, _plural, record_kind
-from .runs import RunError, _differences, _lock, files, is_run, plain, provenance, read_lines
+from .report import _aligned, _plural
+from .runs import RunError, _differences, _lock, check_folder, check_free, files, is_run, mark_folder, plain, provenance, read_lines
 from ..store import write_atomic
 
 # %% ../../nbs/lab/21_sweep.ipynb #199c867f
@@ -73,7 +73,8 @@ def check_lengths(
     for (name,e),values in product(conf.experiments.items(), product(*map(_ends, space.values()))):
         p = ProxyConfig(**dict(zip(space, values)))
         batches = steps[name]*e.experiment.accumulate
-        try: short = stage_steps(batches, p.cycles, 1, p.look_after, e.epochs, p.cycle_epochs, per_epoch[name], per_epoch[name]) < 1
+        lengths = p.look_after, e.epochs, p.cycle_epochs, per_epoch[name], per_epoch[name]
+        try: short = min(stage_steps(batches, p.cycles, c, *lengths) for c in (0, 1)) < e.experiment.accumulate
         except SettingsError: short = True
         if not short: continue
         policy = ', '.join(f'{k}={v}' for k,v in zip(space, values))
@@ -196,7 +197,7 @@ def sweep(
     command = command_line('sweep', name, trials=(trials, None), out=(out, own), settings=(settings, None), data=(data, 'data'), overrides=overrides)
     about = provenance(_public(conf), command) | dict(objective=s.objective, trials=s.trials, seeds={e: _seeds(c, s) for e,c in conf.experiments.items()}, steps=steps,
                                                       space={k: v.model_dump() if isinstance(v, Range) else v for k,v in s.space.items()})
-    out.mkdir(parents=True, exist_ok=True)
+    mark_folder(out, 'sweep')
     lock = _lock(out)
     try:
         with _quiet(optuna):
@@ -222,10 +223,9 @@ def _public(conf):
 
 def _check_folder(out, conf):
     "An error if `out` holds something else, or a sweep with other settings"
-    if out.exists() and not out.is_dir(): raise RunError(f"{str(out)!r} is a file; give the name of a folder.")
-    if record_kind(out) != 'sweep':
-        if out.exists() and any(not f.name.startswith('.') for f in out.iterdir()): raise RunError(f"{str(out)!r} is a folder with something else in it (no sweep made it); give another name.")
-        return
+    check_folder(out, 'sweep')
+    check_free(out/'record.jsonl', 'sweep')
+    if not (out/'record.jsonl').exists(): return
     old,new = read_lines(out)[0]['settings'], plain(_public(conf).model_dump())
     for o in (old, new): o['sweep'].pop('trials', None) # There may be more of them
     if differ := _differences(old, new): raise RunError(f"{str(out)!r} holds a sweep with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder.")
