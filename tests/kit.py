@@ -71,12 +71,12 @@ def make_learner(dls, cb=None, seed=0, model=None, **kwargs):
     return quiet(Learner(dls, tiny_model() if model is None else model, **kwargs))
 
 def quiet_cb(**kwargs):
-    "A callback that doesn't print, gives every wrong item a copy, and whose maps are never flat"
-    return ProxyAttentionCB(**(dict(method='eigencam', share=1., verbose=False) | kwargs))
+    "A callback that doesn't print, sends no scout, gives every wrong item a black copy, and whose maps are never flat"
+    return ProxyAttentionCB(**(dict(method='eigencam', share=1., scout=None, fill='black', verbose=False) | kwargs))
 
-def state_of(learn): return learn._grab_cbs(ProxyAttentionCB)[0].proxy_state
+def cb_of(learn): return learn._grab_cbs(ProxyAttentionCB)[0]
 
-def last_of(learn): return state_of(learn).last
+def last_of(learn): return cb_of(learn).last_report.to_dict()
 
 
 # -- an evaluation of its own ---------------------------------------------------------------------------------------------------------------------
