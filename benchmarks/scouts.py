@@ -77,7 +77,8 @@ def trained(experiment, changes, arm, seed, tmp):
     if arm == 'callback':
         cb = learn.proxy_attention_cb
         v = cb.last_verdict
-        out.update(verdict=v.name if v else None, reason=v.reason if v else '', copies=len(learn.proxies), **(v.to_dict() if v else {}) | dict(name=None))
+        found = dict(name=None, reason='', necessity=None, sufficiency=None) if v is None else v.to_dict()
+        out.update(found, verdict=found['name'], copies=len(learn.proxies))
         learn.remove_proxies(purge=True)
     return out
 
