@@ -24,7 +24,7 @@ p.add_argument('--report', action='store_true', help='print the table of the rec
 args = p.parse_args()
 
 STEPS, LR, FIRST_SEED = 720, 0.01, 60
-digits = ('dev_digits', ['n_train=1000'])
+digits = ('dev_digits', ['n_train=800', 'n_valid=100'])
 cifar = ('dev_cifar10', ['n_train=4000'])
 # name: experiment, changes with the cue, changes without it; None: the row is without a cue itself
 rows = {
@@ -87,9 +87,9 @@ def run():
     os.environ.setdefault('PROXY_ATTENTION_DATA', str(data_folder(args.data)))
     known = read()
     with tempfile.TemporaryDirectory() as tmp:
-        for name in args.rows or rows:
-            experiment,base,cue,none = rows[name]
-            for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
+        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
+            for name in args.rows or rows:
+                experiment,base,cue,none = rows[name]
                 wanted = [(cue, 'plain'), (cue, 'callback')] + ([] if none is None else [(none, 'plain')])
                 for changes,arm in wanted:
                     asked = dict(experiment=experiment, changes=base + changes, arm=arm, seed=seed)

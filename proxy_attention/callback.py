@@ -94,6 +94,7 @@ class FitState:
     trained: bool = False # Has it begun to train?
     scouted: bool = False # Has a scout been out for these DataLoaders?
     paused: bool = False # Are the steps called by hand?
+    scouts: bool = True # While paused: are scouts sent all the same?
     log: TrainingLog|None = None
 
 # %% ../nbs/14_callback.ipynb #a46b254c
@@ -122,7 +123,7 @@ class CycleReport:
     why: str = '' # Why no copies were made, if something went wrong
     text: str = ''
 
-    def __str__(self): return self.text
+    def __str__(self): return self.text + (f" ({self.seconds:.1f} s)" if self.cycle == 0 and self.seconds else '')
     def to_dict(self) -> dict: return asdict(self)
     def spend(self, clock):
         "Take over the seconds of a clock"
@@ -236,7 +237,7 @@ def start(self:ProxyAttentionCB):
     if self.select == 'ever_wrong' and self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
     if self.prepared is not None: self.prepared.task = None # the network may be another one
     self.prepare()
-    if self.scout is not None and not fit.scouted and not fit.paused: self._send_scout()
+    if self.scout is not None and not fit.scouted and (fit.scouts or not fit.paused): self._send_scout()
     fit.log = TrainingLog(self.prepared.items.n) if self.select == 'ever_wrong' else None
     self.learn.dl = self.learn.dls.train
     fit.trained = True
@@ -489,7 +490,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     report.spend(clock)
     report.seconds, report.live = time.perf_counter() - start, len(self.copies.rows)
     if not report.text: report.text = verdict_text(report.verdict, self.policy.erased, len(rows)) if report.verdict else f"{len(rows)} copies, untested."
-    report.text = f"scout: {report.text} ({report.seconds:.1f} s)"
+    report.text = f"scout: {report.text}"
     return self._say(report)
 
 @patch
@@ -639,11 +640,14 @@ def copies_alone(self:ProxyAttentionCB,
 
 @patch
 @contextlib.contextmanager
-def paused(self:ProxyAttentionCB):
-    "Inside of the block fits make no copies: the steps are called by hand"
-    before, self.fit_state.paused = self.fit_state.paused, True
+def paused(self:ProxyAttentionCB,
+    scouts:bool=False, # Send scouts all the same?
+):
+    "Inside of the block fits are not followed by copies of wrong images: the steps are called by hand"
+    before = self.fit_state.paused, self.fit_state.scouts
+    self.fit_state.paused, self.fit_state.scouts = True, scouts
     try: yield self
-    finally: self.fit_state.paused = before
+    finally: self.fit_state.paused, self.fit_state.scouts = before
 
 # %% ../nbs/14_callback.ipynb #ab26971a
 @patch
@@ -665,7 +669,7 @@ def _progress(self:ProxyAttentionCB, it):
 def _say(self:ProxyAttentionCB, report):
     "Keep the report and print its line"
     self.last_report = report
-    if self.verbose and report.text: print(report.text)
+    if self.verbose and report.text: print(report)
     return report
 
 @patch

@@ -103,7 +103,7 @@ class ProxyConfig(Section):
     test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
     repeat: int = Field(1, ge=1, le=100) # How often each copy is in the training set
     accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
-    cycles: int = Field(1, ge=1, le=1000) # How many times copies are made and trained on
+    cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
     look_after: Optional[Union[float, str]] = None # Length of the first, short fit: epochs, 'N steps' or 'P%'
@@ -131,6 +131,8 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
+        if self.cycles == 0 and self.scout is None: raise ValueError('cycles = 0 makes no copies without a scout')
+        if self.scout is not None and (self.look_after is not None or self.restart is not None or self.label_gate): raise ValueError('a scout takes the place of look_after and restart, and comes before label_gate: give one of them')
         if self.trial is not None and (self.restart is None or self.cycles != 1): raise ValueError('trial needs restart = initial or head, and cycles = 1')
         return self
 
