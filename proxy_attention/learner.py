@@ -26,7 +26,7 @@ class _Counter(Callback):
     def before_batch(self):
         if not self.training: return
         self.steps += 1
-        self.items, self.proxies = len(self.learn.dls.train_ds), len(self.learn.proxies)
+        self.items, self.proxies = len(self.learn.dls.train_ds), len(vars(self.learn.dls).get('proxy_rows', ()))
 
 def _fit(learn, epochs, lr, freeze_epochs, **kwargs):
     if freeze_epochs: learn.fine_tune(epochs, **({} if lr is None else dict(base_lr=lr)), freeze_epochs=freeze_epochs, **kwargs)
