@@ -28,7 +28,7 @@ from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.digits import make_shortcut_digits
 from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
 from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
-from proxy_attention.trial import Trial, words
+from proxy_attention.lab.trial import Trial, words
 
 INI = """\
 [data:digits]
