@@ -85,7 +85,7 @@ class ProxyConfig(Section):
     "A proxy policy, and how it is repeated"
     method: Optional[str] = None # Saliency method
     target: Optional[Literal['pred', 'true', 'contrast']] = None # Class explained
-    select: Optional[str] = None # Which training items get a copy
+    select: Optional[str] = None # Which training items get a copy after each fit; off: none
     share: Optional[float] = Field(None, gt=0, le=1) # At most this share of the training items
     area: Optional[float] = Field(None, gt=0, le=1) # Share of the pixels erased
     threshold: Optional[Union[float, str]] = None # Instead of area: erase above this fraction of the map's range
@@ -97,7 +97,7 @@ class ProxyConfig(Section):
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
-    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; none: no scout
+    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
     scout_select: Optional[str] = None # Which training items get a copy from the scout
     scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
     test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
@@ -120,7 +120,7 @@ class ProxyConfig(Section):
     @field_validator('look_after', 'trial', 'scout')
     @classmethod
     def _length(cls, v, info):
-        if info.field_name == 'trial' and v == 'holes': return v
+        if (info.field_name, v) in (('trial', 'holes'), ('scout', 'off')): return v
         if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs" + (", nor 'holes'" if info.field_name == 'trial' else ''))
         if v is None: return v
         number = float(re.match(r'[-.\d]+', str(v).strip())[0])
@@ -139,7 +139,8 @@ class ProxyConfig(Section):
     @property
     def policy(self) -> dict:
         "Arguments of `ProxyAttentionCB`"
-        return {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
+        given = {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
+        return given | {k: None for k in ('scout', 'select') if given.get(k) == 'off'}
 
 loop_keys = ('repeat', 'cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart', 'trial') # Arguments of the loop, not of the callback
 gate_keys = ('label_gate', 'label_folds', 'label_epochs') # What finds the label errors
