@@ -192,7 +192,7 @@ def test_own_file():
     file = repo/'settings.ini'
     if not file.is_file(): file = find_settings()
     ours,early,literal = (load_experiment('demo', file, [f'proxy={p}']) for p in ('default', 'early_look', 'proposal'))
-    assert load_experiment('demo', file) == ours and ours.proxy.policy == {}, "the demo's default is the library's"
+    assert load_experiment('demo', file) == ours and Policy(**ours.proxy.policy) == Policy(), "the demo's default is the library's"
     assert Policy(**early.proxy.policy) == Policy(**presets['early_look']) and Policy(**literal.proxy.policy) == Policy(**presets['proposal'])
     assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
     assert load_experiment('shortcut', file).proxy.look_after == '120 steps' # the lab's own loop

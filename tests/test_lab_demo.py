@@ -28,8 +28,12 @@ bs = 20
 arch = small_cnn
 width = 4
 [proxy:default]
+scout = 15%
+cycles = 0
 [proxy:untested]
+scout = 15%
 test = false
+cycles = 0
 [proxy:letter]
 scout = off
 cycles = 2

@@ -131,8 +131,9 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
-        if self.cycles == 0 and self.scout is None: raise ValueError('cycles = 0 makes no copies without a scout')
-        if self.scout is not None and (self.look_after is not None or self.restart is not None or self.label_gate): raise ValueError('a scout takes the place of look_after and restart, and comes before label_gate: give one of them')
+        scouts = self.scout not in (None, 'off')
+        if self.cycles == 0 and not scouts: raise ValueError('cycles = 0 makes no copies without a scout')
+        if scouts and (self.look_after is not None or self.restart is not None or self.label_gate): raise ValueError('a scout takes the place of look_after and restart, and comes before label_gate: give one of them')
         if self.trial is not None and (self.restart is None or self.cycles != 1): raise ValueError('trial needs restart = initial or head, and cycles = 1')
         return self
 

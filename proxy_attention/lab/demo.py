@@ -285,7 +285,7 @@ def _run(conf, out, bars, start):
     print(f"data     {conf.data.source}: {conf.data.n_train or 1200} training images, {told}")
     data = _make_data(out, conf)
 
-    cycles = p.cycles - (cb.scout is not None) # the copies of the first come from the scout
+    cycles = p.cycles # after the first fit, whose copies come from the scout
     print(f"proxies  {exp.proxy}: " + (f"fit_proxy({conf.epochs}, {cycles})" if cycles else f"fit_one_cycle({conf.epochs})"))
     learn = _learner(conf, data, [cb])
     measure, every = Measure(learn.dls, data, judge), len(learn.dls.train)
