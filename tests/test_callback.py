@@ -33,7 +33,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
-                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, state_of, tiny_model, weights, wrong_files)
+                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
 from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -75,7 +75,7 @@ def test_one_line_with_vision_learner(shapes, capsys):
     learn.fine_tune(1)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
     n = len(learn.proxies)
-    assert 0 < n <= 8 and state_of(learn).cycle == 2 # 0.3 of 27
+    assert 0 < n <= 8 and cb_of(learn).copies.cycle == 2 # 0.3 of 27
     assert [line.split(':')[0] for line in told] == ['cycle 1', 'cycle 2']
     assert f'{n} copies' in told[1] and 'wrong of 27 items' in told[1] and str(27+n) in told[1] and '.proxies' in told[1]
     assert len(learn.dls.train_ds) == 27+n and set(learn.proxies['original']) <= {str(f) for f in dls.train_ds.items}
@@ -124,7 +124,7 @@ def test_cycles_copy_what_is_wrong_at_their_end(learner, name):
     run(learn)
     wrong = wrong_now(learn, dls)
     assert 0 < len(wrong) < 27 and copied_files(learn) == wrong
-    assert state_of(learn).cycle == expected and set(learn.proxies['cycle']) == {expected}
+    assert cb_of(learn).copies.cycle == expected and set(learn.proxies['cycle']) == {expected}
 
 def channels_last(learn): learn.add_cb(ChannelsLast())
 
@@ -179,7 +179,7 @@ def test_early_stopping_acts(learner):
     learn = learner([quiet_cb(), EarlyStoppingCallback(monitor='scripted', patience=1)], metrics=Scripted(1., 0., 0., 0.))
     dls = learn.dls
     learn.fit(4, LOW)
-    assert len(learn.recorder.values) == 2 and state_of(learn).cycle == 1
+    assert len(learn.recorder.values) == 2 and cb_of(learn).copies.cycle == 1
     assert copied_files(learn) == wrong_now(learn, dls) != set()
 
 def test_new_copies_take_the_place_of_the_old(learner):
@@ -210,11 +210,11 @@ def test_other_calls_make_nothing(learner, name, capsys):
     learn = learner(quiet_cb(verbose=True))
     dls, file = learn.dls, learn.dls.train_ds.items[0]
     quiet_calls[name](learn, file)
-    assert learn.dls is dls and not len(learn.proxies) and state_of(learn).cycle == 0 and 'cycle' not in capsys.readouterr().out
+    assert learn.dls is dls and not len(learn.proxies) and cb_of(learn).copies.cycle == 0 and 'cycle' not in capsys.readouterr().out
     learn.fit(1, LOW)
     before, with_copies, on_disk = copy_bytes(learn), learn.dls, files_in('.proxies')
     quiet_calls[name](learn, file)
-    assert learn.dls is with_copies and copy_bytes(learn) == before and files_in('.proxies') == on_disk and state_of(learn).cycle == 1
+    assert learn.dls is with_copies and copy_bytes(learn) == before and files_in('.proxies') == on_disk and cb_of(learn).copies.cycle == 1
 
 @pytest.mark.parametrize('name', quiet_calls)
 def test_other_calls_write_nothing(learner, name):
@@ -234,7 +234,7 @@ def test_a_fit_that_broke_makes_nothing_and_the_next_recovers(learner, error):
     learn = learner(quiet_cb())
     dls = learn.dls
     with pytest.raises(type(error)): learn.fit(1, LOW, cbs=Break(error))
-    assert learn.dls is dls and not len(learn.proxies) and state_of(learn).cycle == 0 and hooks_of(learn.model) == 0
+    assert learn.dls is dls and not len(learn.proxies) and cb_of(learn).copies.cycle == 0 and hooks_of(learn.model) == 0
     learn.validate() # What ends in after_fit next must not take the broken fit for its own
     assert not len(learn.proxies)
     learn.fit(1, LOW)
@@ -517,7 +517,7 @@ def child_env():
 
 # -- promise 8: same seed, same copies ------------------------------------------------------------------------------------------------------------
 
-def manifest(learn): return [json.loads(line) for line in (state_of(learn).store.path/'manifest.jsonl').read_text().splitlines()]
+def manifest(learn): return [json.loads(line) for line in (cb_of(learn).copies.store.path/'manifest.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('fill', ['black', 'noise', 'context'])
 def test_same_seed_same_bytes(shapes, fill):
@@ -733,7 +733,7 @@ def test_an_empty_cycle(learner, monkeypatch, keep, left):
 
 def test_layer(outcome):
     earlier, automatic = outcome(layer='0.2'), outcome()
-    assert state_of(earlier).task.layer.name == '0.2' and copied_files(earlier) == copied_files(automatic)
+    assert cb_of(earlier).prepared.task.layer.name == '0.2' and copied_files(earlier) == copied_files(automatic)
     assert copy_bytes(earlier) != copy_bytes(automatic)
     model = tiny_model()
     assert copy_bytes(outcome(layer='0.5')) == copy_bytes(automatic) and isinstance(model[0][5], nn.ReLU)
@@ -743,7 +743,7 @@ def test_layer_as_a_module(learner):
     model = tiny_model()
     learn = learner(quiet_cb(layer=model[0][2]), model=model)
     learn.fit(1, LOW)
-    assert state_of(learn).task.layer.name == '0.2' and len(learn.proxies)
+    assert cb_of(learn).prepared.task.layer.name == '0.2' and len(learn.proxies)
 
 def mirror(out): return out.flip(-1)
 
@@ -763,7 +763,7 @@ def test_path(learner):
 def test_two_runs_get_two_folders(learner):
     one, two = learner(quiet_cb()), learner(quiet_cb())
     for learn in (one, two): learn.fit(1, LOW)
-    assert state_of(one).store.path != state_of(two).store.path and copy_bytes(one) == copy_bytes(two)
+    assert cb_of(one).copies.store.path != cb_of(two).copies.store.path and copy_bytes(one) == copy_bytes(two)
 
 def test_format(outcome):
     png, jpg = outcome(), outcome(format='jpg')
@@ -980,7 +980,7 @@ def test_the_manifest_can_not_be_written(learner):
     learn = learner(quiet_cb())
     learn.fit(1, 0.05)
     live, before = learn.dls, copied_files(learn)
-    path = state_of(learn).store.path/'manifest.jsonl'
+    path = cb_of(learn).copies.store.path/'manifest.jsonl'
     path.unlink()
     path.symlink_to('/dev/full')
     with pytest.warns(UserWarning, match='no copies.*path='): learn.fit(1, 0.05)

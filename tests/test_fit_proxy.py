@@ -8,7 +8,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
 
-from kit import Scripted, copied_files, hooks_of, quiet_cb, same_weights, state_of, weights, wrong_files
+from kit import Scripted, copied_files, hooks_of, quiet_cb, same_weights, cb_of, weights, wrong_files
 from proxy_attention import cycles as cycles_module
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.cycles import recipes, steps_of
@@ -65,15 +65,15 @@ def test_stage_2_copies_what_stage_1_got_wrong(learner):
     learn.fit_proxy(1, 1, lr=LOW)
     learn.model.load_state_dict(fits[0]['end'])
     assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items) != set()
-    assert state_of(learn).cycle == 1, "the callback made copies by itself, too"
+    assert cb_of(learn).copies.cycle == 1, "the callback made copies by itself, too"
 
 def test_afterwards_the_callback_acts_by_itself_again(learner):
     learn, _ = watched(learner)
     dls = learn.dls
     learn.fit_proxy(1, 1, lr=LOW)
-    assert not state_of(learn).paused
+    assert not cb_of(learn).fit_state.paused
     learn.fit(1, LOW)
-    assert state_of(learn).cycle == 2 and copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
+    assert cb_of(learn).copies.cycle == 2 and copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
 
 
 # -- arguments, one by one ------------------------------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_recipe_early_look(learner):
     first = weights(learn.model)
     df = learn.fit_proxy(epochs=4, lr=LOW, recipe='early_look')
     assert df['steps'][0] == PER_EPOCH and len(df) == 2 # A quarter of four epochs
-    assert same_weights(fits[1]['begin'], first) and fits[1]['epochs'] == 4 and df['proxies'][1] + state_of(learn).last['flat'] == 27
+    assert same_weights(fits[1]['begin'], first) and fits[1]['epochs'] == 4 and df['proxies'][1] + cb_of(learn).last['flat'] == 27
 
 def test_arguments_win_over_the_recipe(learner):
     learn, fits = watched(learner)
@@ -321,7 +321,7 @@ def test_a_recipe_is_a_policy_for_this_call_only(learner):
     learn, _ = watched(learner, cb=quiet_cb(share=0.2))
     learn.fit_proxy(1, 1, lr=LOW, recipe='early_look')
     cb = learn._grab_cbs(ProxyAttentionCB)[0]
-    assert cb.policy == cb.active == Policy(method='eigencam', share=0.2) and state_of(learn).override is None
+    assert cb.policy == cb.active == Policy(method='eigencam', share=0.2) and cb_of(learn).override is None
     learn.fit(1, LOW)
     assert 0 < len(learn.proxies) <= 5 and set(learn.proxies['method']) == {'eigencam'}
 

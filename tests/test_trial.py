@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit import copied_files, quiet_cb, same_weights, state_of, wrong_files
+from kit import copied_files, quiet_cb, same_weights, cb_of, wrong_files
 from proxy_attention import cycles, trial
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.cycles import recipes
@@ -43,31 +43,31 @@ def asked(learner):
     return learn
 
 def test_right(asked):
-    rows, cb = state_of(asked).rows, asked._grab_cbs(ProxyAttentionCB)[0]
+    rows, cb = cb_of(asked).copies.rows, asked._grab_cbs(ProxyAttentionCB)[0]
     some = rows[:11]
-    originals, copies = [r['original'] for r in some], [str(state_of(asked).store.file(r)) for r in some]
+    originals, copies = [r['original'] for r in some], [str(cb_of(asked).copies.store.file(r)) for r in some]
     wrong = len(wrong_files(asked.model, originals))
     whole, erased, chance = right(asked, some)
     assert whole == pytest.approx(1 - wrong/11) and chance == max(sum(r['label'] == c for r in some) for c in {r['label'] for r in some})/11
-    said = trial.predicted(asked.model, asked.dls.valid.new(dataset=ProxyDataset(state_of(asked).data.base, [], [(c, r['index'], state_of(asked).task.kind) for c,r in zip(copies, some)])))
+    said = trial.predicted(asked.model, asked.dls.valid.new(dataset=ProxyDataset(cb_of(asked).prepared.items.base, [], [(c, r['index'], cb_of(asked).prepared.task.kind) for c,r in zip(copies, some)])))
     assert erased == pytest.approx(float((said[0] == said[1]).mean())) and cb.run_path.is_dir()
 
 def test_right_leaves_the_learner_as_it_was(asked):
     modes, rng, dls = [m.training for m in asked.model.modules()], torch.get_rng_state(), asked.dls
-    right(asked, state_of(asked).rows)
+    right(asked, cb_of(asked).copies.rows)
     assert modes == [m.training for m in asked.model.modules()] and torch.equal(rng, torch.get_rng_state()) and asked.dls is dls
 
 def test_needs(asked, monkeypatch):
     assert needs(asked) is None # 27 copies tell nothing
     monkeypatch.setattr(trial, 'fewest', 27)
-    assert needs(asked) == Trial(*right(asked, state_of(asked).rows))
+    assert needs(asked) == Trial(*right(asked, cb_of(asked).copies.rows))
 
 def test_several_labels(asked):
-    state_of(asked).task = state_of(asked).task._replace(several=True)
+    cb_of(asked).prepared.task = cb_of(asked).prepared.task._replace(several=True)
     with pytest.raises(ValueError, match='one label an item'): needs(asked)
 
 def test_copies_alone(asked):
-    cb, rows, before = asked._grab_cbs(ProxyAttentionCB)[0], state_of(asked).rows, asked.dls
+    cb, rows, before = asked._grab_cbs(ProxyAttentionCB)[0], cb_of(asked).copies.rows, asked.dls
     with pytest.raises(RuntimeError, match='stop'), cb.copies_alone(rows[:20]):
         ds = asked.dls.train_ds
         assert len(ds) == asked.dls.train.n == 20 and not ds.originals and [ds.origin(i) for i in range(20)] == [r['index'] for r in rows[:20]]
@@ -142,7 +142,7 @@ def test_ask_holes_sees_what_was_erased(asked, monkeypatch):
     monkeypatch.setattr(trial, 'enough', 27)
     first, modes, rng = Trial(.9, .1, .3), [m.training for m in asked.model.modules()], torch.get_rng_state()
     assert ask_holes(asked, first, 7) == Trial(.9, .1, .3, holes=.4) and seen['seed'] == 7
-    rows = state_of(asked).rows
+    rows = cb_of(asked).copies.rows
     assert seen['pictures'].shape == (27, 16, 16) and [asked.dls.vocab[i] for i in seen['y']] == [r['label'] for r in rows]
     assert np.allclose(seen['pictures'].mean((1, 2)), [r['erased'] for r in rows], atol=.03)
     assert modes == [m.training for m in asked.model.modules()] and torch.equal(rng, torch.get_rng_state())
@@ -158,7 +158,7 @@ def told(monkeypatch):
     def tell(first, then=None):
         monkeypatch.setattr(cycles, 'needs', lambda learn: first)
         def second(learn, first, fit, seed):
-            with learn._grab_cbs(ProxyAttentionCB)[0].copies_alone(state_of(learn).rows): fit()
+            with learn._grab_cbs(ProxyAttentionCB)[0].copies_alone(cb_of(learn).copies.rows): fit()
             return then
         monkeypatch.setattr(cycles, 'can_do_without', second)
     return tell
