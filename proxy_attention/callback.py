@@ -685,8 +685,11 @@ def _line(self:ProxyAttentionCB, r):
     if r.suspects: notes.append(f"{r.suspects} suspects, see learn.suspects")
     share = f", at most {r.candidates}" if self.select == 'wrong' and r.candidates < r.wrong - r.flat - r.suspects else ''
     out = f"cycle {r.cycle}: {r.proxies} copies ({of} of {r.items} items{share}{'; no copy: ' + ', '.join(notes) if notes else ''}) in {r.seconds:.1f} s"
-    if r.live: return out + f", in {self.copies.store.name}; dls.train now draws from {self.learn.dls.train.n} items"
-    return out + "; dls.train is as it was made"
+    out += (f", in {self.copies.store.name}; dls.train now draws from {self.learn.dls.train.n} items" if r.live else
+            "; dls.train is as it was made")
+    if r.wrong >= 0.05*r.items or self.select not in ('wrong', 'ever_wrong'): return out
+    look = '' if self.scout is not None else ", and scout='15%' looks before they are learnt"
+    return out + f". Few are wrong: select='low_confidence' goes further{look}"
 
 # %% ../nbs/14_callback.ipynb #f86c1cec
 def proxy_cb(learn) -> ProxyAttentionCB:

@@ -11,7 +11,7 @@ from torch import nn
 
 from kit import (CLASSES, Coded, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of, make_learner, quiet_cb,
                  same_weights, shapes_dls, cb_of, weights)
-from proxy_attention import cycles, erase, select  # noqa: F401  (cycles patches Learner)
+from proxy_attention import erase, learner, select  # noqa: F401  (learner patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.look import explained, probability, targets
 from proxy_attention.policy import Policy
@@ -144,10 +144,11 @@ def test_a_function_that_draws_lots_changes_no_stream(shapes):
     a,b = run(suspects=[]), run(suspects=lambda learn: [] if torch.rand(3).sum() + np.random.rand() > 0 else None)
     assert a == b
 
-def test_suspects_hold_under_a_recipe(shapes):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5]))
-    learn.fit_proxy(epochs=1, lr=LOW, recipe='early_look', look_after='2 steps')
-    assert len(learn.proxies) == 25 and {r['index'] for r in cb_of(learn).copies.rows}.isdisjoint({4, 5})
+def test_suspects_get_no_copy_from_a_scout_either(shapes):
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5], scout='2 steps', test=False, select=None))
+    learn.fit(1, LOW)
+    assert len(learn.proxies) == 25 and set(learn.proxies['cycle']) == {0} and {r['index'] for r in cb_of(learn).copies.rows}.isdisjoint({4, 5})
+    assert learn.dls.train_ds.originals == [4, 5] and last_of(learn)['suspects'] == 2
 
 def test_suspects_and_ever_wrong(shapes):
     learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='ever_wrong'))
