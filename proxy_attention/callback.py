@@ -478,7 +478,8 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     total = learn.n_epoch*len(learn.dls.train)
     steps = steps_of(self.scout, learn.n_epoch, len(learn.dls.train), 'scout')
     if steps > total: raise ValueError(f"scout={self.scout!r} is {steps} steps, longer than the fit of {total}; give a shorter one, such as '15%'.")
-    try: rows = self._scout(report, clock, steps)
+    try:
+        with kept_rng(): rows = self._scout(report, clock, steps)
     except StoreError as e:
         self.fit_state.scouted = True
         return self._nothing(str(e), report)
