@@ -1,15 +1,15 @@
-"""The trial: are copies of use? Its two tests, what `fit_proxy` makes of them, and that it leaves nothing behind."""
+"""The old trial of the lab: are copies of use? Its two tests by themselves, and that they leave nothing behind."""
 import numpy as np
 import pytest
 import torch
 
-from kit import copied_files, quiet_cb, same_weights, cb_of, wrong_files
-from proxy_attention import cycles, trial
+from kit import cb_of, quiet_cb, wrong_files
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.cycles import recipes
 from proxy_attention.inject import ProxyDataset
-from proxy_attention.trial import Trial, ask_holes, can_do_without, centred, gone, hole_pictures, needs, right, told_by
-from test_fit_proxy import LOW, watched
+from proxy_attention.lab import trial
+from proxy_attention.lab.trial import Trial, ask_holes, can_do_without, centred, gone, hole_pictures, needs, right, told_by
+
+LOW = 1e-3
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------------------------------------
@@ -149,106 +149,3 @@ def test_ask_holes_sees_what_was_erased(asked, monkeypatch):
     monkeypatch.setattr(trial, 'most', 5)
     ask_holes(asked, first)
     assert len(seen['y']) == 5
-
-# -- in fit_proxy ---------------------------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def told(monkeypatch):
-    "A function: let the tests find these numbers"
-    def tell(first, then=None):
-        monkeypatch.setattr(cycles, 'needs', lambda learn: first)
-        def second(learn, first, fit, seed):
-            with learn._grab_cbs(ProxyAttentionCB)[0].copies_alone(cb_of(learn).copies.rows): fit()
-            return then
-        monkeypatch.setattr(cycles, 'can_do_without', second)
-    return tell
-
-LOST = (.9, .1, .3)
-
-def test_a_shortcut_starts_again_with_copies(learner, told):
-    told(Trial(*LOST), Trial(*LOST, .6, .6))
-    learn, fits = watched(learner, quiet_cb(select='all', merge='replace'))
-    df = learn.fit_proxy(1, 2, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
-    assert [f['steps'] for f in fits] == [2, 4, 6] and list(df['steps']) == [2, 6] and list(df['steps_trial']) == [0, 4] and list(df['trial']) == ['', 'shortcut']
-    assert all(same_weights(f['begin'], fits[0]['begin']) for f in fits[1:]) and len(learn.proxies) == 27 == len(learn.dls.train_ds) and df['seconds_trial'][1] > 0
-
-@pytest.mark.parametrize('first, then, verdict', [((.9, .8, .3), None, 'spread'), (LOST, (*LOST, .8, .3), 'real'), (LOST, (*LOST, .31, .3), 'unclear'), (None, None, 'few')])
-def test_otherwise_training_goes_on_as_if_nothing_had_been(learner, told, first, then, verdict):
-    told(first and Trial(*first), then and Trial(*then))
-    learn, fits = watched(learner, quiet_cb(select='all', merge='replace'))
-    plain = learn.dls
-    df = learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
-    assert list(df['trial']) == ['', verdict] and len(fits) == (2 if then is None else 3) and list(df['proxies']) == [0, 0] and list(df['items']) == [27, 27]
-    assert same_weights(fits[-1]['begin'], fits[0]['end']) and learn.dls is plain and not len(learn.proxies)
-
-@pytest.mark.parametrize('holes, verdict', [(.2, 'shortcut'), (.8, 'real'), (None, 'few')])
-def test_holes_take_no_steps(learner, monkeypatch, holes, verdict):
-    monkeypatch.setattr(cycles, 'needs', lambda learn: Trial(*LOST))
-    asked = []
-    monkeypatch.setattr(cycles, 'ask_holes', lambda learn, first, seed: asked.append(seed) or holes and Trial(*LOST, holes=holes))
-    learn, fits = watched(learner, quiet_cb(select='all', merge='replace', seed=3))
-    df = learn.fit_proxy(1, 2, lr=LOW, look_after='2 steps', restart='initial', trial='holes')
-    assert asked == [3] and [f['steps'] for f in fits] == [2, 6] and list(df['trial']) == ['', verdict] and list(df['steps_trial']) == [0, 0]
-    assert same_weights(fits[1]['begin'], fits[0]['begin' if verdict == 'shortcut' else 'end']) and len(learn.proxies) == (27 if verdict == 'shortcut' else 0)
-
-def test_the_optimizer_survives_the_trial(learner, told):
-    told(Trial(*LOST), Trial(*LOST, .8, .3))
-    learn, _ = watched(learner, quiet_cb(select='all'))
-    opts = []
-    learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps', after_cycle=lambda learn, row: opts.append(learn.opt))
-    assert opts[0] is opts[1]
-
-def test_without_a_trial_there_are_no_columns(learner):
-    learn, _ = watched(learner, quiet_cb(select='all'))
-    assert not {'trial', 'steps_trial', 'seconds_trial'} & set(learn.fit_proxy(1, 1, lr=LOW, restart='initial'))
-
-def test_percent_and_recipe(learner, told, monkeypatch):
-    told(Trial(*LOST), Trial(*LOST, .6, .6))
-    monkeypatch.setattr(cycles, 'ask_holes', lambda learn, first, seed: Trial(*LOST, holes=.3))
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended') # 24 steps
-    assert [f['steps'] for f in fits] == [4, 24] and list(df['trial']) == ['', 'shortcut'] and len(copied_files(learn)) == 27 and len(learn.dls.train_ds) == 27
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=8, lr=LOW, recipe='recommended', trial='8%')
-    assert [f['steps'] for f in fits] == [4, 2, 24] and list(df['trial']) == ['', 'shortcut'] and len(learn.dls.train_ds) == 27
-    assert recipes['recommended']['policy']['merge'] == 'replace'
-
-def test_an_interrupt_in_the_trial_gives_the_weights_back(learner, monkeypatch):
-    monkeypatch.setattr(cycles, 'needs', lambda learn: Trial(*LOST))
-    def stop(learn, first, fit, seed):
-        with torch.no_grad():
-            for p in learn.model.parameters(): p.zero_()
-        raise KeyboardInterrupt
-    monkeypatch.setattr(cycles, 'can_do_without', stop)
-    learn, fits = watched(learner, quiet_cb(select='all'))
-    with pytest.raises(KeyboardInterrupt): learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps', restart='initial', trial='4 steps')
-    assert same_weights(learn.model.state_dict(), fits[0]['end'])
-
-def test_says_what_it_found(learner, told, capsys):
-    told(Trial(*LOST), Trial(*LOST, .6, .6))
-    learn, _ = watched(learner, quiet_cb(select='all', verbose=True))
-    learn.fit_proxy(1, 1, lr=LOW, restart='initial', trial='2 steps')
-    assert trial.words['shortcut'] in capsys.readouterr().out
-
-@pytest.mark.parametrize('kw, error, words', [(dict(trial='2 steps'), ValueError, "trial='2 steps' needs restart"), (dict(trial='soon', restart='initial'), ValueError, "trial='soon'.*steps.*%.*'holes'"),
-                                              (dict(trial='holes'), ValueError, "trial='holes' needs restart"), (dict(look_after='holes'), ValueError, "look_after='holes' is neither"), (dict(trial=0, restart='head'), ValueError, 'trial=0'), (dict(trial=[1], restart='head'), TypeError, r'trial=\[1\]')])
-def test_bad_input(learner, kw, error, words):
-    learn, fits = watched(learner)
-    with pytest.raises(error, match=words): learn.fit_proxy(1, 1, **kw)
-    assert not fits
-
-# -- for real -------------------------------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('how', ['60 steps', 'holes'])
-@pytest.mark.parametrize('strength, verdict', [(1., 'shortcut'), (0., 'real')])
-def test_digits_with_a_shortcut_and_without(tmp_path, strength, verdict, how):
-    from fastai.learner import Learner
-    from fastai.metrics import accuracy
-    from proxy_attention.lab.digits import make_shortcut_digits, shortcut_digits_dls
-    from proxy_attention.lab.models import quiet, small_cnn
-    dls = shortcut_digits_dls(make_shortcut_digits(tmp_path/'digits', strength, n_train=600, n_valid=20, n_test=20), bs=32)
-    torch.manual_seed(0)
-    learn = Learner(dls, small_cnn(10, 16), metrics=accuracy, cbs=quiet_cb(method='gradcam', select='all', merge='replace'))
-    with quiet(learn): df = learn.fit_proxy(1, 1, lr=1e-2, look_after='100 steps', restart='initial', trial=how)
-    assert df['trial'][1] == verdict and len(learn.proxies) == (600 if strength else 0)
-    assert list(df['steps_trial']) == [0, 60 if how == '60 steps' else 0]
