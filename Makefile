@@ -39,9 +39,9 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and kee
 	for b in startup saliency reading step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
 
 results: $(VENV)/.installed ## Make the records that the README reads: the demo under both policies (about six minutes)
-	for p in early_look proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \
+	for p in default proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \
 		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
-	mkdir -p nbs/images && cp demo_early_look/gallery.png nbs/images/gallery.png
+	mkdir -p nbs/images && cp demo_default/gallery.png nbs/images/gallery.png
 
 records: $(VENV)/.installed ## Run the experiments asl, fashion, vit and vit_plain and the comparison of the README again (about an hour; PROXY_ATTENTION_DATA names the photos)
 	for e in asl fashion vit vit_plain; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done

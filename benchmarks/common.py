@@ -43,12 +43,17 @@ def image_files(folder, n):
 def data_folder(given): return Path(given or os.environ.get('PROXY_ATTENTION_DATA') or ROOT.parent/'shared'/'data')
 
 
+def commit_of():
+    "The commit of the checkout, with + if files were changed since"
+    def git(*words): return subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', 'proxy_attention', 'benchmarks') else '')
+
+
 def save_record(name, figures, wanted):
     "Write the figures to results/bench_NAME.json with what they were measured on"
     if not wanted: return
     import torch
-    commit = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    record = dict(benchmark=name, command='python benchmarks/' + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), commit=commit,
+    record = dict(benchmark=name, command='python benchmarks/' + ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]), commit=commit_of(),
                   machine=dict(cpu=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(), torch=torch.__version__),
                   figures=figures)
     path = ROOT/'results'/f'bench_{name}.json'

@@ -42,15 +42,14 @@ def one(n):
         dls = ImageDataLoaders.from_path_func(tmp, files, parent_label, valid_pct=64/(n+64), seed=0, bs=64, num_workers=0)
         torch.manual_seed(0)
         learn = Learner(dls, small_cnn(dls.c), loss_func=CrossEntropyLossFlat())
-        step = ProxyAttentionCB(select='random', share=args.copies/n, path=f'{tmp}/.run', verbose=False)
+        step = ProxyAttentionCB(select='random', share=args.copies/n, fill='black', path=f'{tmp}/.run', verbose=False)
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-        warm = ProxyAttentionCB(select='random', share=args.copies/n, path=f'{tmp}/.warm', verbose=False)
+        warm = ProxyAttentionCB(select='random', share=args.copies/n, fill='black', path=f'{tmp}/.warm', verbose=False)
         learn.add_cb(warm)
         few = learn.dls.train.n
         learn.dls.train.n = 640 # warm up allocators and caches on a few items
         warm.make_proxies()
         learn.remove_proxies()
-        learn.remove_cb(warm)
         learn.dls.train.n = few
         before, peak, done = rss(), [0.], threading.Event()
         def watch():
@@ -63,11 +62,11 @@ def one(n):
         step.make_proxies()
         done.set()
         t.join()
-        eraser = next(iter(step.proxy_state.erasers.values()))
+        eraser = next(iter(step.copies.erasers.values()))
         seen = eraser.seen
         numbers = seen.maps.nbytes + sum(v.nbytes for v in vars(seen.scores).values() if v is not None) + seen.idxs.nbytes + seen.flat.nbytes
-        numbers += sum(sys.getsizeof(f) for f in step.proxy_state.files) # the list of file names for the audit
-        print(n, before, peak[0], numbers/2**20, step.proxy_state.last['proxies'])
+        numbers += sum(sys.getsizeof(f) for f in step.prepared.files) # the list of file names for the audit
+        print(n, before, peak[0], numbers/2**20, step.last_report.proxies)
 
 
 if args.one: one(args.one)

@@ -93,13 +93,13 @@ for name in args.sets:
             count = iter(range(100))
             def step():
                 "Everything, into a fresh folder, so that nothing is found done already"
-                cb = ProxyAttentionCB(select=select, share=share, area=.1, path=f'{tmp}/.run{next(count)}', verbose=False)
+                cb = ProxyAttentionCB(select=select, share=share, area=.1, fill='black', path=f'{tmp}/.run{next(count)}', verbose=False)
                 learn.add_cb(cb)
                 begun = time.perf_counter()
                 cb.prepare()
                 preparing.append(time.perf_counter() - begun) # before training, once for a learner: not the step's
                 cb.make_proxies()
-                made.append(cb.proxy_state.last['proxies'])
+                made.append(cb.last_report.proxies)
                 start = time.perf_counter()
                 pixels = list(_copies(cb)) # all: a file costs more the more are in its folder
                 out = tempfile.mkdtemp(dir=tmp) # deleted at the very end: some file systems are slow to make files where many were just deleted
@@ -108,10 +108,9 @@ for name in args.sets:
                 encoder.append(time.perf_counter() - begun)
                 encoding.append(time.perf_counter() - start)
                 learn.remove_proxies()
-                learn.remove_cb(cb)
             def _copies(cb):
                 from proxy_attention.store import decode_image
-                for r in cb.proxy_state.rows: yield decode_image(cb.proxy_state.store.file(r).read_bytes())
+                for r in cb.copies.rows: yield decode_image(cb.copies.store.file(r).read_bytes())
             made, encoder, encoding, preparing, naively = [], [], [], [], []
             def slow():
                 with tempfile.TemporaryDirectory() as out, learn.no_logging(): naively.append(naive(learn, share, out))

@@ -1,2 +1,2 @@
 """A fastai callback that erases the evidence a network relied on, and trains it to look elsewhere."""
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -10,5 +10,5 @@ from .select import selectors
 from .shortcut_test import Verdict
 from .store import StoreError, purge
 
-__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'places', 'presets', 'purge', 'saliency_maps',
-           'saliency_methods', 'selectors', 'targets']
+__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'places', 'presets',
+           'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']

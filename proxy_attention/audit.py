@@ -34,7 +34,8 @@ def same_content(
     for i,f in enumerate(files):
         size = None if f is None else _size(f)
         if size not in by_size: continue
-        if size not in hashes: hashes[size] = {h: o for o in reversed(by_size[size]) if (h := file_digest(o)) is not None}
+        if size not in hashes:
+            hashes[size] = {h: o for o in reversed(by_size[size]) if (h := file_digest(o)) is not None}
         if (h := file_digest(f)) in hashes[size]: out[i] = hashes[size][h]
     return out
 
@@ -63,7 +64,7 @@ class _Split:
     n_held_out: int
 
 def _load_split(folder, key, held_out, problems):
-    "The split `key` of a folder; what is wrong with it is added to `problems`. `held_out` replaces the list of the file"
+    "The split `key` of a folder; adds what is wrong with it to `problems`. `held_out` replaces the file's list"
     train = []
     if key is not None:
         try: listed = read_split(folder, key)
@@ -75,9 +76,10 @@ def _load_split(folder, key, held_out, problems):
     if not held_out: problems.append('no held-out items are known: nothing is proven')
     hashes = {}
     for f in held_out:
-        if (h := file_digest(f)) is None: problems.append(f"held-out item {f} can't be read: nothing is proven about it")
-        else: hashes.setdefault(h, f)
-    for i,other in same_content(train, held_out).items(): problems.append(f"training item {train[i]} is the held-out item {other}")
+        if (h := file_digest(f)) is not None: hashes.setdefault(h, f)
+        else: problems.append(f"held-out item {f} can't be read: nothing is proven about it")
+    for i,other in same_content(train, held_out).items():
+        problems.append(f"training item {train[i]} is the held-out item {other}")
     return _Split(set(train), hashes, len(held_out))
 
 def _row_problems(folder, row, split):
@@ -88,9 +90,11 @@ def _row_problems(folder, row, split):
     if copy is not None and copy != row['sha256']: yield f"{name} is not the file that was written"
     for h in dict.fromkeys((copy, row['sha256'])):
         if h in split.held_out: yield f"{name} is the held-out item {split.held_out[h]}"
-    if (sha := row.get('original_sha256')) in split.held_out: yield f"{name} was made of the held-out item {split.held_out[sha]}"
+    if (sha := row.get('original_sha256')) in split.held_out:
+        yield f"{name} was made of the held-out item {split.held_out[sha]}"
     if (src := row.get('original')) is None: return
-    if split.train and src not in split.train: yield f"{name} was made of {src}, which is not a training item of this split"
+    if split.train and src not in split.train:
+        yield f"{name} was made of {src}, which is not a training item of this split"
     now = file_digest(src)
     if now is None: yield f"{name}: its original {src} can't be read"
     elif now != sha: yield f"{name}: its original {src} has changed since"
@@ -106,10 +110,12 @@ def audit(
     rows = list(read_manifest(folder).values())
     out, splits, marker = Audit(len(rows)), {}, read_marker(folder)
     held_out = None if held_out is None else list(map(str, held_out))
-    if marker is None: out.problems.append(f"{folder.name} has no marker of this library: it is not known how many copies were made")
+    if marker is None:
+        out.problems.append(f"{folder.name} has no marker of this library: it is not known how many copies were made")
     elif (live := sum(not r.get('pruned') for r in rows)) < marker['copies']:
         out.problems.append(f"the manifest lists {live} copies, and {marker['copies']} were made")
-    for key in dict.fromkeys(r.get('split') for r in rows) or [None]: splits[key] = _load_split(folder, key, held_out, out.problems)
+    keys = dict.fromkeys(r.get('split') for r in rows) or [None]
+    for key in keys: splits[key] = _load_split(folder, key, held_out, out.problems)
     out.held_out = max(s.n_held_out for s in splits.values())
     for r in rows: out.problems += _row_problems(folder, r, splits[r.get('split')])
     out.problems = list(dict.fromkeys(out.problems))

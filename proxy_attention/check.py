@@ -33,11 +33,14 @@ def training_set(
     "The training set of `dls`, or an error that says why it can't be used"
     dl = dls.train
     if not isinstance(dl, DataLoader):
-        raise TypeError(f"dls.train is a {type(dl).__module__}.{type(dl).__name__}: copies need fastai's own DataLoader, which can be read in order without "
-                        "augmentation. Build it with `fastai.data.load.DataLoader(dataset, bs=…)` or a DataBlock.")
+        raise TypeError(f"dls.train is a {type(dl).__module__}.{type(dl).__name__}: copies need fastai's own "
+                        "DataLoader, which can be read in order without augmentation. Build it with "
+                        "`fastai.data.load.DataLoader(dataset, bs=…)` or a DataBlock.")
     if len(dls.loaders) < 2 or not isinstance(dls.valid, DataLoader) or not dls.valid.n:
-        raise ValueError("dls has no validation set, whose transforms are used to look at the training images; make one, such as with valid_pct=0.2.")
-    if dl.n is None or not hasattr(dl.dataset, '__getitem__'): raise TypeError("dls.train has an iterable dataset; copies need one with a length and indices.")
+        raise ValueError("dls has no validation set, whose transforms are used to look at the training images; "
+                         "make one, such as with valid_pct=0.2.")
+    if dl.n is None or not hasattr(dl.dataset, '__getitem__'):
+        raise TypeError("dls.train has an iterable dataset; copies need one with a length and indices.")
     if dl.n == 0: raise ValueError("dls.train holds no items.")
     base,n = dl.dataset, dl.n
     weights = getattr(dl, 'wgts', None)
@@ -72,31 +75,35 @@ def check_task(
     with no_footprint(model), as_validation(data.base), torch.no_grad():
         batch = eval_dl(learn.dls, data.base, data.n, bs=1, num_workers=0).one_batch()
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(torch.is_tensor(b) for b in batch):
-            raise TypeError(f"items must be one image and one target, got {len(batch) if isinstance(batch, (tuple, list)) else 1} parts.")
+            parts = len(batch) if isinstance(batch, (tuple, list)) else 1
+            raise TypeError(f"items must be one image and one target, got {parts} parts.")
         x,y = prepared(batch, model)
         logits = model(x)
         what = f"targets of type {type(batch[1]).__name__} {tuple(y.shape[1:])}"
         if not torch.is_tensor(logits) or logits.dim() != 2:
             got = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-            raise TypeError(f"ProxyAttentionCB needs a classifier with outputs (batch, classes), got {got} and {what}: segmentation and detection have no "
-                            "single class to explain.")
+            raise TypeError(f"ProxyAttentionCB needs a classifier with outputs (batch, classes), got {got} and {what}: "
+                            "segmentation and detection have no single class to explain.")
         several = _is_several(y, logits, what)
         k = logits.shape[1]
-        if not several and k < 2: raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
+        if not several and k < 2:
+            raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
         found = method_layer(model, x, method, layer, reshape)
-        if method == 'cam' or isinstance(saliency_methods[method], OnAttention): raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
+        if method == 'cam' or isinstance(saliency_methods[method], OnAttention):
+            raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
     some = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
-    names = list(map(str, v)) if (v := getattr(learn.dls, 'vocab', None)) is not None and len(v) == k else [str(i) for i in range(k)]
+    vocab = getattr(learn.dls, 'vocab', None)
+    names = list(map(str, vocab)) if vocab is not None and len(vocab) == k else [str(i) for i in range(k)]
     if not several: _check_classes(source, data.n)
     return Task(several, names, type(img), method, found, some)
 
 def _is_several(y, logits, what):
     if y.dim() == 1 and not y.is_floating_point(): return False
     if y.shape == logits.shape and bool(((y == 0) | (y == 1)).all()): return True
-    raise TypeError(f"ProxyAttentionCB needs a classifier, got {what} for outputs {tuple(logits.shape[1:])}: with regression and segmentation there is no "
-                    "class that is predicted wrong.")
+    raise TypeError(f"ProxyAttentionCB needs a classifier, got {what} for outputs {tuple(logits.shape[1:])}: "
+                    "with regression and segmentation there is no class that is predicted wrong.")
 
 def _first_image(source, n):
     for i in range(n):
@@ -113,7 +120,8 @@ def _check_classes(source, n):
         try: labels.add(int(source.targets(n-1-i//2 if i % 2 else i//2)[0]))
         except (SkipItemException, OSError, SyntaxError): continue
         if len(labels) > 1: return
-    raise ValueError(f"all {n} training items have the same label, {labels.pop() if labels else None}: there is nothing to tell apart.")
+    raise ValueError(f"all {n} training items have the same label, {labels.pop() if labels else None}: "
+                     "there is nothing to tell apart.")
 
 # %% ../nbs/09_check.ipynb #3b0c07d4
 def check_path(
@@ -125,12 +133,14 @@ def check_path(
     if not folders: return
     here, target = Path.cwd().resolve(), Path(path).resolve()
     root = Path(os.path.commonpath(folders))
-    spread = root in here.parents or here == root and not any(Path(f).parent == root for f in folders) # over the place one works in, not a data set's own
+    # over the place one works in, not a data set's own
+    spread = root in here.parents or here == root and not any(Path(f).parent == root for f in folders)
     roots = [Path(f) for f in folders] + ([] if spread else [root])
     for r in roots:
-        if (target == r or r in target.parents) and not any(part.startswith('.') for part in target.relative_to(r).parts):
-            raise ValueError(f"path={str(path)!r} lies inside the data set's folder {str(r)!r}, where copies would be read as data later. Give a folder "
-                             "outside of it, or one whose name begins with a dot.")
+        inside = target == r or r in target.parents
+        if inside and not any(part.startswith('.') for part in target.relative_to(r).parts):
+            raise ValueError(f"path={str(path)!r} lies inside the data set's folder {str(r)!r}, where copies would be "
+                             "read as data later. Give a folder outside of it, or one whose name begins with a dot.")
 
 # %% ../nbs/09_check.ipynb #cda957f1
 def item_files(dataset, n=None) -> list:

@@ -29,20 +29,21 @@ class View(NamedTuple):
 # %% ../nbs/03_erase.ipynb #afc530c1
 def view_grid(
     size:tuple[int,int], # (width, height) of the original images, as PIL says it
-    to_view:torch.Tensor|None=None, # (3,2): original (x,y,1) -> view (x,y), coordinates in [-1,1]; None: the view is the whole image
+    to_view:torch.Tensor|None=None, # (3,2): original (x,y,1) -> view (x,y), both in [-1,1]; None: the whole image
 ) -> View:
     "Where in the view each pixel's centre of an original of this size lies"
     w,h = size
     to_view = torch.tensor([[1., 0.], [0., 1.], [0., 0.]]) if to_view is None else to_view.float()
     if max(abs(to_view[1, 0]), abs(to_view[0, 1])) < 1e-4:
-        x,y = (((2*np.arange(n, dtype=np.float32) + 1)/n - 1)*float(to_view[k, k]) + float(to_view[2, k]) for k,n in ((0, w), (1, h)))
+        x,y = (((2*np.arange(n, dtype=np.float32) + 1)/n - 1)*float(to_view[k, k]) + float(to_view[2, k])
+               for k,n in ((0, w), (1, h)))
         return View(x, y, None, (np.abs(y) <= 1 + 1e-4)[:, None] & (np.abs(x) <= 1 + 1e-4))
     grid = F.affine_grid(to_view.T[None], (1, 1, h, w), align_corners=False)
     return View(None, None, grid, (grid.abs() <= 1 + 1e-4).all(-1)[0].numpy())
 
 # %% ../nbs/03_erase.ipynb #9ffff01b
 def _weights(at, n):
-    "The matrix (len(at), n) that interpolates n cell values linearly at positions from -1 to 1, as torch does with align_corners=False"
+    "The matrix (len(at), n) that interpolates n cells linearly at positions in [-1,1], like align_corners=False"
     pos = np.clip(((at + 1)*n - 1)/2, 0, n-1)
     low = np.minimum(pos.astype(int), max(n-2, 0))
     out = np.zeros((len(at), n), np.float32)
@@ -55,22 +56,25 @@ def maps_on_image(
     view:View, # Of `view_grid`
 ) -> tuple[np.ndarray,np.ndarray]:
     "Saliency (B,H,W) at the pixels of the originals, and which pixels (H,W) the network saw"
-    if view.grid is None: # rows and columns by themselves: two small products, and no thread pool of torch's inside of the store's threads
+    if view.grid is None: # two small products, so that torch opens no thread pool inside of the store's threads
         out = _weights(view.y, maps.shape[1]) @ maps.float().numpy() @ _weights(view.x, maps.shape[2]).T
-    else: out = F.grid_sample(maps[:, None].float(), view.grid.expand(len(maps), -1, -1, -1), padding_mode='border', align_corners=False)[:, 0].numpy()
+    else:
+        grid = view.grid.expand(len(maps), -1, -1, -1)
+        out = F.grid_sample(maps[:, None].float(), grid, padding_mode='border', align_corners=False)[:, 0].numpy()
     return out * view.seen, view.seen
 
 # %% ../nbs/03_erase.ipynb #2169a474
 def check_rule(area, threshold):
     "`(area, threshold)`, checked: one of them, or area=0.1 when neither is given"
     if area is not None and threshold is not None:
-        raise ValueError(f"area={area!r} and threshold={threshold!r} were both given; give one: area= a share of the pixels, or threshold= a fraction of "
-                         "the map's range or 'mean+2std'.")
+        raise ValueError(f"area={area!r} and threshold={threshold!r} were both given; give one: area= a share of the "
+                         "pixels, or threshold= a fraction of the map's range or 'mean+2std'.")
     if threshold is None: return check_number('area', 0.1 if area is None else area, 0, 1, open_low=True), None
     if threshold == 'mean+2std': return None, threshold
     if isinstance(threshold, str) or not isinstance(threshold, Real):
         raise ValueError(f"threshold={threshold!r} is neither a number from 0 to below 1 nor 'mean+2std'.")
-    if threshold == 1: raise ValueError("threshold=1 leaves no pixel above it; it must be a number from 0 to below 1, or 'mean+2std'.")
+    if threshold == 1:
+        raise ValueError("threshold=1 leaves no pixel above it; it must be a number from 0 to below 1, or 'mean+2std'.")
     return None, check_number('threshold', threshold, 0, 1)
 
 # %% ../nbs/03_erase.ipynb #049189cd
@@ -78,7 +82,7 @@ def saliency_masks(
     maps:np.ndarray, # (B,H,W) saliency, at least 0
     seen:np.ndarray|None=None, # (H,W): pixels that may be erased; None: all
     area:float|None=None, # Share of the seen pixels that is erased, in (0,1]
-    threshold:float|str|None=None, # Or: fraction of the map's range above which pixels are erased, in [0,1); or 'mean+2std'
+    threshold:float|str|None=None, # Or: erase pixels above this fraction of the map's range, in [0,1); or 'mean+2std'
 ) -> np.ndarray:
     "Boolean masks (B,H,W) of what to erase; nothing outside of `seen`"
     area,threshold = check_rule(area, threshold)
@@ -102,7 +106,7 @@ def saliency_masks(
 def align_donor(
     donor:np.ndarray, # (H,W) or (H,W,C), uint8: another training image (or a mask of it)
     size:tuple[int,int], # (width, height) of the image that is to be filled
-    to_view:torch.Tensor|None=None, # (3,2): that image's (x,y,1) -> view (x,y), as in `view_grid`; None: the view is the whole image
+    to_view:torch.Tensor|None=None, # (3,2): that image's (x,y,1) -> view (x,y), as of `view_grid`; None: the whole
     donor_to_view:torch.Tensor|None=None, # The same of the donor
     interpolation:int=cv2.INTER_LINEAR,
 ) -> np.ndarray: # (height, width) or (height, width, C)
@@ -110,16 +114,20 @@ def align_donor(
     whole = torch.tensor([[1., 0.], [0., 1.], [0., 0.]])
     a,b = ((whole if m is None else m).double().numpy() for m in (to_view, donor_to_view))
     back = np.linalg.inv(b[:2])
-    link = np.concatenate([a[:2] @ back, (a[2:] - b[2:]) @ back]) # (x,y,1) in the image -> (x,y) in the donor, both in [-1,1]
+    # (x,y,1) in the image -> (x,y) in the donor, both in [-1,1]
+    link = np.concatenate([a[:2] @ back, (a[2:] - b[2:]) @ back])
     nearest = interpolation == cv2.INTER_NEAREST
     if np.abs(link - whole.numpy()).max() < 1e-4:
-        return donor if donor.shape[1::-1] == tuple(size) else cv2.resize(donor, size, interpolation=interpolation if nearest else cv2.INTER_AREA)
+        if donor.shape[1::-1] == tuple(size): return donor
+        return cv2.resize(donor, size, interpolation=interpolation if nearest else cv2.INTER_AREA)
     scale = [abs(link[k, k])*donor.shape[1-k]/size[k] for k in (0, 1)] # donor pixels for one of the image
     if max(scale) > 1.5 and not nearest: # averaged first: bilinear interpolation alone would skip pixels
-        donor = cv2.resize(donor, [max(1, round(n/max(s, 1))) for n,s in zip(donor.shape[1::-1], scale)], interpolation=cv2.INTER_AREA)
+        smaller = [max(1, round(n/max(s, 1))) for n,s in zip(donor.shape[1::-1], scale)]
+        donor = cv2.resize(donor, smaller, interpolation=cv2.INTER_AREA)
     def pixels(w, h): return np.array([[w/2, 0, (w-1)/2], [0, h/2, (h-1)/2], [0, 0, 1]]) # [-1,1] -> pixel centres
     m = pixels(*donor.shape[1::-1]) @ np.block([[link.T], [np.array([[0, 0, 1]])]]) @ np.linalg.inv(pixels(*size))
-    return cv2.warpAffine(donor, m[:2], size, flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101)
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(donor, m[:2], size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 # %% ../nbs/03_erase.ipynb #ab973861
 def fill_black(img, mask, saliency, rng, donor): return np.zeros_like(img)
@@ -131,7 +139,9 @@ def fill_blur(img, mask, saliency, rng, donor):
     "A Gaussian blur of an eighth of the longer side"
     return cv2.GaussianBlur(img, (0, 0), max(img.shape[:2]) / 8)
 
-def fill_noise(img, mask, saliency, rng, donor): return (seeded_rng(0) if rng is None else rng).integers(0, 256, img.shape, dtype=np.uint8)
+def fill_noise(img, mask, saliency, rng, donor):
+    rng = seeded_rng(0) if rng is None else rng
+    return rng.integers(0, 256, img.shape, dtype=np.uint8)
 
 def fill_inpaint(img, mask, saliency, rng, donor):
     "Inpainting by fast marching (Telea 2004)"
@@ -148,8 +158,8 @@ def fill_blend(img, mask, saliency, rng, donor):
 
 def fill_unchanged(img, mask, saliency, rng, donor): return img
 
-fills = {'black': fill_black, 'mean': fill_mean, 'blur': fill_blur, 'noise': fill_noise, 'inpaint': fill_inpaint, 'context': fill_context,
-         'swap': fill_context, 'blend': fill_blend, 'unchanged': fill_unchanged}
+fills = {'black': fill_black, 'mean': fill_mean, 'blur': fill_blur, 'noise': fill_noise, 'inpaint': fill_inpaint,
+         'context': fill_context, 'swap': fill_context, 'blend': fill_blend, 'unchanged': fill_unchanged}
 needs_donor = ('context', 'swap')
 
 # %% ../nbs/03_erase.ipynb #cf9d03f5
@@ -159,7 +169,7 @@ def erase(
     fill:str='black', # A key of `fills`
     saliency:np.ndarray|None=None, # (H,W) in [0,1], for fill='blend'
     rng:np.random.Generator|None=None, # For fill='noise'
-    donor:np.ndarray|None=None, # From `align_donor`, for 'context' and 'swap': another training image, of this one's size
+    donor:np.ndarray|None=None, # For 'context' and 'swap': another training image of this one's size (`align_donor`)
     patch:tuple|None=None, # For 'swap': (image, mask) as `img` and `mask`, of another training image's salient part
 ) -> np.ndarray:
     "A copy of `img` whose masked pixels are filled; all others are the same bytes"
@@ -169,7 +179,8 @@ def erase(
     if mask.dtype != bool: raise TypeError(f"mask must be boolean, got {mask.dtype}.")
     if mask.shape != img.shape[:2]: raise ValueError(f"mask has shape {mask.shape}, the image {img.shape[:2]}.")
     if fill == 'blend' and saliency is None: raise ValueError("fill='blend' needs the saliency map.")
-    if fill == 'swap' and patch is None: raise ValueError("fill='swap' needs the salient patch of another training image.")
+    if fill == 'swap' and patch is None:
+        raise ValueError("fill='swap' needs the salient patch of another training image.")
     out = img.copy()
     colour = out[..., :3] if img.ndim == 3 else out
     source = img[..., :3] if img.ndim == 3 else img

@@ -40,7 +40,7 @@ def proxy_images(
     rows, # Manifest rows of some of them, or of candidates
     eraser=None, # That of candidates; None: the rows are of live copies
 ):
-    "For each row: the original (H,W) or (H,W,C) uint8, the map (H,W) in [0,1] (None where another process made the copy), and the copy (None if it is gone)"
+    "For each row: original (H,W) or (H,W,C), map (H,W) in [0,1] or None, and copy, or None if it is gone"
     cb = proxy_cb(learn)
     data,copies = cb.prepared, cb.copies
     with kept_rng():
@@ -69,7 +69,7 @@ def show_proxies(self:Learner,
     save:str|Path|None=None, # Also write the figure to this file
     return_fig:bool=False, # Return the figure?
 ):
-    "Draw the live copies: original, where the network looked, and what is left; where a verdict rejected them, the candidates, marked as not used"
+    "Draw the live copies: original, where the network looked, and what is left; or the candidates that were rejected"
     n, cb = check_number('max_n', max_n, 1, whole=True), proxy_cb(self)
     check_flag('return_fig', return_fig)
     rows,eraser,title = _rows_to_show(cb, n)
@@ -82,7 +82,8 @@ def show_proxies(self:Learner,
         ax[0].imshow(img, **grey)
         overlay(ax[1], img, np.zeros(img.shape[:2]) if saliency is None else saliency)
         ax[2].imshow(np.zeros_like(img) if left is None else left, **grey)
-        ax[0].set_title(f"{_shorten(row['predicted'])} →\n{_shorten(row['label'])} ({row['confidence']:.2f})", fontsize=9)
+        classes = f"{_shorten(row['predicted'])} →\n{_shorten(row['label'])} ({row['confidence']:.2f})"
+        ax[0].set_title(classes, fontsize=9)
     for a in axs.ravel():
         a.set_xticks([])
         a.set_yticks([])

@@ -30,23 +30,26 @@ from .core import digest
 from .store import decode_image
 
 # %% ../nbs/07_inject.ipynb #8dd9f08b
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) # what Pillow raises on damaged files
+# what Pillow raises on damaged files
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 # %% ../nbs/07_inject.ipynb #a0f6c3f0
 def split_item(item, n_inp=1):
     "The input and the targets (a tuple) of a dataset's item"
-    if not isinstance(item, (tuple, list)) or len(item) < 2: raise TypeError(f"items must be (image, target), got {type(item).__name__}.")
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise TypeError(f"items must be (image, target), got {type(item).__name__}.")
     return item[0], tuple(item[1:])
 
 # %% ../nbs/07_inject.ipynb #719938ee
 def _plain(data):
-    "Are these the bytes of a JPEG or PNG that Pillow and OpenCV decode to the same 8-bit RGB pixels? Read off the header: faster than opening it"
-    if data[:8] == b'\x89PNG\r\n\x1a\n': # 8 bits a channel, grey or RGB, no transparent colour, not rotated, not animated
+    "Are these the bytes of a JPEG or PNG that Pillow and OpenCV decode to the same 8-bit RGB? The header tells"
+    if data[:8] == b'\x89PNG\r\n\x1a\n': # 8 bits a channel, grey or RGB, not transparent, rotated or animated
         head = data[:max(data.find(b'IDAT'), 0)]
         return data[24:26] in (b'\x08\x00', b'\x08\x02') and not any(c in head for c in (b'tRNS', b'eXIf', b'acTL'))
     if data[:2] != b'\xff\xd8': return False
     i = 2
-    while i+10 < len(data) and data[i] == 0xff: # a JPEG's segments up to its frame header: one or three components, and no Exif, which may rotate
+    # a JPEG's segments up to its frame header: one or three components, and no Exif, which may rotate
+    while i+10 < len(data) and data[i] == 0xff:
         if data[i+1] in (0xc0, 0xc1, 0xc2): return data[i+9] in (1, 3)
         if data[i+4:i+10] == b'Exif\x00\x00' or data[i+4:i+9] == b'Adobe': return False
         i += 2 + int.from_bytes(data[i+2:i+4], 'big')
@@ -84,7 +87,8 @@ class Source:
 
     def _reader_is_fastais(self):
         fs = list(self.pipe.tfms.fs) if self.pipe is not None else []
-        return self.steps is not None and isinstance(self.base, Datasets) and len(fs) == self.steps+1 and fs[-1].name == 'PILBase.create'
+        if self.steps is None or not isinstance(self.base, Datasets): return False
+        return len(fs) == self.steps+1 and fs[-1].name == 'PILBase.create'
 
     def path(self, i) -> Path|None:
         "The file of item `i`, or None"
@@ -107,10 +111,11 @@ class Source:
 
     def targets(self, i) -> tuple:
         "The targets of item `i`, through the user's own pipeline; the image isn't read where that can be helped"
-        return tuple(tl[i] for tl in self.base.tls[1:]) if isinstance(self.base, Datasets) else split_item(self.base[i])[1]
+        if isinstance(self.base, Datasets): return tuple(tl[i] for tl in self.base.tls[1:])
+        return split_item(self.base[i])[1]
 
     def read(self, i, kind=PILImage):
-        "Pixels (H,W), (H,W,3) or (H,W,4), uint8, and SHA-256 of item `i`: of its file, or of its pixels where it has none"
+        "Pixels (uint8) and SHA-256 of item `i`: of its file, or of its pixels where it has none"
         path = self.path(i)
         if path is None:
             px = pixels(self.image(i))
@@ -126,14 +131,16 @@ class Source:
 def pixels(img) -> np.ndarray:
     "The pixels of a picture, (H,W), (H,W,3) or (H,W,4), uint8"
     if isinstance(img, Image.Image):
-        if img.mode not in ('RGB', 'L', 'RGBA'): raise TypeError(f"images must be RGB, RGBA or grey (L), got mode {img.mode}; use PILImage.create.")
+        if img.mode not in ('RGB', 'L', 'RGBA'):
+            raise TypeError(f"images must be RGB, RGBA or grey (L), got mode {img.mode}; use PILImage.create.")
         return np.asarray(img)
     if torch.is_tensor(img) and img.dtype == torch.uint8 and img.dim() == 3 and img.shape[0] in (1, 3, 4):
         a = img.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()
         return a[..., 0] if a.shape[2] == 1 else a
     what = f"a {img.dtype} tensor {tuple(img.shape)}" if torch.is_tensor(img) else type(img).__name__
-    raise TypeError(f"the dataset's items must be PIL images or uint8 tensors (C,H,W) before item and batch transforms, got {what}: a copy has to be erased "
-                    "in the image's own pixels. Decode in the dataset; normalise in batch_tfms.")
+    raise TypeError("the dataset's items must be PIL images or uint8 tensors (C,H,W) before item and batch transforms, "
+                    f"got {what}: a copy has to be erased in the image's own pixels. "
+                    "Decode in the dataset; normalise in batch_tfms.")
 
 # %% ../nbs/07_inject.ipynb #22bfdabe
 def image_size(img) -> tuple:
@@ -182,7 +189,9 @@ class Originals(GetAttr):
 @contextlib.contextmanager
 def as_validation(base):
     "Transforms of the dataset itself behave as for validation inside of the block"
-    pipes = [tl.tfms for tl in (base.tls if isinstance(base, Datasets) else [base] if isinstance(base, TfmdLists) else [])]
+    if isinstance(base, Datasets): lists = base.tls
+    else: lists = [base] if isinstance(base, TfmdLists) else []
+    pipes = [tl.tfms for tl in lists]
     old = [p.split_idx for p in pipes]
     try:
         for p in pipes: p.split_idx = 1
@@ -206,7 +215,8 @@ def view_of(
         if isinstance(p := getattr(dl, name), Pipeline): p.split_idx = 1
     x,pts = dl.after_item((img, TensorPoint(corners.clone(), sz=image_size(img))))
     if isinstance(x, torch.Tensor):
-        batch = (x[None].as_subclass(type(x)) if isinstance(x, TensorImage) else TensorImage(x[None]), TensorPoint(pts[None]))
+        image = x[None].as_subclass(type(x)) if isinstance(x, TensorImage) else TensorImage(x[None])
+        batch = image, TensorPoint(pts[None])
         device = dl.device or 'cpu'
         _,pts = dl.after_batch(tuple(b.to(device) for b in batch))
         pts = pts[0]
@@ -215,7 +225,7 @@ def view_of(
 
 # %% ../nbs/07_inject.ipynb #56800eae
 class ProxyDataset(GetAttr):
-    "A training set with copies behind its originals: item `i` of `originals`, then copies whose targets are their originals'"
+    "A training set of the originals that stay in, with copies behind them that have their originals' targets"
     _default = 'base'
     def __init__(self,
         base, # The user's training set
@@ -223,25 +233,30 @@ class ProxyDataset(GetAttr):
         copies, # (file, index of the original, type of the image) each
     ):
         self.base, self.originals, self.copies, self.source = base, list(originals), list(copies), Source(base)
-        self.lost = torch.zeros(max(len(self.copies), 1), dtype=torch.uint8).share_memory_() # shared, so that worker processes can write it
+        # shared, so that worker processes can write it
+        self.lost = torch.zeros(max(len(self.copies), 1), dtype=torch.uint8).share_memory_()
 
     def __len__(self): return len(self.originals) + len(self.copies)
 
     def __getitem__(self, i):
-        if not isinstance(i, (int, np.integer)): return [self[int(o)] for o in (np.flatnonzero(i) if getattr(i, 'dtype', None) == bool else i)]
+        if not isinstance(i, (int, np.integer)):
+            picked = np.flatnonzero(i) if getattr(i, 'dtype', None) == bool else i
+            return [self[int(o)] for o in picked]
         if i < 0: i += len(self)
         if i < len(self.originals): return self.base[self.originals[i]]
         return self._copy(i - len(self.originals))
 
     def _copy(self, k):
-        "Copy `k`; its original where the copy can't be read any more, so that a damaged file costs a copy and not a fit"
+        "Copy `k`, or its original where the copy can't be read: a damaged file costs a copy and not a fit"
         file,src,like = self.copies[k]
         try: return (load_copy(file, like), *self.source.targets(src))
         except READ_ERRORS as e:
             if Path(file).exists() and not self._unreadable(file, like): raise # not the copy's fault
             first = not self.lost[k]
             self.lost[k] = 1
-            if first and self.lost.sum() <= 3: warnings.warn(f"the copy {file} can't be read any more ({type(e).__name__}); its original is trained on in its place")
+            if first and self.lost.sum() <= 3:
+                warnings.warn(f"the copy {file} can't be read any more ({type(e).__name__}); "
+                              "its original is trained on in its place")
             return self.base[src]
 
     @staticmethod
@@ -251,7 +266,7 @@ class ProxyDataset(GetAttr):
 
     @property
     def items(self):
-        "The items of the originals, then of the copies' originals: what `Interpretation` looks labels and pictures up in"
+        "The items of the originals, then of the copies' originals, for `Interpretation` to look up"
         order = [self.origin(i) for i in range(len(self))]
         return self.base.items.iloc[order] if hasattr(self.base.items, 'iloc') else L(self.base.items)[order]
 
@@ -262,7 +277,7 @@ class ProxyDataset(GetAttr):
 
 # %% ../nbs/07_inject.ipynb #5fb4b136
 def copied_dl(dl):
-    "A DataLoader that draws as `dl` would and can be changed without changing it; `dl.new()` forgets n, weights and more"
+    "A DataLoader that draws as `dl` would and can be changed by itself; `dl.new()` forgets n, weights and more"
     new = copy.copy(dl)
     new.fake_l = copy.copy(dl.fake_l)
     new.fake_l.d = new.fake_l.default = new
@@ -303,7 +318,7 @@ def epoch_of(dls, steps):
 
 # %% ../nbs/07_inject.ipynb #a09e2133
 class _NewLoader:
-    "What `new` of a loader with copies is: a loader of the originals; with indices of its own (`get_idxs`), one that holds the copies"
+    "`new` of a loader with copies: makes a loader of the originals or, given `get_idxs`, one that holds the copies"
     def __init__(self, train, original): self.train, self.original = train, original
     def __call__(self, dataset=None, cls=None, **kwargs):
         dl = self.train if dataset is None and 'get_idxs' in kwargs else self.original

@@ -27,16 +27,19 @@ class _Counter(Callback):
     def before_batch(self):
         if not self.training: return
         self.steps += 1
-        self.items, self.proxies = len(self.learn.dls.train_ds), len(self.learn.proxies)
+        self.items, self.proxies = len(self.learn.dls.train_ds), len(vars(self.learn.dls).get('proxy_rows', ()))
 
 def _fit(learn, epochs, lr, freeze_epochs, **kwargs):
-    if freeze_epochs: learn.fine_tune(epochs, **({} if lr is None else dict(base_lr=lr)), freeze_epochs=freeze_epochs, **kwargs)
+    if freeze_epochs:
+        base = {} if lr is None else dict(base_lr=lr)
+        learn.fine_tune(epochs, **base, freeze_epochs=freeze_epochs, **kwargs)
     else: learn.fit_one_cycle(epochs, lr, **kwargs)
 
 def _snapshot(learn):
     "Weights, optimizer and copies"
-    opt = None if learn.opt is None else (learn.opt.frozen_idx, deepcopy(learn.opt.state_dict())) # a step changes its tensors in place
-    return {k: v.detach().clone() for k,v in learn.model.state_dict().items()}, opt, proxy_cb(learn).copies.snapshot()
+    weights,opt = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}, learn.opt
+    if opt is not None: opt = opt.frozen_idx, deepcopy(opt.state_dict()) # a step changes its tensors in place
+    return weights, opt, proxy_cb(learn).copies.snapshot()
 
 def _restore(learn, kept):
     weights,opt,copies = kept
@@ -60,24 +63,25 @@ def _measured(learn, names):
 def fit_proxy(self:Learner,
     epochs:int, # Of Stage 1 and of each Stage 3
     cycles:int=1, # How many times Stages 2 and 3 follow Stage 1
-    lr:float|slice|None=None, # Highest learning rate of `fit_one_cycle`, or base rate of `fine_tune`; None: the learner's, or fine_tune's own
+    lr:float|slice|None=None, # Highest rate of `fit_one_cycle`, or base rate of `fine_tune`; None: their default
     freeze_epochs:int=0, # Each stage begins with so many epochs of the head only, as in `fine_tune`
     cycle_epochs:int|None=None, # Epochs of each Stage 3, where they differ from Stage 1's
-    monitor:str|None=None, # What patience and rollback go by: a loss or a metric; None: the first metric, else valid_loss
+    monitor:str|None=None, # What patience and rollback go by: a loss or metric; None: first metric, else valid_loss
     until:str|None=None, # Stop when this holds, such as 'accuracy>=0.95'
     patience:int|None=None, # Stop after so many cycles without improvement
     budget:float|None=None, # Start no cycle after so many seconds
-    rollback:float|None=None, # Undo a cycle (weights, optimizer, copies) that worsens `monitor` by more than this; None: never
+    rollback:float|None=None, # Undo a cycle that worsens `monitor` by more than this; None: never
     after_cycle:Function|None=None, # Called with (learner, row) after each fit; what it returns is added to the row
 ) -> pd.DataFrame: # A row a fit: cycle 0 is Stage 1
-    "Stages 1 to 3 until satisfactory: train, make copies, train on both. A `ProxyAttentionCB` is added if there is none"
+    "Stages 1 to 3 until satisfactory: train, make copies, train on both; adds a `ProxyAttentionCB` if there is none"
     check_number('epochs', epochs, 1, whole=True)
     check_number('cycles', cycles, 0, 10_000, whole=True)
     check_number('freeze_epochs', freeze_epochs, 0, whole=True)
     again = epochs if cycle_epochs is None else check_number('cycle_epochs', cycle_epochs, 1, whole=True)
     for r in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
         if r is not None: check_number('lr', r, 0, open_low=True)
-    if after_cycle is not None and not callable(after_cycle): raise TypeError(f"after_cycle={after_cycle!r} is not a function (learner, row) -> dict.")
+    if after_cycle is not None and not callable(after_cycle):
+        raise TypeError(f"after_cycle={after_cycle!r} is not a function (learner, row) -> dict.")
     names = ['train_loss', 'valid_loss', *(m.name for m in self.metrics)]
     monitor = (names[2:] or ['valid_loss'])[0] if monitor is None else check_choice('monitor', monitor, names)
     rule = StopRule(monitor, until, patience, budget, rollback, tuple(names))
@@ -91,7 +95,8 @@ def fit_proxy(self:Learner,
 
     def note(cycle, values, back, stop):
         c,report = counters[-1], proxy_cb(self).last_report
-        row = dict(cycle=cycle, items=c.items, proxies=c.proxies, wrong=report.wrong, steps=c.steps, **values, rolled_back=back, stop=stop)
+        row = dict(cycle=cycle, items=c.items, proxies=c.proxies, wrong=report.wrong, steps=c.steps,
+                   **values, rolled_back=back, stop=stop)
         rows.append(row)
         if after_cycle is not None: row.update(after_cycle(self, row) or {})
 

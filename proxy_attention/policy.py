@@ -18,7 +18,7 @@ from .select import selectors
 @dataclass(frozen=True)
 class Policy:
     "Which items get a copy, what is erased in it and what becomes of the original"
-    scout: str|float|None = '15%' # Length of a scout before the first fit: a share of the fit, 'N steps', or epochs; None: no scout
+    scout: str|float|None = '15%' # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     test: bool = True # Use the scout's copies only if the tests find a shortcut?
@@ -37,11 +37,14 @@ class Policy:
     accept: bool = False # Keep a copy only if what its map explains is less probable on it than on its original?
 
     def __post_init__(self):
-        choices = dict(method=saliency_methods, target=targets, scout_select=selectors, fill=fills, place=places, keep=('latest', 'all'),
-                       merge=('add', 'replace'), scout_merge=('add', 'replace'))
+        choices = dict(
+            method=saliency_methods, target=targets, scout_select=selectors, fill=fills, place=places,
+            keep=('latest', 'all'), merge=('add', 'replace'), scout_merge=('add', 'replace'),
+        )
         for name,known in choices.items(): check_choice(name, getattr(self, name), known)
         if self.select is not None: check_choice('select', self.select, [*selectors])
-        if self.scout_select == 'ever_wrong': raise ValueError("scout_select='ever_wrong': a scout's training isn't watched; use 'wrong'.")
+        if self.scout_select == 'ever_wrong':
+            raise ValueError("scout_select='ever_wrong': a scout's training isn't watched; use 'wrong'.")
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('thresh', self.thresh, 0, 1)

@@ -44,8 +44,8 @@ def held_out_items(
         out.append(seeded_rng(seed, 'held out', int(c)).permutation(items)[:k])
     held = np.sort(np.concatenate(out))
     if len(np.unique(labels[held])) < 2:
-        raise ValueError(f"scout: the held-out part of the {len(labels)} training items has fewer than two classes, so that nothing can be tested on it. "
-                         "Give it more images, or scout=None.")
+        raise ValueError(f"scout: the held-out part of the {len(labels)} training items has fewer than two classes, "
+                         "so that nothing can be tested on it. Give it more images, or scout=None.")
     return held
 
 # %% ../nbs/11_scout.ipynb #a70010e8
@@ -53,7 +53,8 @@ class ScoutLearner(Learner):
     "A learner that validates nothing and prints nothing"
     def _do_epoch_validate(self, ds_idx=1, dl=None): pass
 
-_carried = (MixedPrecision, NonNativeMixedPrecision, ModelToHalf, GradientAccumulation, GradientClip, ChannelsLast, MixHandler, BnFreeze)
+_carried = (MixedPrecision, NonNativeMixedPrecision, ModelToHalf, GradientAccumulation, GradientClip, ChannelsLast,
+            MixHandler, BnFreeze)
 
 class _Bar(Callback):
     "A progress bar below that of the fit"
@@ -68,8 +69,9 @@ def copy_model(model:nn.Module) -> nn.Module:
     "A deep copy, or an error that says what to do"
     try: return copy.deepcopy(model)
     except Exception as e:
-        raise TypeError(f"scout: a copy of the network is trained, and this {type(model).__name__} can't be copied ({type(e).__name__}: {e}). Keep only "
-                        "parameters, buffers and modules on it (or give it a __deepcopy__), or switch the scout off with scout=None.") from e
+        raise TypeError(f"scout: a copy of the network is trained, and this {type(model).__name__} can't be copied "
+                        f"({type(e).__name__}: {e}). Keep only parameters, buffers and modules on it "
+                        "(or give it a __deepcopy__), or switch the scout off with scout=None.") from e
 
 def highest_lr(learn) -> list: # Of each parameter group
     "The highest learning rate of the fit that is going on"
@@ -82,13 +84,20 @@ def highest_lr(learn) -> list: # Of each parameter group
 def _scout_learner(learn, dls, bar):
     "A learner of a copy of the network, ready to train as `learn` would"
     if isinstance(learn.opt_func, OptimWrapper):
-        raise TypeError("scout: opt_func is an optimizer that is bound to the network already; a scout needs one of its own. Give a function, such as "
-                        "partial(OptimWrapper, opt=torch.optim.AdamW), or scout=None.")
+        raise TypeError("scout: opt_func is an optimizer that is bound to the network already; "
+                        "a scout needs one of its own. "
+                        "Give a function, such as partial(OptimWrapper, opt=torch.optim.AdamW), or scout=None.")
     try: loss = copy.deepcopy(learn.loss_func)
-    except Exception as e: raise TypeError(f"scout: the loss function can't be copied ({type(e).__name__}: {e}). Give one that can, or scout=None.") from e
-    cbs = [TrainEvalCallback(), *(copy.copy(cb) for cb in learn.cbs if isinstance(cb, _carried)), *([] if bar is None else [bar])]
-    new = ScoutLearner(dls, copy_model(learn.model), loss, opt_func=learn.opt_func, lr=learn.lr, splitter=learn.splitter, cbs=cbs, path=learn.path,
-                       wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms, default_cbs=False)
+    except Exception as e:
+        raise TypeError(f"scout: the loss function can't be copied ({type(e).__name__}: {e}). "
+                        "Give one that can, or scout=None.") from e
+    carried = [copy.copy(cb) for cb in learn.cbs if isinstance(cb, _carried)]
+    cbs = [TrainEvalCallback(), *carried, *([] if bar is None else [bar])]
+    new = ScoutLearner(
+        dls, copy_model(learn.model), loss, opt_func=learn.opt_func, lr=learn.lr, splitter=learn.splitter, cbs=cbs,
+        path=learn.path, wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms,
+        default_cbs=False,
+    )
     new.logger, new.create_mbar = noop, False
     new.create_opt()
     for ours,theirs in zip(new.opt.hypers, learn.opt.hypers): ours.update(theirs)
@@ -105,11 +114,12 @@ def train_scout(
     text:str='scout', # Beside the progress bar
     progress:bool=True, # Show a bar, where there is a terminal or a notebook?
 ) -> nn.Module: # The trained copy
-    "A copy of the learner's network, trained for `steps` on the training images of `dls`; the learner and all random streams are left as they are"
+    "A copy of the learner's network, trained for `steps` on `dls`; the learner and random streams stay as they are"
     numbers = seeded_rng(seed, text)
     train = copied_dl(dls.train)
     train.rng = random.Random(int(numbers.integers(2**32)))
-    bar = _Bar(steps, text) if progress and hasattr(learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty()) else None
+    show = progress and hasattr(learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty())
+    bar = _Bar(steps, text) if show else None
     dls = copied_dls(dls, train)
     with kept_rng():
         random.seed(int(numbers.integers(2**32)))

@@ -46,7 +46,8 @@ def count_right(
     "Counts from predictions on held-out images and on their copies"
     a,b = on_images == labels, on_copies == labels
     chance = float(np.bincount(labels).max()/len(labels))
-    return Counts(len(labels), int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), None if second is None else int((second == labels).sum()), chance)
+    second_right = None if second is None else int((second == labels).sum())
+    return Counts(len(labels), int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), second_right, chance)
 
 # %% ../nbs/12_shortcut_test.ipynb #be14b6f7
 def _interval(draws):
@@ -121,19 +122,22 @@ def _span(interval): return f"[{_pct(interval[0])}, {_pct(interval[1])}]"
 
 _unclear = {
     'few': "Too little data to tell: {n} images are held out, at least {least} are needed.",
-    'chance': "At chance, too early to tell: a scout knows {image} of {n} held-out images, the most frequent class alone is {chance}. "
-              "Give it more steps with scout=, or train first.",
-    'necessity': "Too little data to tell: erasing {area} drops a scout from {image} to {copy} on {n} held-out images; it loses {needed} {needed_span} of "
-                 "what it knows above chance, and the bound is {bound}.",
-    'sufficiency': "Too little data to tell: erasing {area} drops a scout from {image} to {copy}; trained without that evidence, a second scout reaches "
-                   "{second} of {n} held-out images, where chance is {chance}.",
+    'chance': "At chance, too early to tell: a scout knows {image} of {n} held-out images, "
+              "the most frequent class alone is {chance}. Give it more steps with scout=, or train first.",
+    'necessity': "Too little data to tell: erasing {area} drops a scout from {image} to {copy} on {n} held-out images; "
+                 "it loses {needed} {needed_span} of what it knows above chance, and the bound is {bound}.",
+    'sufficiency': "Too little data to tell: erasing {area} drops a scout from {image} to {copy}; "
+                   "trained without that evidence, a second scout reaches {second} of {n} held-out images, "
+                   "where chance is {chance}.",
 }
 _words = {
-    'shortcut': "Shortcut found. Erasing {area} drops a scout from {image} to {copy}; trained without that evidence, a second scout still reaches {second}.",
-    'real': "No shortcut: what was erased is the evidence itself. Erasing {area} drops a scout from {image} to {copy}; trained without it, a second scout "
-            "reaches {second}, and chance is {chance}.",
-    'spread': "No single region carries the answer: erasing {area} drops a scout from {image} to {copy}, which is {needed} of what it knows above chance "
-              "(bound {bound}). This does not rule out a cue at the border, in the colour or in the background.",
+    'shortcut': "Shortcut found. Erasing {area} drops a scout from {image} to {copy}; "
+                "trained without that evidence, a second scout still reaches {second}.",
+    'real': "No shortcut: what was erased is the evidence itself. Erasing {area} drops a scout from {image} to {copy}; "
+            "trained without it, a second scout reaches {second}, and chance is {chance}.",
+    'spread': "No single region carries the answer: erasing {area} drops a scout from {image} to {copy}, "
+              "which is {needed} of what it knows above chance (bound {bound}). "
+              "This does not rule out a cue at the border, in the colour or in the background.",
 }
 
 # %% ../nbs/12_shortcut_test.ipynb #ce8f7d7b
@@ -145,6 +149,8 @@ def verdict_text(
     "The verdict in plain words, with its numbers"
     c = v.counts
     text = (_unclear[v.reason] if v.name == 'unclear' else _words[v.name]).format(
-        area=area, n=c.n, least=MIN_HELD_OUT, image=_pct(c.image), copy=_pct(c.copy), chance=_pct(c.chance), needed=_pct(v.necessity),
-        needed_span=_span(v.necessity_interval), bound=_pct(NECESSITY_THRESHOLD), second='' if c.second is None else _pct(c.second_image))
-    return text + (f" The fit trains on {used:,} erased copies in their originals' place." if used else " No copies are used.")
+        area=area, n=c.n, least=MIN_HELD_OUT, image=_pct(c.image), copy=_pct(c.copy), chance=_pct(c.chance),
+        needed=_pct(v.necessity), needed_span=_span(v.necessity_interval), bound=_pct(NECESSITY_THRESHOLD),
+        second='' if c.second is None else _pct(c.second_image))
+    if not used: return text + " No copies are used."
+    return text + f" The fit trains on {used:,} erased copies in their originals' place."

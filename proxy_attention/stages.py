@@ -23,7 +23,8 @@ def parse_until(
     names, # What is measured: losses and metrics
 ) -> tuple: # (name, function that says whether its value will do)
     "What is to be measured, and a test of its value"
-    m = re.fullmatch(r'\s*(\w+)\s*(>=|<=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)\s*', until) if isinstance(until, str) else None
+    pattern = r'\s*(\w+)\s*(>=|<=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)\s*'
+    m = re.fullmatch(pattern, until) if isinstance(until, str) else None
     if not m: raise ValueError(f"until={until!r} is not like 'accuracy>=0.95' (>=, <=, > or <).")
     check_choice('until', m[1], names)
     return m[1], lambda v: _compare[m[2]](float(v), float(m[3]))
@@ -60,7 +61,8 @@ class StopRule:
         value = values.get(self.monitor)
         value = float(value) if value is not None and math.isfinite(value) else None
         score = -math.inf if value is None else -value if smaller_is_better(self.monitor) else value
-        back = may_roll_back and self.rollback is not None and self.kept is not None and score < self.kept - self.rollback
+        worse = self.rollback is not None and self.kept is not None and score < self.kept - self.rollback
+        back = may_roll_back and worse
         self.seconds += seconds
         if not back: self.kept = score
         if not back and (self.best is None or score > self.best): self.best, self.stale = score, 0
@@ -68,7 +70,9 @@ class StopRule:
         return back, self._why(values, back)
 
     def _why(self, values, back):
-        if self._until is not None and not back and values.get(self._until[0]) is not None and self._until[1](values[self._until[0]]): return 'until'
+        if self._until is not None and not back:
+            name,enough = self._until
+            if values.get(name) is not None and enough(values[name]): return 'until'
         if self.patience is not None and self.stale >= self.patience: return 'patience'
         return 'budget' if self.budget is not None and self.seconds >= self.budget else ''
 

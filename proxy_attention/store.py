@@ -32,7 +32,7 @@ from .core import check_choice, digest, file_digest
 
 # %% ../nbs/05_store.ipynb #c796b122
 class StoreError(RuntimeError):
-    "The folder of copies can't be used: it is someone else's, in use, damaged, newer than this library, full or read-only"
+    "The folder of copies can't be used: it isn't ours, or is in use, damaged, too new, full or read-only"
 
 # %% ../nbs/05_store.ipynb #c3bfdf31
 formats = {'png': [], 'jpg': [cv2.IMWRITE_JPEG_QUALITY, 95]}
@@ -126,13 +126,15 @@ def _check_owner(folder, name):
     marker = read_marker(folder)
     if marker is None:
         foreign = sorted(f.name for f in Path(folder).iterdir() if not _is_first_sign(f))
-        if foreign: raise StoreError(f"path={name!r} is a folder with other files in it ({foreign[0]}), and no {MARKER} says that this library made it. "
-                                     "Give path= a new or an empty folder.")
+        if foreign:
+            raise StoreError(f"path={name!r} is a folder with other files in it ({foreign[0]}), and no {MARKER} says "
+                             "that this library made it. Give path= a new or an empty folder.")
     elif marker['schema'] > SCHEMA:
-        raise StoreError(f"path={name!r} was made by proxy_attention {marker.get('version')} in a newer format than this version, {__version__}, knows. "
-                         "Upgrade, or give another path=.")
+        raise StoreError(f"path={name!r} was made by proxy_attention {marker.get('version')} in a newer format than "
+                         f"this version, {__version__}, knows. Upgrade, or give another path=.")
     for f in (MANIFEST, '.lock'):
-        if (Path(folder)/f).is_symlink(): raise StoreError(f"path={name!r}: {f} is a symbolic link; it is not followed. Give another path=.")
+        if (Path(folder)/f).is_symlink():
+            raise StoreError(f"path={name!r}: {f} is a symbolic link; it is not followed. Give another path=.")
 
 # %% ../nbs/05_store.ipynb #06a9cffe
 def _is_count(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
@@ -143,7 +145,8 @@ def _is_copy(v): return isinstance(v, str) and re.fullmatch(_COPY, v) is not Non
 def _is_split(v): return v is None or isinstance(v, str) and re.fullmatch('[0-9a-f]{16}', v) is not None
 
 _required = {'id': _is_text, 'file': _is_copy, 'sha256': _is_digest, 'bytes': _is_count}
-_optional = {'cycle': _is_count, 'index': _is_count, 'original': _is_text_or_null, 'original_sha256': _is_digest, 'split': _is_split}
+_optional = {'cycle': _is_count, 'index': _is_count, 'original': _is_text_or_null, 'original_sha256': _is_digest,
+             'split': _is_split}
 
 def _row_error(row):
     "What is wrong with a line of the manifest; None if nothing is"
@@ -164,9 +167,11 @@ def read_manifest(
         if not line.strip(): continue
         row = _parse_json(line)
         if isinstance(row, dict) and _is_count(row.get('schema', 0)) and row.get('schema', 0) > SCHEMA:
-            raise StoreError(f"{path}, line {i+1} was written by proxy_attention {row.get('version')} with a newer format than this version, "
-                             f"{__version__}, knows. Upgrade, or give another path=.")
-        if wrong := _row_error(row): raise StoreError(f"{path}, line {i+1} {wrong}; the manifest is damaged. Give another path=, or purge this one.")
+            raise StoreError(f"{path}, line {i+1} was written by proxy_attention {row.get('version')} with a newer "
+                             f"format than this version, {__version__}, knows. Upgrade, or give another path=.")
+        if wrong := _row_error(row):
+            raise StoreError(f"{path}, line {i+1} {wrong}; the manifest is damaged. "
+                             "Give another path=, or purge this one.")
         rows[row['id']] = row
     return rows
 
@@ -221,7 +226,8 @@ class ProxyStore:
         format:str='png', # 'png' or 'jpg'
         max_gb:float=10., # Refuse to let the copies grow beyond this
     ):
-        self.path, self.format, self.max_bytes = Path(path).absolute(), check_choice('format', format, formats), max_gb*1e9
+        self.path, self.max_bytes = Path(path).absolute(), max_gb*1e9
+        self.format = check_choice('format', format, formats)
         self.lock, self.rows, self._verified = None, {}, {}
 
     @property
@@ -247,11 +253,12 @@ def open(self:ProxyStore):
         self.rows = read_manifest(self.path)
         self._mend()
     except filelock.Timeout:
-        raise StoreError(f"path={self.name!r} is in use by another learner (of this process or another). Give each learner its own path=, or "
-                         "call remove_proxies() on the other one first.") from None
+        raise StoreError(f"path={self.name!r} is in use by another learner (of this process or another). Give each "
+                         "learner its own path=, or call remove_proxies() on the other one first.") from None
     except OSError as e:
         lock.release()
-        raise StoreError(f"path={self.name!r} can't be written to: {e.strerror or e}. Give a folder that can with path=.") from None
+        raise StoreError(f"path={self.name!r} can't be written to: {e.strerror or e}. "
+                         "Give a folder that can with path=.") from None
     except BaseException:
         lock.release()
         raise
@@ -320,7 +327,7 @@ def relist(self:ProxyStore, rows, split) -> list:
 
 # %% ../nbs/05_store.ipynb #4ebfa37c
 class CopyWriter:
-    "Called with (rows, make): `make(rows)` gives an image (or None) for each row. Rows that landed on disk are in `rows`"
+    "Called with (rows, make): `make(rows)` gives an image or None a row; `rows` holds the rows that are on disk"
     def __init__(self, store, pool, max_waiting):
         self.store, self.pool, self.max_waiting, self.rows, self.waiting = store, pool, max_waiting, [], deque()
         self.files = {r['file']: r for r in store.rows.values() if store.whole(r)}
@@ -355,9 +362,11 @@ class CopyWriter:
     def land(self):
         "Wait for the oldest job and list its copies in the manifest"
         s,(rows,job) = self.store, self.waiting.popleft()
-        landed = [{**row, **got, 'schema': SCHEMA, 'version': __version__} for row,got in zip(rows, job.result()) if got is not None]
+        landed = [{**row, **got, 'schema': SCHEMA, 'version': __version__}
+                  for row,got in zip(rows, job.result()) if got is not None]
         self.total += sum({r['file']: r['bytes'] for r in landed if r['file'] not in self.files}.values())
-        if self.total > s.max_bytes: raise StoreError(f"the copies in {s.name!r} would grow beyond max_gb={s.max_bytes/1e9:g}.")
+        if self.total > s.max_bytes:
+            raise StoreError(f"the copies in {s.name!r} would grow beyond max_gb={s.max_bytes/1e9:g}.")
         _append(s.path/MANIFEST, [r for r in landed if s.rows.get(r['id']) != r])
         for r in landed: s.rows[r['id']] = self.files[r['file']] = r
         self.rows.extend(landed)
@@ -374,7 +383,8 @@ class CopyWriter:
 def writer(self:ProxyStore, threads:int=2):
     "A `CopyWriter`: `with store.writer() as put: put(rows, make)`"
     before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, 5e-4)) # else threads that write small files wait longer for the interpreter than for the disk
+    # else threads that write small files wait longer for the interpreter than for the disk
+    sys.setswitchinterval(min(before, 5e-4))
     try:
         with ThreadPoolExecutor(threads) as pool:
             put = CopyWriter(self, pool, 4*threads)
@@ -395,10 +405,12 @@ def purge_run(folder):
     lock = filelock.FileLock(folder/'.lock', timeout=0)
     _check_owner(folder, str(folder))
     try: _acquire(lock)
-    except filelock.Timeout: raise StoreError(f"{str(folder)!r} is in use by a learner; call remove_proxies() on it first.") from None
+    except filelock.Timeout:
+        raise StoreError(f"{str(folder)!r} is in use by a learner; call remove_proxies() on it first.") from None
     try:
         for f in folder.iterdir():
-            if _OURS.fullmatch(f.name) or _TMP.fullmatch(f.name): f.unlink(missing_ok=True) # by name: a damaged manifest is no hindrance
+            if _OURS.fullmatch(f.name) or _TMP.fullmatch(f.name):
+                f.unlink(missing_ok=True) # by name: a damaged manifest is no hindrance
         (folder/MARKER).unlink(missing_ok=True) # last: a purge that was killed can be done again
     finally: lock.release()
     (folder/'.lock').unlink(missing_ok=True)
@@ -408,9 +420,10 @@ def purge_run(folder):
 def purge(
     path:str|Path, # A run folder, or a folder of run folders such as `.proxies`
 ) -> int: # How many run folders were purged
-    "Delete the run folder at `path`, or those right under it if it is none itself. Folders without our marker are left alone"
+    "Delete the run folder at `path`, or those right under it if it is none. Folders without our marker stay"
     path = Path(path)
     if not path.is_dir(): return 0
-    found = [path] if read_marker(path) is not None else [p for p in path.iterdir() if not p.is_symlink() and p.is_dir() and read_marker(p) is not None]
+    if read_marker(path) is not None: found = [path]
+    else: found = [p for p in path.iterdir() if not p.is_symlink() and p.is_dir() and read_marker(p) is not None]
     for p in found: purge_run(p)
     return len(found)

@@ -123,7 +123,7 @@ def test_purge(tmp_path, monkeypatch):
 small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('policy, more', [('early_look', ['--set', 'look_after=8 steps', '--set', 'proxy.epochs=1']),
+@pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('early_look', ['--set', 'scout=3 steps', '--set', 'proxy.epochs=1']),
                                           ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
 def test_the_demo(tmp_path, monkeypatch, policy, more):
     x,y = load_digits(return_X_y=True)
@@ -140,13 +140,15 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
         assert word in output.replace(os.sep, '/')
     fits = [o for o in lines if o['kind'] == 'fit']
     assert sum(f['steps'] for f in fits if f['arm'] == 'control') == sum(f['steps'] for f in fits if f['arm'] == policy) > 0
-    assert [f['proxies'] for f in fits][0] == 0 and fits[-1]['proxies'] == 0
+    assert fits[0]['proxies'] == (200 if policy == 'early_look' else 0) and fits[-1]['proxies'] == 0
     for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1 and f['items'] == 200 + f['proxies']
     config = json.loads((tmp_path/'demo/config.json').read_text())
-    assert config['settings']['proxy']['select'] == {'early_look': 'all', 'proposal': 'wrong'}[policy] and config['settings']['data']['n_train'] == 200
+    assert config['settings']['proxy']['select'] == {'early_look': 'off'}.get(policy, 'wrong') and config['settings']['data']['n_train'] == 200
+    assert config['settings']['proxy']['scout'] == {'default': '15%', 'early_look': '3 steps', 'proposal': 'off'}[policy]
+    assert str(tmp_path) not in (tmp_path/'demo/config.json').read_text() + (tmp_path/'demo/record.jsonl').read_text(), "a record names this machine's folders"
     page = (tmp_path/'demo/report.html').read_text()
     assert 'data:image/png;base64,' in page and policy in page
-    if policy == 'proposal': return
+    if policy != 'default': return
     (tmp_path/'demo/notes.txt').write_text('mine')
     _,again = demo() # Replaces the former, reuses its data, leaves others' files alone
     assert again == lines, "the same seed gave another run"

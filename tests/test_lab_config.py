@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from proxy_attention.lab import config
 from proxy_attention.lab.config import SettingsError, find_settings, kinds, load_experiment
+from proxy_attention.policy import Policy, presets
 
 good = """\
 [DEFAULT]
@@ -190,10 +191,18 @@ def test_no_file_at_all(tmp_path, monkeypatch):
 def test_own_file():
     file = repo/'settings.ini'
     if not file.is_file(): file = find_settings()
-    early,literal = load_experiment('demo', file), load_experiment('demo', file, ['proxy=proposal'])
-    assert early.proxy.policy['select'] == 'all' and early.proxy.restart == 'initial' and early.proxy.look_after
-    assert literal.proxy.policy == dict(method='gradcam', target='pred', select='wrong', share=1., threshold=0.6, fill='black', merge='add', keep='latest')
+    ours,early,literal = (load_experiment('demo', file, [f'proxy={p}']) for p in ('default', 'early_look', 'proposal'))
+    assert load_experiment('demo', file) == ours and ours.proxy.policy == {}, "the demo's default is the library's"
+    assert Policy(**early.proxy.policy) == Policy(**presets['early_look']) and Policy(**literal.proxy.policy) == Policy(**presets['proposal'])
     assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
+    assert load_experiment('shortcut', file).proxy.look_after == '120 steps' # the lab's own loop
+
+def test_off(read):
+    policy = read(good.replace('area = 0.1', 'area = 0.1\nscout = off\nselect = off')).proxy.policy
+    assert policy['scout'] is None and policy['select'] is None
+    policy = read(good.replace('area = 0.1', 'area = 0.1\nscout = 25%\nselect = none')).proxy.policy
+    assert policy['scout'] == '25%' and 'select' not in policy
+    for wrong in ('of', '0', '25 %%'): says(read, good.replace('area = 0.1', f'scout = {wrong}'), f"scout='{wrong}'")
 
 words = ['[DEFAULT]', '[data:digits]', '[model:small]', '[proxy:mine]', '[experiment:try]', '[data:', ']', '[]', '[x]', '[:]',
          '=', ':', ' ', '\n', '\n', '\n ', '%',

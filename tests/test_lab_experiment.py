@@ -22,13 +22,14 @@ import torch
 from fastai.callback.training import GradientAccumulation
 from safetensors.torch import load_file, save_file
 
+from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.lab import experiment as lab
 from proxy_attention.lab.agreement import finished
 from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.digits import make_shortcut_digits
 from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
 from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
-from proxy_attention.trial import Trial, words
+from proxy_attention.lab.trial import Trial, words
 
 INI = """\
 [data:digits]
@@ -52,6 +53,11 @@ restart = initial
 [proxy:seen]
 select = ever_wrong
 share = 1
+[proxy:scouted]
+scout = 3 steps
+test = false
+fill = context
+cycles = 1
 [proxy:tried]
 select = all
 merge = replace
@@ -170,6 +176,28 @@ def test_stage_1_is_a_plain_fine_tune(run, cache):
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
 
+@pytest.mark.parametrize('test', ['true', 'false'])
+def test_one_engine(run, cache, test):
+    "A run with a scout and a user's own line with the same settings and seed end with the same weights"
+    out = run('proxy=scouted', 'cycles=0', f'proxy.test={test}')
+    conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
+    with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
+        job = lab.Job(r, conf, cache)
+        lab.prepare(job)
+        job.seed('train', 0)
+        learn = lab.loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', test=test == 'true', select=None, path='own', verbose=False)])
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
+    assert same(final(out), learn.model.state_dict())
+    found = next(o for o in lines(out) if o['kind'] == 'scout')
+    assert found['steps'] >= 3 and found['copies'] == len(learn.proxies) == (0 if test == 'true' else 60)
+    assert [o['steps'] for o in lines(out) if o['kind'] == 'stage'] == [9] and lines(out)[-1]['audit']['ok']
+
+def test_the_copies_of_a_scout_stay(run):
+    out = run('proxy=scouted')
+    stages = [o for o in lines(out) if o['kind'] == 'stage']
+    assert [o['proxies'] for o in stages if o['stage'] == 'train'][0] == 60 and stages[1]['live'] == 60 + stages[1]['proxies']
+    assert stages[2]['items'] == 60 + stages[1]['proxies'], "the scout's copies replace their originals"
+
 # ------------------------------------------------------------------------------------------------------------------------------------- killed
 
 def go_on(work, moments):
@@ -186,8 +214,8 @@ def go_on(work, moments):
         kills += 1
 
 @pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2'),
-                                    ('proxy=tried', 'steps=20', 'freeze_epochs=0'), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
-                         ids=['on', 'restart', 'seen', 'tried', 'labels'])
+                                    ('proxy=tried', 'steps=20', 'freeze_epochs=0'), ('proxy=scouted',), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
+                         ids=['on', 'restart', 'seen', 'tried', 'scouted', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
     monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
     monkeypatch.setattr(lab, 'needs', lambda learn: Trial(*LOST)) # so that a trial takes place

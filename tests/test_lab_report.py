@@ -10,18 +10,18 @@ from proxy_attention.lab.report import curves, paired_difference, read_records, 
 hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
 
-def make_run(folder, arm='early_look', both=45, only_proxy=15, only_control=5, n=100, end=True, **config):
+def make_run(folder, arm='early_look', both=45, only_proxy=15, only_control=5, n=100, end=True, scout=None, same=False, **config):
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(made_by='proxy_attention demo', version='1', judge='layercam', settings=dict(name='demo', proxy=dict(fill='black')))
     (folder/'config.json').write_text(json.dumps(about | config))
-    lines = []
+    lines = [] if scout is None else [dict(kind='scout', arm=arm) | scout]
     for a,acc in ((arm, (both+only_proxy)/n), ('control', (both+only_control)/n)):
         lines += [dict(kind='epoch', arm=a, cycle=c, epoch=3*c+i, step=18*(3*c+i), test_accuracy=acc*i/3, valid_accuracy=0.9)
                   for c in (0, 1) for i in (1, 2, 3)]
         lines += [dict(kind='fit', arm=a, cycle=c, items=1200, proxies=1200*(1-c), steps=54, train_accuracy=0.9, valid_accuracy=0.9,
                        test_accuracy=acc, on_digit=0.3, on_shortcut=0.2, seconds_train=10., seconds_score=0.5, seconds_saliency=None, peak_ram_mb=800.)
                   for c in ((0, 1) if a == arm else (0,))]
-    if end: lines.append(dict(kind='end', n_test=n, both_right=both, only_proxy=only_proxy, only_control=only_control, seconds=30., seconds_measure=2.))
+    if end: lines.append(dict(kind='end', n_test=n, both_right=both, only_proxy=only_proxy, only_control=only_control, same_weights=same, seconds=30., seconds_measure=2.))
     (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
     return folder
 
@@ -77,6 +77,27 @@ def test_verdict_follows_the_numbers(tmp_path, a, b, word):
     assert word in said[0] and f"{20+a}.0% of 100" in said[0] and f"control on {20+b}.0%" in said[0]
     for other in {'a gain', 'a loss', 'no effect shown'} - {word}: assert other not in said[0]
     assert 'another seed' in said[1]
+
+found = dict(words="Shortcut found.", verdict='shortcut', reason='', held_out=150, image=.95, copy=.09, second=.8, chance=.1, necessity=1.01, necessity_low=.96, necessity_high=1.05,
+             necessity_bound=.5, sufficiency=.82, sufficiency_low=.75, sufficiency_high=.89, sufficiency_bound=.1)
+
+def test_what_the_scouts_found_comes_first_with_its_numbers(tmp_path):
+    said = verdict(read_records(make_run(tmp_path/'a', scout=found)))
+    assert said[0] == "Shortcut found." and '150 held-out images' in said[1] and '82.0% [75.0% to 89.0%]' in said[1] and 'a gain' in said[2]
+    page = write_report(tmp_path/'a').read_text()
+    assert page.index('<p>Shortcut found.</p>') < page.index('held-out') < page.index('<table') and 'not used' not in page
+    spread = found | dict(verdict='spread', words="No single region.", **{k: None for k in found if k.startswith('suff') or k == 'second'})
+    said = verdict(read_records(make_run(tmp_path/'b', scout=spread, same=True, both=50, only_proxy=0, only_control=0)))
+    assert said[0] == "No single region." and 'second' not in said[1] and 'the same network' in said[2] and '50.0% of 100' in said[2] and len(said) == 3
+    (tmp_path/'b'/'gallery.png').write_bytes(b'PNG')
+    assert 'Candidates that were tested and are not used' in write_report(tmp_path/'b').read_text()
+
+@pytest.mark.parametrize('odd', [dict(), dict(words=None), dict(words=hostile, held_out=9, reason=''), dict(found, necessity='x', image=None, held_out='y'),
+                                 dict(found, sufficiency=float('1e308'), second=[]), dict(found, words={'a': 1}, reason=3)])
+def test_odd_lines_of_scouts(tmp_path, odd):
+    page = write_report(make_run(tmp_path/'run', scout=odd)).read_text()
+    check(page)
+    assert '<script' not in page and 'a gain' in page
 
 def test_interval():
     d,low,high = paired_difference(30, 10, 397)

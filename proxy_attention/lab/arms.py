@@ -21,7 +21,8 @@ about_arms = {
     'thesis_blend': ('proxies', "the wrong images scaled down by the map"),
     'early_look': ('proxies', "look early, start again with copies beside the originals"),
     'early_look_replace': ('proxies', "look early, start again with copies in the originals' place"),
-    'recommended': ('proxies', "the policy this library recommends"),
+    'scouts': ('proxies', "the callback's default: scouts before the fit, tested copies in their originals' place"),
+    'recommended': ('proxies', "what version 0.1 recommended: look early, ask the holes, start again"),
 }
 controls = tuple(name for name,(kind,_) in about_arms.items() if kind == 'control') # What a method has to beat
 

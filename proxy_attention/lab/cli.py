@@ -93,13 +93,13 @@ _json = typer.Option(False, '--json', help="Answer with one JSON document on sta
 @app.command()
 def demo(
     policy:Optional[str]=typer.Option(None, '--policy', metavar='NAME',
-                                      help="Proxy policy, a [proxy:NAME] section of the settings: early_look (default) or proposal."),
+                                      help="Proxy policy, a [proxy:NAME] section of the settings: default, proposal or early_look."),
     seed:Optional[int]=typer.Option(None, '--seed', help="Decides initial weights and order of the images (default: the settings')."),
     out:Path=typer.Option('demo', '--out', metavar='FOLDER', help="Where record, gallery and page go; an earlier demo there is replaced."),
     settings:Optional[Path]=_settings,
     changes:Optional[List[str]]=_changes,
 ):
-    """Train a small network with proxies and without, equally long, and compare them.
+    """Train a small network with ProxyAttentionCB and without, equally long, and compare them.
 
     The digits have a coloured square that gives the class away in training, not in the test. Takes two or three minutes on two cores.
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['recommended_0_1', 'arms', 'own', 'arm_none', 'arm_duplicate_wrong', 'arm_random_erasing', 'arm_two_fits', 'arm_mixup',
            'arm_cutmix', 'arm_random_place', 'arm_least_salient', 'arm_shuffled_map', 'arm_masktune', 'arm_proposal',
-           'arm_thesis_blend', 'arm_early_look', 'arm_early_look_replace', 'arm_recommended', 'arm_settings',
-           'fair_steps', 'fair_settings', 'asked_digest', 'known_results', 'compare', 'processes', 'run_line',
-           'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
+           'arm_thesis_blend', 'arm_early_look', 'arm_early_look_replace', 'arm_scouts', 'arm_recommended',
+           'arm_settings', 'fair_steps', 'fair_settings', 'asked_digest', 'known_results', 'compare', 'processes',
+           'run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
 
 # %% ../../nbs/lab/17_compare.ipynb #24d82f03
 import contextlib
@@ -59,6 +59,7 @@ def arm_proposal(conf): return dict(proxy=dict(presets['proposal'], cycles=3))
 def arm_thesis_blend(conf): return dict(proxy=dict(select='wrong', share=0.5, fill='blend', area=1., cycles=3))
 def arm_early_look(conf): return dict(proxy={**_early, **_look(conf)})
 def arm_early_look_replace(conf): return dict(proxy={**_early, **_look(conf), 'merge': 'replace'})
+def arm_scouts(conf): return dict(proxy=dict(scout='15%', fill='context', cycles=0))
 def arm_recommended(conf): return dict(proxy=recommended_0_1)
 
 def _with_policy(conf, name, change):

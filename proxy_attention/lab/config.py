@@ -85,7 +85,7 @@ class ProxyConfig(Section):
     "A proxy policy, and how it is repeated"
     method: Optional[str] = None # Saliency method
     target: Optional[Literal['pred', 'true', 'contrast']] = None # Class explained
-    select: Optional[str] = None # Which training items get a copy
+    select: Optional[str] = None # Which training items get a copy after each fit; off: none
     share: Optional[float] = Field(None, gt=0, le=1) # At most this share of the training items
     area: Optional[float] = Field(None, gt=0, le=1) # Share of the pixels erased
     threshold: Optional[Union[float, str]] = None # Instead of area: erase above this fraction of the map's range
@@ -97,13 +97,13 @@ class ProxyConfig(Section):
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
-    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; none: no scout
+    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
     scout_select: Optional[str] = None # Which training items get a copy from the scout
     scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
     test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
     repeat: int = Field(1, ge=1, le=100) # How often each copy is in the training set
     accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
-    cycles: int = Field(1, ge=1, le=1000) # How many times copies are made and trained on
+    cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
     look_after: Optional[Union[float, str]] = None # Length of the first, short fit: epochs, 'N steps' or 'P%'
@@ -120,7 +120,7 @@ class ProxyConfig(Section):
     @field_validator('look_after', 'trial', 'scout')
     @classmethod
     def _length(cls, v, info):
-        if info.field_name == 'trial' and v == 'holes': return v
+        if (info.field_name, v) in (('trial', 'holes'), ('scout', 'off')): return v
         if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of epochs" + (", nor 'holes'" if info.field_name == 'trial' else ''))
         if v is None: return v
         number = float(re.match(r'[-.\d]+', str(v).strip())[0])
@@ -131,13 +131,16 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
+        if self.cycles == 0 and self.scout is None: raise ValueError('cycles = 0 makes no copies without a scout')
+        if self.scout is not None and (self.look_after is not None or self.restart is not None or self.label_gate): raise ValueError('a scout takes the place of look_after and restart, and comes before label_gate: give one of them')
         if self.trial is not None and (self.restart is None or self.cycles != 1): raise ValueError('trial needs restart = initial or head, and cycles = 1')
         return self
 
     @property
     def policy(self) -> dict:
         "Arguments of `ProxyAttentionCB`"
-        return {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
+        given = {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
+        return given | {k: None for k in ('scout', 'select') if given.get(k) == 'off'}
 
 loop_keys = ('repeat', 'cycles', 'epochs', 'cycle_epochs', 'look_after', 'restart', 'trial') # Arguments of the loop, not of the callback
 gate_keys = ('label_gate', 'label_folds', 'label_epochs') # What finds the label errors

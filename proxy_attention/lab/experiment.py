@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['mixers', 'keep_every', 'named', 'steps', 'Job', 'precision', 'deterministic', 'run_dls', 'suspects', 'make_proxy_cb',
-           'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'Keep', 'stage_steps', 'even_epochs', 'stage_fits',
-           'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial_steps', 'trial', 'seen_log',
-           'save_gallery', 'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'loader_maps', 'truth',
-           'looked', 'subgroups', 'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go', 'allowed_judge',
-           'named_fits', 'run_batches', 'check_batches', 'wrong_amounts', 'known_amounts', 'check_amounts',
-           'check_names', 'check_settings', 'run_settings', 'command_line', 'run_experiment']
+           'make_learn', 'loaded', 'prepare', 'find_lr', 'Watch', 'scouted', 'Keep', 'stage_steps', 'even_epochs',
+           'stage_fits', 'run_fits', 'tensorboard', 'train', 'judge', 'labels', 'proxies', 'trial_steps', 'trial',
+           'seen_log', 'save_gallery', 'spread', 'rgb', 'glow', 'small', 'predictions', 'judge_method', 'loader_maps',
+           'truth', 'looked', 'subgroups', 'test', 'told', 'smaller_batch', 'out_of_memory', 'forget', 'go',
+           'allowed_judge', 'named_fits', 'run_batches', 'check_batches', 'wrong_amounts', 'known_amounts',
+           'check_amounts', 'check_names', 'check_settings', 'run_settings', 'command_line', 'run_experiment']
 
 # %% ../../nbs/lab/12_experiment.ipynb #3dc059fb
 import contextlib
@@ -182,8 +182,10 @@ class Watch(Callback):
     def __init__(self, record, vocab):
         self.record, self.vocab, self.meter = record, list(map(str, vocab)), CostMeter()
         self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
-        self.report, self.probs, self.diverged = None, [], False
-    def before_train(self): self.start, self.seen = time.perf_counter(), 0
+        self.report, self.probs, self.diverged, self.scout = None, [], False, None
+    def before_train(self):
+        self.start, self.seen = time.perf_counter(), 0
+        if self.scout is None: self.scout = scouted(self.learn) # before copies are made after the fit
     def before_validate(self): self.start, self.probs, self.targets = time.perf_counter(), [], []
     def after_train(self): self.took = time.perf_counter() - self.start
     def after_step(self): self.steps += 1
@@ -213,6 +215,12 @@ class Watch(Callback):
 # %% ../../nbs/lab/12_experiment.ipynb #a9be1326
 keep_every = 50 # A checkpoint is written when so many times the seconds it takes have passed
 
+def scouted(learn) -> dict|None:
+    "What the scouts of a fit have found, for a checkpoint: the copies' ids, and the report"
+    cb = next(iter(learn._grab_cbs(ProxyAttentionCB)), None)
+    if cb is None or not cb.fit_state.scouted: return None
+    return dict(ids=[r['id'] for r in cb.copies.rows if r['cycle'] == 0], report=plain(cb.last_report.to_dict()))
+
 class Keep(Callback):
     "Writes checkpoints between epochs, and puts one back"
     order,remove_on_fetch = 95,True # last of all
@@ -240,7 +248,7 @@ class Keep(Callback):
                     smooth=(smooth.count, smooth.val.detach().cpu().as_subclass(torch.Tensor)),
                     scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) is not None else None,
                     count=getattr(getattr(self.learn, 'gradient_accumulation', None), 'count', 0), grads=[p.grad for p in self.learn.model.parameters()],
-                    log=None if log is None or log.y is None else (torch.from_numpy(log.wrong), torch.from_numpy(log.y)))
+                    scout=scouted(self.learn), log=None if log is None or log.y is None else (torch.from_numpy(log.wrong), torch.from_numpy(log.y)))
 
     @property
     def loaders(self):
@@ -322,6 +330,10 @@ def stage_fits(
 def run_fits(job, learn, watch, fits):
     "All fits of a stage, from the checkpoint on if there is one"
     kept = job.run.partial()
+    if kept is not None and kept.get('scout') is not None: # the scouts have been out already
+        cb = learn.proxy_attention_cb
+        if kept['scout']['ids']: cb.resume(kept['scout']['ids'])
+        cb.fit_state.scouted, watch.scout = True, kept['scout']
     keep = Keep(job, watch, len(fits))
     learn.add_cbs([watch, keep])
     if kept is not None:
@@ -358,14 +370,14 @@ def train(job, cycle:int):
     if cbs: cbs[0].prepare() # notes the images before a short epoch makes more of them
     per_epoch_1 = len(learn.dls.train)
     if st['live']: cbs[0].resume(st['live']*p.repeat)
-    items,proxies = len(learn.dls.train_ds), len(st['live'])*(p.repeat if p is not None else 1)
     watch = Watch(run.record, learn.dls.vocab)
     watch.where = dict(stage='train', cycle=cycle)
     lr = st.get('lr') or conf.experiment.lr
     fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate, st.get('tried', 0))
     check_batches(named_fits(fits, cycle, len(learn.dls.train)), job.accumulate)
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
-    with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
+    with cbs[0].paused(scouts=cycle == 0) if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
+    if cycle == 0 and watch.scout is not None: run.record('scout', copies=len(watch.scout['ids']), **watch.scout['report'])
     if watch.diverged or not all(torch.isfinite(t).all() for t in learn.model.parameters()):
         if cycle == 0: raise RunError(f"training diverged: the weights aren't finite any more. Lower lr ({lr:g} now).")
         return run.commit(next=['test'], stop='diverged')
@@ -375,12 +387,14 @@ def train(job, cycle:int):
     log = cbs[0].fit_state.log if cbs else None
     if log is not None: save_state(run.weights(f'seen{cycle}.pt'), dict(wrong=torch.from_numpy(log.wrong), y=torch.from_numpy(log.y)))
     verdict = judge(conf.experiment, st, cycle, watch.last)
+    items,proxies = len(learn.dls.train_ds), len(cbs[0].copies.rows) if cbs else 0
     run.record('stage', stage='train', cycle=cycle, items=items, proxies=proxies, bs=learn.dls.bs, accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
                train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report, **looked(job, learn, 'valid', cap=200),
                rolled_back=verdict['history'][-1]['rolled_back'], seconds_train=watch.seconds['train'], seconds_valid=watch.seconds['valid'],
                images_per_second=watch.images/watch.seconds['train'], proxies_mb=folder_bytes(run/'proxies')/1e6, **watch.meter.row())
     back = verdict['history'][-1]['rolled_back']
-    kept = dict(live=st['before']) if back else dict(weights=names[0], opt=names[1], seen=f'seen{cycle}.pt' if log is not None else None)
+    if cycle == 0 and watch.scout is not None: st['live'] = watch.scout['ids']
+    kept = dict(live=st['before']) if back else dict(live=st['live'], weights=names[0], opt=names[1], seen=f'seen{cycle}.pt' if log is not None else None)
     seconds = st['seconds'] + time.perf_counter() - start
     stop = verdict.pop('stop') or ('budget' if conf.experiment.budget and seconds >= conf.experiment.budget else '')
     more = p is not None and cycle < p.cycles
@@ -447,7 +461,8 @@ def proxies(job, cycle:int):
     job.seed('proxies', cycle)
     cb = make_proxy_cb(job)
     learn = loaded(job, st['weights'], [cb])
-    if st['live'] and cb.policy.keep == 'all': cb.resume(st['live'])
+    stay = [i for i in st['live'] if cb.keep == 'all' or i.startswith('0-')] # a scout's copies stay
+    if stay: cb.resume(stay)
     cb.copies.cycle = cycle - 1
     if st.get('seen'): cb.fit_state.log = seen_log(load_state(run.weights(st['seen'])))
     with quiet(learn, job.bars): done = cb.make_proxies().to_dict()

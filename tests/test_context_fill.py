@@ -1,0 +1,150 @@
+"""`context` and `swap`: the filled pixels are those that the network sees at the same place of another image, whatever the sizes of the two."""
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.vision.augment import Resize, ResizeMethod
+from fastai.vision.data import ImageDataLoaders
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit import SIDE, make_learner, quiet_cb
+from PIL import Image
+
+from proxy_attention.inject import as_validation
+from proxy_attention.erase import align_donor, erase, saliency_masks
+
+quick = settings(deadline=None, max_examples=30, derandomize=True)
+
+
+def smooth(seed, width, height):
+    "A picture without edges, so that interpolation hardly matters"
+    noise = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+def affine(draw_scale, draw_shift): return torch.tensor([[draw_scale[0], 0.], [0., draw_scale[1]], [draw_shift[0], draw_shift[1]]])
+
+scales = st.tuples(st.floats(0.7, 1.4), st.floats(0.7, 1.4))
+shifts = st.tuples(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2))
+
+
+# -- geometry ------------------------------------------------------------------------------------------------------------------------------
+
+@quick
+@given(scales, shifts, scales, shifts, st.integers(20, 60), st.integers(20, 60), st.integers(20, 60), st.integers(20, 60))
+def test_the_same_place_in_the_view(a, b, c, d, width, height, w2, h2):
+    "Both images, resampled to the view as torch does it, agree where both are in it"
+    donor, to_view, donor_to_view = smooth(1, w2, h2), affine(a, b), affine(c, d)
+    behind = align_donor(donor, (width, height), to_view, donor_to_view)
+    assert behind.shape == (height, width, 3) and behind.dtype == np.uint8
+    def view(img, m): # what the network sees: for each place of the view, where in the image it lies
+        back = torch.linalg.inv(m[:2])
+        theta = torch.cat([back, -(m[2:] @ back)])
+        grid = F.affine_grid(theta.T[None], (1, 3, 24, 24), align_corners=False)
+        x = torch.from_numpy(img).permute(2, 0, 1)[None].float()
+        return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)[0], (grid.abs() < 0.85).all(-1)[0]
+    ours, inside = view(behind, to_view)
+    theirs, there = view(donor, donor_to_view)
+    both = inside & there
+    if both.any(): assert (ours - theirs).abs()[:, both].mean() < 6
+
+def test_equal_views_and_sizes_copy_the_very_pixels():
+    donor = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    m = torch.tensor([[1.3, 0.], [0., 0.8], [0.1, -0.2]])
+    assert align_donor(donor, (40, 30)) is donor and align_donor(donor, (40, 30), m, m.clone()) is donor
+
+@pytest.mark.parametrize('shape', [(30, 40), (30, 40, 3), (30, 40, 4)])
+def test_shapes(shape):
+    donor = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for m in (None, torch.tensor([[1.3, 0.2], [-0.2, 0.8], [0.1, 0.]])): assert align_donor(donor, (17, 21), m).shape == (21, 17, *shape[2:])
+
+def test_a_large_donor_is_averaged_and_not_sampled():
+    stripes = np.tile(np.array([0, 255], np.uint8), (400, 200))
+    m = torch.tensor([[1.1, 0.], [0., 1.1], [0., 0.]])
+    assert abs(align_donor(stripes, (20, 20), m).astype(int) - 127).max() < 40
+
+def test_a_mask_stays_a_mask():
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 1
+    got = align_donor(mask, (23, 31), torch.tensor([[1.2, 0.], [0., 1.2], [0., 0.]]), None, cv2.INTER_NEAREST)
+    assert set(np.unique(got)) == {0, 1}
+
+
+# -- fills ---------------------------------------------------------------------------------------------------------------------------------
+
+def test_swap_pastes_the_patch():
+    rng = np.random.default_rng(0)
+    img,donor,other = rng.integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
+    mask,patch = np.zeros((2, 12, 12), bool)
+    mask[:4, :4], patch[8:, 8:] = True, True
+    out = erase(img, mask, 'swap', donor=donor, patch=(other, patch))
+    assert (out[mask] == donor[mask]).all() and (out[patch] == other[patch]).all() and (out[~mask & ~patch] == img[~mask & ~patch]).all()
+    with pytest.raises(ValueError, match="fill='swap' needs"): erase(img, mask, 'swap', donor=donor)
+
+@pytest.mark.parametrize('fill', ['context', 'swap'])
+def test_transparency_is_kept(fill):
+    rng = np.random.default_rng(0)
+    img,donor = rng.integers(0, 256, (2, 12, 12, 4), dtype=np.uint8)
+    mask = np.zeros((12, 12), bool)
+    mask[3:6, 3:6] = True
+    out = erase(img, mask, fill, donor=donor, patch=(donor, mask))
+    assert (out[..., 3] == img[..., 3]).all() and (out[mask][:, :3] == donor[mask][:, :3]).all()
+
+@pytest.fixture
+def mixed(tmp_path):
+    "Smooth pictures of very different sizes, of two classes"
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        folder = tmp_path/'ab'[i % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(smooth(i, *(int(v) for v in rng.integers(40, 120, 2)))).save(folder/f'{i:02}.png')
+    return tmp_path
+
+@pytest.mark.parametrize('method', [ResizeMethod.Squish, ResizeMethod.Crop, ResizeMethod.Pad])
+def test_what_the_network_sees_in_the_hole(mixed, method):
+    "In the model's view, the hole of a copy shows what the donor shows there"
+    dls = ImageDataLoaders.from_folder(mixed, valid_pct=.25, seed=0, bs=4, num_workers=0, item_tfms=Resize(SIDE, method=method, pad_mode='zeros'))
+    cb = quiet_cb(select='all', fill='context', area=0.15)
+    make_learner(dls, cb)
+    cb.make_proxies()
+    eraser, source = cb.copies.erasers[1], cb.prepared.source
+    donors = {}
+    other = eraser.other
+    def noted(i, rng, among=None):
+        k,img = other(i, rng, among)
+        donors[i] = k
+        return k, img
+    eraser.other = noted
+    rows = [dict(r) for r in cb.copies.rows]
+    with as_validation(cb.prepared.items.base): copies = eraser(rows)
+    seen = 0
+    for row,copy in zip(rows, copies):
+        i = row['index']
+        img,_ = source.read(i)
+        maps,inside = eraser.saliency([i], img.shape[1::-1])
+        mask = saliency_masks(maps, inside, 0.15)[0]
+        hole = _view(dls, (mask*255).astype(np.uint8)[..., None].repeat(3, 2))[..., 0] > 250
+        hole = cv2.erode(hole.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        ours, theirs = _view(dls, copy), _view(dls, source.read(donors[i])[0])
+        picture = cv2.erode((theirs.sum(-1) > 0).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) # not padding, nor its edge
+        if (hole & picture).any():
+            seen += 1
+            assert abs(ours.astype(int) - theirs)[hole & picture].mean() < 10
+    assert seen > 6
+
+def _view(dls, img):
+    "The pixels that the network gets of an image"
+    from fastai.vision.core import PILImage
+    dls.valid.after_item.split_idx = 1
+    x = dls.valid.after_item((PILImage.create(img), 0))[0]
+    return np.asarray(x.permute(1, 2, 0)) if torch.is_tensor(x) else np.asarray(x)
+
+@pytest.mark.parametrize('fill', ['context', 'swap'])
+def test_copies_depend_on_the_seed_and_are_made_again(mixed, fill):
+    def made(seed):
+        dls = ImageDataLoaders.from_folder(mixed, valid_pct=.25, seed=0, bs=4, num_workers=0, item_tfms=Resize(SIDE))
+        cb = quiet_cb(select='all', fill=fill, seed=seed)
+        make_learner(dls, cb)
+        cb.make_proxies()
+        return [r['sha256'] for r in cb.copies.rows]
+    assert made(0) == made(0) != made(1)
