@@ -519,7 +519,8 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     if steps > total:
         raise ValueError(f"scout={self.scout!r} is {steps} steps, longer than the fit of {total}; "
                          "give a shorter one, such as '15%'.")
-    try: rows = self._scout(report, clock, steps)
+    try:
+        with kept_rng(): rows = self._scout(report, clock, steps)
     except StoreError as e:
         self.fit_state.scouted = True
         return self._nothing(str(e), report)
@@ -745,8 +746,11 @@ def _line(self:ProxyAttentionCB, r):
     share = f", at most {r.candidates}" if fewer else ''
     without = '; no copy: ' + ', '.join(notes) if notes else ''
     out = f"cycle {r.cycle}: {r.proxies} copies ({of} of {r.items} items{share}{without}) in {r.seconds:.1f} s"
-    if r.live: return out + f", in {self.copies.store.name}; dls.train now draws from {self.learn.dls.train.n} items"
-    return out + "; dls.train is as it was made"
+    out += (f", in {self.copies.store.name}; dls.train now draws from {self.learn.dls.train.n} items" if r.live else
+            "; dls.train is as it was made")
+    if r.wrong >= 0.05*r.items or self.select not in ('wrong', 'ever_wrong'): return out
+    look = '' if self.scout is not None else ", and scout='15%' looks before they are learnt"
+    return out + f". Few are wrong: select='low_confidence' goes further{look}"
 
 # %% ../nbs/14_callback.ipynb #f86c1cec
 def proxy_cb(learn) -> ProxyAttentionCB:

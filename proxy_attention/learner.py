@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/15_learner.ipynb #bf0b8580
 from collections.abc import Callable as Function
+from copy import deepcopy
 
 import pandas as pd
 from fastai.callback import schedule  # noqa: F401  (fit_one_cycle and fine_tune are patched in by it)
@@ -36,9 +37,9 @@ def _fit(learn, epochs, lr, freeze_epochs, **kwargs):
 
 def _snapshot(learn):
     "Weights, optimizer and copies"
-    opt = learn.opt
-    weights = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}
-    return weights, None if opt is None else opt.state_dict(), proxy_cb(learn).copies.snapshot()
+    weights,opt = {k: v.detach().clone() for k,v in learn.model.state_dict().items()}, learn.opt
+    if opt is not None: opt = opt.frozen_idx, deepcopy(opt.state_dict()) # a step changes its tensors in place
+    return weights, opt, proxy_cb(learn).copies.snapshot()
 
 def _restore(learn, kept):
     weights,opt,copies = kept
@@ -46,7 +47,8 @@ def _restore(learn, kept):
     learn.opt = None
     if opt is not None:
         learn.create_opt()
-        learn.opt.load_state_dict(opt)
+        learn.opt.load_state_dict(opt[1])
+        learn.opt.frozen_idx = opt[0]
     cb = proxy_cb(learn)
     cb.copies.restore(copies)
     cb._inject()

@@ -33,7 +33,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
-                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, state_of, tiny_model, weights, wrong_files)
+                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
 from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -73,11 +73,11 @@ def test_one_line_with_vision_learner(shapes, capsys):
                                        num_workers=0)
     learn = quiet(vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ProxyAttentionCB()))
     learn.fine_tune(1)
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
     n = len(learn.proxies)
-    assert 0 < n <= 8 and state_of(learn).cycle == 2 # 0.3 of 27
-    assert [line.split(':')[0] for line in told] == ['cycle 1', 'cycle 2']
-    assert f'{n} copies' in told[1] and 'wrong of 27 items' in told[1] and str(27+n) in told[1] and '.proxies' in told[1]
+    assert 0 < n <= 8 and cb_of(learn).copies.cycle == 2 # 0.3 of 27
+    assert [line.split(':')[0] for line in lines] == ['cycle 1', 'cycle 2']
+    assert f'{n} copies' in lines[1] and 'wrong of 27 items' in lines[1] and str(27+n) in lines[1] and '.proxies' in lines[1]
     assert len(learn.dls.train_ds) == 27+n and set(learn.proxies['original']) <= {str(f) for f in dls.train_ds.items}
     assert all(p.is_file() and p.parent.parent.name == '.proxies' for p in map(Path, learn.proxies['path']))
     learn.show_proxies(save='gallery.png')
@@ -124,7 +124,7 @@ def test_cycles_copy_what_is_wrong_at_their_end(learner, name):
     run(learn)
     wrong = wrong_now(learn, dls)
     assert 0 < len(wrong) < 27 and copied_files(learn) == wrong
-    assert state_of(learn).cycle == expected and set(learn.proxies['cycle']) == {expected}
+    assert cb_of(learn).copies.cycle == expected and set(learn.proxies['cycle']) == {expected}
 
 def channels_last(learn): learn.add_cb(ChannelsLast())
 
@@ -179,7 +179,7 @@ def test_early_stopping_acts(learner):
     learn = learner([quiet_cb(), EarlyStoppingCallback(monitor='scripted', patience=1)], metrics=Scripted(1., 0., 0., 0.))
     dls = learn.dls
     learn.fit(4, LOW)
-    assert len(learn.recorder.values) == 2 and state_of(learn).cycle == 1
+    assert len(learn.recorder.values) == 2 and cb_of(learn).copies.cycle == 1
     assert copied_files(learn) == wrong_now(learn, dls) != set()
 
 def test_new_copies_take_the_place_of_the_old(learner):
@@ -210,11 +210,11 @@ def test_other_calls_make_nothing(learner, name, capsys):
     learn = learner(quiet_cb(verbose=True))
     dls, file = learn.dls, learn.dls.train_ds.items[0]
     quiet_calls[name](learn, file)
-    assert learn.dls is dls and not len(learn.proxies) and state_of(learn).cycle == 0 and 'cycle' not in capsys.readouterr().out
+    assert learn.dls is dls and not len(learn.proxies) and cb_of(learn).copies.cycle == 0 and 'cycle' not in capsys.readouterr().out
     learn.fit(1, LOW)
     before, with_copies, on_disk = copy_bytes(learn), learn.dls, files_in('.proxies')
     quiet_calls[name](learn, file)
-    assert learn.dls is with_copies and copy_bytes(learn) == before and files_in('.proxies') == on_disk and state_of(learn).cycle == 1
+    assert learn.dls is with_copies and copy_bytes(learn) == before and files_in('.proxies') == on_disk and cb_of(learn).copies.cycle == 1
 
 @pytest.mark.parametrize('name', quiet_calls)
 def test_other_calls_write_nothing(learner, name):
@@ -234,7 +234,7 @@ def test_a_fit_that_broke_makes_nothing_and_the_next_recovers(learner, error):
     learn = learner(quiet_cb())
     dls = learn.dls
     with pytest.raises(type(error)): learn.fit(1, LOW, cbs=Break(error))
-    assert learn.dls is dls and not len(learn.proxies) and state_of(learn).cycle == 0 and hooks_of(learn.model) == 0
+    assert learn.dls is dls and not len(learn.proxies) and cb_of(learn).copies.cycle == 0 and hooks_of(learn.model) == 0
     learn.validate() # What ends in after_fit next must not take the broken fit for its own
     assert not len(learn.proxies)
     learn.fit(1, LOW)
@@ -398,10 +398,19 @@ def test_remove_proxies_puts_everything_back(learner):
     assert learn.dls is not dls and learn.remove_proxies() is learn
     assert learn.dls is dls and (len(dls.train_ds), dls.train.n, len(dls.train)) == (27, 27, n) and not len(learn.proxies)
     assert all(f.is_file() for f in files)
-    learn.remove_proxies(purge=True)
-    assert not any(f.exists() for f in files) and not files[0].parent.exists()
-    learn.fit(1, LOW) # And it goes on as if nothing had been
+    assert not learn._grab_cbs(ProxyAttentionCB), "it would go on making copies"
+    learn.fit(1, LOW)
+    assert learn.dls is dls and not len(learn.proxies)
+    learn.add_cb(quiet_cb()) # And it starts again as if nothing had been
+    learn.fit(1, LOW)
     assert copied_files(learn) == wrong_now(learn, dls) != set()
+
+def test_remove_proxies_can_delete_the_copies(learner):
+    learn = learner(quiet_cb())
+    learn.fit(1, LOW)
+    files = [Path(p) for p in learn.proxies['path']]
+    learn.remove_proxies(purge=True)
+    assert files and not any(f.exists() for f in files) and not files[0].parent.exists()
 
 def test_validation_items_are_never_looked_at_or_copied(learner):
     valid = Coded(9, 1, 100)
@@ -416,10 +425,12 @@ def test_validation_is_the_same_before_and_after(learner):
     learn.fit(1, LOW)
     preds, valid = learn.get_preds(), [str(f) for f in learn.dls.valid_ds.items]
     figures = list(learn.validate())
+    cb = cb_of(learn)
     learn.remove_proxies()
     again = learn.get_preds()
     assert torch.equal(preds[0], again[0]) and torch.equal(preds[1], again[1]) and list(learn.validate()) == figures
-    learn.proxy_attention_cb.make_proxies()
+    learn.add_cb(cb)
+    cb.make_proxies()
     assert len(learn.proxies) == 27 and not copied_files(learn) & set(valid)
     assert [str(f) for f in learn.dls.valid_ds.items] == valid and list(learn.validate()) == figures
 
@@ -504,7 +515,7 @@ from fastai.learner import load_learner
 learn = load_learner('learner.pkl')
 with learn.no_bar(), learn.no_logging(): said, _, probs = learn.predict(sys.argv[1])
 hooks = sum(len(m._forward_hooks) for m in learn.model.modules())
-print(said, len(learn.proxies), hooks, *probs.tolist())'''
+print(said, sum(m.startswith('proxy_attention') for m in sys.modules), hooks, *probs.tolist())'''
     done = subprocess.run([sys.executable, '-c', code, str(file)], capture_output=True, text=True, env=child_env())
     assert done.returncode == 0, done.stderr
     got = done.stdout.split()
@@ -517,7 +528,7 @@ def child_env():
 
 # -- promise 8: same seed, same copies ------------------------------------------------------------------------------------------------------------
 
-def manifest(learn): return [json.loads(line) for line in (state_of(learn).store.path/'manifest.jsonl').read_text().splitlines()]
+def manifest(learn): return [json.loads(line) for line in (cb_of(learn).copies.store.path/'manifest.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('fill', ['black', 'noise', 'context'])
 def test_same_seed_same_bytes(shapes, fill):
@@ -643,13 +654,14 @@ def test_fill(outcome, fill):
     for row in learn.proxies.itertuples():
         img, copy, hole_there = read_rgb(row.original), read_rgb(row.path), hole(row.original, whole[row.original])
         outside = ~hole_there & (img > 0).any(2)
-        assert (copy[outside] == img[outside]).all(), f"{fill} changed pixels outside of the hole"
+        if fill != 'swap': assert (copy[outside] == img[outside]).all(), f"{fill} changed pixels outside of the hole"
         inside = copy[hole_there]
         if fill == 'black': assert (inside == 0).all()
         elif fill == 'mean': assert (inside == inside[0]).all() and abs(inside[0].astype(float) - img.reshape(-1, 3).mean(0)).max() <= 1
         elif fill == 'unchanged': assert (inside == img[hole_there]).all()
         elif fill == 'blend': assert (inside <= img[hole_there]).all() and inside.any()
         else: assert inside.std() > 0 and (inside != img[hole_there]).any()
+        if fill == 'swap': assert 0 < (copy != img)[~hole_there].any(1).mean() < 0.7 # The patch of another image
     if fill != 'black': assert all(copy_bytes(learn)[k] != copy_bytes(black)[k] for k in copy_bytes(black))
 
 @pytest.mark.parametrize('place', [p for p in places if p != 'salient'])
@@ -673,7 +685,7 @@ def test_copies_of_an_earlier_process(shapes, learner):
     last = int(ids[-1].split('-')[1])
     assert again.dls.train_ds[items-1][1] == again.dls.train_ds[last][1] # the label is the original's
     assert cb.resume(ids[:3]) == 3 and len(again.dls.train_ds) == items - len(ids) + 3
-    assert cb.resume() == len(ids) and cb.make_proxies()['cycle'] == 2
+    assert cb.resume() == len(ids) and cb.make_proxies().cycle == 2
     with pytest.raises(ValueError, match="ids=.*no such copies"): cb.resume(['9-9'])
     again.remove_proxies()
 
@@ -733,7 +745,7 @@ def test_an_empty_cycle(learner, monkeypatch, keep, left):
 
 def test_layer(outcome):
     earlier, automatic = outcome(layer='0.2'), outcome()
-    assert state_of(earlier).task.layer.name == '0.2' and copied_files(earlier) == copied_files(automatic)
+    assert cb_of(earlier).prepared.task.layer.name == '0.2' and copied_files(earlier) == copied_files(automatic)
     assert copy_bytes(earlier) != copy_bytes(automatic)
     model = tiny_model()
     assert copy_bytes(outcome(layer='0.5')) == copy_bytes(automatic) and isinstance(model[0][5], nn.ReLU)
@@ -743,7 +755,7 @@ def test_layer_as_a_module(learner):
     model = tiny_model()
     learn = learner(quiet_cb(layer=model[0][2]), model=model)
     learn.fit(1, LOW)
-    assert state_of(learn).task.layer.name == '0.2' and len(learn.proxies)
+    assert cb_of(learn).prepared.task.layer.name == '0.2' and len(learn.proxies)
 
 def mirror(out): return out.flip(-1)
 
@@ -763,7 +775,7 @@ def test_path(learner):
 def test_two_runs_get_two_folders(learner):
     one, two = learner(quiet_cb()), learner(quiet_cb())
     for learn in (one, two): learn.fit(1, LOW)
-    assert state_of(one).store.path != state_of(two).store.path and copy_bytes(one) == copy_bytes(two)
+    assert cb_of(one).copies.store.path != cb_of(two).copies.store.path and copy_bytes(one) == copy_bytes(two)
 
 def test_format(outcome):
     png, jpg = outcome(), outcome(format='jpg')
@@ -791,17 +803,22 @@ def test_the_line_says_what_to_do_when_few_are_wrong(learner, capsys):
     learn.fit(30, 0.02)
     out = capsys.readouterr().out
     assert last_of(learn)['wrong'] <= 1, "the network learnt too little for this test"
-    assert "select=" in out and 'fit_proxy' in out
+    assert "Few are wrong: select='low_confidence'" in out and 'scout=' in out
 
 def test_presets(outcome):
-    assert ProxyAttentionCB.preset('proposal').policy == Policy(select='wrong', share=1., threshold=0.6)
+    assert ProxyAttentionCB.preset('proposal').policy == Policy(scout=None, select='wrong', share=1., threshold=0.6, fill='black')
     masktune = ProxyAttentionCB.preset('masktune').policy
     assert (masktune.select, masktune.threshold, masktune.merge) == ('all', 'mean+2std', 'replace')
     assert ProxyAttentionCB.preset('proposal', area=0.2).policy.rule == dict(area=0.2, threshold=None)
-    assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(share=1., threshold=0.4, fill='mean')
-    assert ProxyAttentionCB().policy == Policy('gradcam', 'pred', 'wrong', None, None, None, 'black', 'add', 'latest')
-    with pytest.raises(ValueError, match="recommended.*is a recipe.*fit_proxy"): ProxyAttentionCB.preset('recommended')
-    assert 'recommended' not in presets
+    assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(scout=None, share=1., threshold=0.4, fill='mean')
+    recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', test=True, method='gradcam', target='pred', select='wrong', fill='context',
+                         merge='add', keep='latest')
+    assert ProxyAttentionCB().policy == ProxyAttentionCB.preset('recommended').policy == Policy() == recommended
+    early = ProxyAttentionCB.preset('early_look').policy
+    assert (early.scout, early.test, early.scout_merge, early.select) == ('25%', False, 'add', None)
+    assert ProxyAttentionCB.preset('after_fit').policy == Policy(scout=None, fill='black')
+    assert set(presets) == {'recommended', 'proposal', 'masktune', 'early_look', 'after_fit'}
+    for name in presets: assert ProxyAttentionCB.preset(name, seed=3, verbose=False).seed == 3
 
 def test_preset_proposal_to_the_letter(learner):
     learn = learner(ProxyAttentionCB.preset('proposal', verbose=False))
@@ -910,6 +927,7 @@ def test_the_whole_folder_is_gone(learner):
     assert learn.dls is dls or all(Path(p).is_file() for p in learn.proxies['path'])
     learn.remove_proxies()
     assert learn.dls is dls
+    learn.add_cb(quiet_cb())
     learn.fit(1, LOW)
     assert copied_files(learn) == wrong_now(learn, dls) != set() and all(Path(p).is_file() for p in learn.proxies['path'])
 
@@ -980,7 +998,7 @@ def test_the_manifest_can_not_be_written(learner):
     learn = learner(quiet_cb())
     learn.fit(1, 0.05)
     live, before = learn.dls, copied_files(learn)
-    path = state_of(learn).store.path/'manifest.jsonl'
+    path = cb_of(learn).copies.store.path/'manifest.jsonl'
     path.unlink()
     path.symlink_to('/dev/full')
     with pytest.warns(UserWarning, match='no copies.*path='): learn.fit(1, 0.05)
@@ -1093,7 +1111,9 @@ def test_ever_wrong_begins_anew_each_fit():
     learn = learnt()
     learn.fit(8, 0.05)
     first = set(learn.proxies['original'])
+    cb = cb_of(learn)
     learn.remove_proxies()
+    learn.add_cb(cb)
     log = WrongLog()
     learn.fit(1, 1e-5, cbs=log)
     assert set(learn.proxies['original']) == log.wrong and log.wrong < first
@@ -1111,7 +1131,9 @@ def test_ever_wrong_looks_at_its_candidates_only():
 def test_ever_wrong_when_none_was():
     learn = learnt()
     learn.fit(25, 0.05)
+    cb = cb_of(learn)
     learn.remove_proxies()
+    learn.add_cb(cb)
     dls, log = learn.dls, WrongLog()
     learn.fit(1, 0., cbs=log)
     assert log.wrong == set(), "the network learnt too little for this test"

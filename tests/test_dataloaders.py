@@ -25,7 +25,7 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 from torch import nn
 
-from kit import (CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, state_of,
+from kit import (CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, cb_of,
                  tiny_model, to_float)
 from proxy_attention.inject import ProxyDataset
 
@@ -330,16 +330,18 @@ def test_tta_get_preds_and_test_dl(shapes):
     dls = learn.dls
     learn.fit(1, 1e-3)
     preds, y = learn.get_preds(ds_idx=0)
-    labels = [dls.vocab.o2i[Path(f).parent.name] for f in [*dls.train_ds.items, *learn.proxies['original']]]
-    assert len(preds) == 37 and y.tolist() == labels # Originals first, then copies
-    files = [*dls.train_ds.items, *learn.proxies['path']]
-    assert torch.allclose(preds, logits_of(learn.model, files).softmax(1), atol=1e-4)
-    assert len(learn.tta(ds_idx=1, n=1)[0]) == 9 and len(learn.tta(ds_idx=0, n=1)[0]) == 37
+    assert len(preds) == 27 and y.tolist() == [dls.vocab.o2i[Path(f).parent.name] for f in dls.train_ds.items] # Of originals
+    assert torch.allclose(preds, logits_of(learn.model, dls.train_ds.items).softmax(1), atol=1e-4)
+    everything = learn.dls.train.new(get_idxs=lambda: range(37), shuffle=False, drop_last=False) # Asked for copies too: originals first
+    preds, y = learn.get_preds(dl=everything)
+    assert y.tolist() == [dls.vocab.o2i[Path(f).parent.name] for f in [*dls.train_ds.items, *learn.proxies['original']]]
+    assert torch.allclose(preds, logits_of(learn.model, [*dls.train_ds.items, *learn.proxies['path']]).softmax(1), atol=1e-4)
+    assert len(learn.tta(ds_idx=1, n=1)[0]) == 9 and len(learn.tta(ds_idx=0, n=1)[0]) == 27
     assert len(learn.get_preds(dl=learn.dls.test_dl(dls.valid_ds.items))[0]) == 9
     learn.show_results(ds_idx=0)
     learn.show_results()
 
-@pytest.mark.parametrize('ds_idx,n', [(1, 9), (0, 37)])
+@pytest.mark.parametrize('ds_idx,n', [(1, 9), (0, 27)])
 def test_interpretation(shapes, ds_idx, n):
     learn = learner_on('from_folder', shapes)
     learn.fit(1, 1e-3)
@@ -421,7 +423,7 @@ def test_ever_wrong_with_several_labels(shapes):
     learn = multi(shapes, select='ever_wrong')
     learn.fit(1, 0.)
     p = logits_of(learn.model, [shapes/n for n in learn.dls.train_ds.base.items['name']])
-    assert len(p) == 27 and len(learn.proxies) and state_of(learn).task.several
+    assert len(p) == 27 and len(learn.proxies) and cb_of(learn).prepared.task.several
 
 def test_one_hot_targets_of_a_pipeline(shapes):
     files = get_image_files(shapes)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from proxy_attention.core import seeded_rng
-from proxy_attention.erase import check_rule, erase, fills, maps_on_image, saliency_masks, view_grid
+from proxy_attention.erase import align_donor, check_rule, erase, fills, maps_on_image, saliency_masks, view_grid
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 sides = st.integers(1, 12)
@@ -145,9 +145,11 @@ def test_rules():
 # -- fills ---------------------------------------------------------------------------------------------------------------------------------
 
 def filled(img, mask, fill, seed=0):
-    donor = np.random.default_rng(77).integers(0, 256, (5, 7, *img.shape[2:]), dtype=np.uint8)[..., :3 if img.ndim == 3 else None]
+    size = img.shape[1::-1]
+    donor, other = (np.random.default_rng(s).integers(0, 256, (5, 7, *img.shape[2:]), dtype=np.uint8)[..., :3 if img.ndim == 3 else None] for s in (77, 79))
     saliency = np.random.default_rng(78).random(img.shape[:2])
-    return erase(img, mask, fill, saliency, seeded_rng(seed), donor)
+    patch = align_donor(other, size), mask & (np.indices(mask.shape).sum(0) % 2 == 0)
+    return erase(img, mask, fill, saliency, seeded_rng(seed), align_donor(donor, size), patch)
 
 @pytest.mark.parametrize('fill', fills)
 @quick
@@ -213,9 +215,31 @@ def test_inpainting_goes_on_with_what_is_around():
     assert (outs[0] == outs[1]).all() # nothing of what was erased shines through
 
 def test_a_donor_of_another_size_is_stretched():
-    img, donor = np.zeros((24, 32, 3), np.uint8), np.random.default_rng(2).integers(0, 256, (48, 16, 3), dtype=np.uint8)
-    out = erase(img, np.ones((24, 32), bool), 'context', donor=donor)
-    assert (out == cv2.resize(donor, (32, 24), interpolation=cv2.INTER_AREA)).all()
+    "Where both views show the whole image"
+    donor = cv2.GaussianBlur(np.random.default_rng(2).integers(0, 256, (48, 16, 3), dtype=np.uint8), (0, 0), 3)
+    out = align_donor(donor, (32, 24))
+    assert out.shape == (24, 32, 3) and out.dtype == np.uint8
+    assert abs(out.astype(int) - cv2.resize(donor, (32, 24), interpolation=cv2.INTER_LINEAR)).max() <= 3
+    assert (erase(np.zeros((24, 32, 3), np.uint8), np.ones((24, 32), bool), 'context', donor=out) == out).all()
+
+def test_a_donor_lies_at_the_same_place_of_the_view():
+    "The network sees the left half of the image and the right half of the donor: that half is laid behind the image's left one"
+    left, right = torch.tensor([[2., 0.], [0., 1.], [1., 0.]]), torch.tensor([[2., 0.], [0., 1.], [-1., 0.]])
+    donor = cv2.GaussianBlur(np.random.default_rng(2).integers(0, 256, (12, 20, 3), dtype=np.uint8), (0, 0), 3)
+    out = align_donor(donor, (20, 12), left, right)
+    assert abs(out[:, :10].astype(int) - donor[:, 10:]).max() <= 1 and abs(out[:, :10].astype(int) - donor[:, :10]).max() > 5
+
+def test_a_swap_erases_and_pastes():
+    img, donor, other = (np.random.default_rng(s).integers(0, 256, (24, 32, 3), dtype=np.uint8) for s in range(3))
+    mask, there = np.zeros((2, 24, 32), bool)
+    mask[4:9, 6:20] = there[7:15, 18:25] = True
+    out = erase(img, mask, 'swap', donor=donor, patch=(other, there))
+    assert (out[there] == other[there]).all() and (out[mask & ~there] == donor[mask & ~there]).all() and (out[~mask & ~there] == img[~mask & ~there]).all()
+
+def test_a_donor_without_colour_and_with_alpha():
+    for shape in ((9, 9), (9, 9, 4)):
+        donor = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+        assert align_donor(donor, (14, 11)).shape[:2] == (11, 14)
 
 def test_noise_follows_its_seed():
     img, mask = np.zeros((24, 32, 3), np.uint8), np.ones((24, 32), bool)
@@ -247,6 +271,7 @@ def test_bad_fills():
     with pytest.raises(ValueError, match="fill='blak'.*Did you mean 'black'"): erase(img, mask, 'blak')
     with pytest.raises(ValueError, match="fill='blend'"): erase(img, mask, 'blend')
     with pytest.raises(ValueError, match="fill='context'"): erase(img, mask, 'context')
+    with pytest.raises(ValueError, match="fill='swap'"): erase(img, mask, 'swap')
 
 
 # -- from view to image --------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
-from kit import SIDE, make_learner, quiet_cb, shapes_dls, state_of
+from kit import SIDE, make_learner, quiet_cb, shapes_dls, cb_of
 from PIL import Image
 
 from proxy_attention.audit import audit
@@ -74,7 +74,7 @@ def test_new_dataloaders_get_a_split_of_their_own(own_shapes):
     assert audit('run', near=None)
     rows = read_manifest('run')
     leak = next(r for r in rows.values() if r['original'].endswith(valid[0].name))
-    state_of(learn).store.relist([leak], state_of(learn).split) # as if it were still trained on
+    cb_of(learn).copies.store.relist([leak], cb_of(learn).prepared.split) # as if it were still trained on
     found = audit('run', near=None)
     assert not found and all(leak['id'] in p for p in found.problems)
 
@@ -92,7 +92,7 @@ def test_copies_taken_up_are_listed_under_the_split_of_today(own_shapes):
     learn.remove_proxies()
     again = make_learner(lists_dls(train, valid[:-1]), quiet_cb(select='all', path='run'))
     again.proxy_attention_cb.resume()
-    assert {r['split'] for r in read_manifest('run').values()} == {state_of(again).split} and audit('run', near=None)
+    assert {r['split'] for r in read_manifest('run').values()} == {cb_of(again).prepared.split} and audit('run', near=None)
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_a_foreign_folder_is_refused_before_training(shapes):
 def test_purging_one_learner_leaves_the_others(shapes):
     one,two = (make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', path=p)) for p in ('all', 'all/two'))
     for learn in (one, two): learn.fit(1, LOW)
-    two.proxy_attention_cb.proxy_state.store.close()
+    two.proxy_attention_cb.copies.store.close()
     one.remove_proxies(purge=True)
     assert len(list(Path('all/two').glob('*.png'))) == 27 and not list(Path('all').glob('*.png'))
 

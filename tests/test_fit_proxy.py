@@ -8,19 +8,17 @@ import torch
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
 
-from kit import Scripted, copied_files, hooks_of, quiet_cb, same_weights, state_of, weights, wrong_files
-from proxy_attention import cycles as cycles_module
+from kit import Scripted, cb_of, copied_files, hooks_of, plain, quiet_cb, same_weights, weights, wrong_files
+from proxy_attention import learner as learner_module
+from proxy_attention import saliency, stages
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.cycles import recipes, steps_of
-from proxy_attention.policy import Policy, presets
+from proxy_attention.core import steps_of
 from proxy_attention.store import StoreError
 
 LOW = 1e-3
 PER_EPOCH = 3 # 27 items in batches of 8, the last one dropped
 
-COLUMNS = ['cycle', 'items', 'proxies', 'wrong', 'steps', 'train_loss', 'valid_loss', 'accuracy', 'seconds_train', 'seconds_score',
-           'seconds_saliency',
-           'seconds_erase', 'seconds_write', 'rolled_back', 'stop']
+COLUMNS = ['cycle', 'items', 'proxies', 'wrong', 'steps', 'train_loss', 'valid_loss', 'accuracy', 'rolled_back', 'stop']
 
 class Watch(Callback):
     "Per fit: training batches, epochs, rates, and weights at its start and its end"
@@ -48,45 +46,55 @@ def watched(learner, cb=None, **kwargs):
 def test_a_row_a_fit(learner):
     learn, fits = watched(learner)
     dls = learn.dls
-    df = learn.fit_proxy(2, 1, lr=LOW)
+    df = learn.fit_proxy(1, 2, lr=LOW)
     assert isinstance(df, pd.DataFrame) and list(df.columns) == COLUMNS
     assert list(df['cycle']) == [0, 1, 2] and list(df['stop']) == ['', '', 'cycles done'] and not df['rolled_back'].any()
     assert list(df['steps']) == [f['steps'] for f in fits] and len(fits) == 3
     assert df['proxies'][0] == 0 and (df['proxies'][1:] > 0).all() and list(df['items']) == [27 + k for k in df['proxies']]
-    assert math.isnan(df['wrong'][0]) and list(df['wrong'][1:]) == list(df['proxies'][1:])
-    assert learn.dls is not dls and len(learn.proxies) == df['proxies'][2] and set(learn.proxies['cycle']) == {2}
-    valid = float(df['accuracy'][2])
-    assert abs(valid - learn.validate()[1]) < 1e-6
-    assert (df[['seconds_train']] > 0).all().all() and (df.loc[1:, 'seconds_score'] > 0).all()
+    assert (df['wrong'] > 0).all() and list(df['wrong'][:2]) == list(df['proxies'][1:]) # What a fit got wrong the next one trains on
+    assert learn.dls is not dls and len(learn.proxies) == df['wrong'][2] and set(learn.proxies['cycle']) == {3}
+    assert abs(float(df['accuracy'][2]) - learn.validate()[1]) < 1e-6
 
-def test_stage_2_copies_what_stage_1_got_wrong(learner):
-    learn, fits = watched(learner)
-    dls = learn.dls
+def test_it_calls_ordinary_fits(learner):
+    "The same as the fits one after the other"
+    learn, _ = watched(learner)
     learn.fit_proxy(1, 1, lr=LOW)
-    learn.model.load_state_dict(fits[0]['end'])
-    assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items) != set()
-    assert state_of(learn).cycle == 1, "the callback made copies by itself, too"
+    other, _ = watched(learner)
+    for _ in range(2): other.fit_one_cycle(1, LOW)
+    assert same_weights(weights(learn.model), weights(other.model)) and copied_files(learn) == copied_files(other)
 
-def test_afterwards_the_callback_acts_by_itself_again(learner):
+def test_each_stage_copies_what_it_got_wrong(learner):
+    learn, fits = watched(learner)
+    dls, kept = learn.dls, []
+    learn.fit_proxy(1, 2, lr=LOW, after_cycle=lambda learn, row: kept.append((copied_files(learn), wrong_files(learn.model, dls.train_ds.items))))
+    assert len(kept) == 3 and all(a == b != set() for a,b in kept)
+
+def test_afterwards_ordinary_fits_go_on(learner):
     learn, _ = watched(learner)
     dls = learn.dls
     learn.fit_proxy(1, 1, lr=LOW)
-    assert not state_of(learn).paused
     learn.fit(1, LOW)
-    assert state_of(learn).cycle == 2 and copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
+    assert cb_of(learn).copies.cycle == 3 and copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
+
+def test_a_scout_goes_out_once(learner):
+    learn, fits = watched(learner, cb=quiet_cb(scout='2 steps', fill='context', test=False))
+    df = learn.fit_proxy(1, 1, lr=LOW)
+    assert list(df['items']) == [27, 27 + df['wrong'][0]] and (learn.proxies['cycle'] == 0).sum() == 27 and df['proxies'][0] == 27
 
 
 # -- arguments, one by one ------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('cycles', [0, 1, 3, None])
+@pytest.mark.parametrize('cycles', [0, 1, 3])
 def test_cycles(learner, cycles):
     learn, fits = watched(learner)
-    df = learn.fit_proxy(cycles, 1, lr=LOW)
-    assert len(df) == len(fits) == (2 if cycles is None else cycles+1)
+    df = learn.fit_proxy(1, cycles, lr=LOW)
+    assert len(df) == len(fits) == cycles + 1
+
+def test_one_cycle_unless_said_otherwise(learner): assert len(watched(learner)[0].fit_proxy(1, lr=LOW)) == 2
 
 def test_epochs_and_cycle_epochs(learner):
     learn, fits = watched(learner)
-    df = learn.fit_proxy(1, 2, lr=LOW)
+    df = learn.fit_proxy(2, 1, lr=LOW)
     assert [f['epochs'] for f in fits] == [2, 2] and df['steps'][0] == 2*PER_EPOCH
     fits.clear()
     learn.remove_proxies()
@@ -115,74 +123,18 @@ def test_freeze_epochs(learner):
     assert not torch.equal(fits[1]['begin']['0.0.weight'], fits[1]['end']['0.0.weight'])
     assert list(df['steps']) == [fits[0]['steps']+fits[1]['steps'], fits[2]['steps']+fits[3]['steps']]
 
-looks = {0.5: 2, 1: 3, 1.5: 4, 2: 6, 0.01: 1, '5 steps': 5, '1 step': 1, '7steps': 7, '50%': 3, '25%': 2, '100%': 6, ' 10 % ': 1}
-
-@pytest.mark.parametrize('look_after', looks)
-def test_look_after(learner, look_after):
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(1, 2, lr=LOW, look_after=look_after)
-    n = len(learn.dls.train)
-    assert fits[0]['steps'] == df['steps'][0] == looks[look_after] and fits[0]['epochs'] == 1
-    assert fits[1]['steps'] == df['steps'][1] == 2*n and fits[1]['epochs'] == 2
-
-def test_a_short_look_draws_different_items(learner):
-    seen = []
-    class Drawn(Callback):
-        run_valid = False
-        def before_batch(self): seen.append(self.xb[0].flatten(1).mean(1).tolist())
-    learn = learner([quiet_cb(), Drawn()])
-    learn.fit_proxy(0, 1, lr=LOW, look_after='3 steps')
-    assert len(set(sum(seen, []))) == 24 and len(seen) == 3 # No item twice in one epoch
-
-def test_a_long_look_goes_through_several_epochs(learner):
-    seen = []
-    class Drawn(Callback):
-        run_valid = False
-        def before_batch(self): seen.extend(round(v, 5) for v in self.xb[0].flatten(1).mean(1).tolist())
-    learn = learner([quiet_cb(), Drawn()])
-    learn.fit_proxy(0, 1, lr=LOW, look_after='7 steps')
-    counts = pd.Series(seen).value_counts()
-    assert len(seen) == 56 and len(counts) == 27 and counts.max() <= 3 and counts.min() >= 2
-
 def test_steps_of():
     assert steps_of(0.5, 4, 10) == 5 and steps_of('12 steps', 4, 10) == 12 and steps_of('25%', 4, 10) == 10 and steps_of(1e-9, 4, 10) == 1
     for bad in ('half', '5 epochs', '', '-3 steps', '0%', '0 steps'):
-        with pytest.raises(ValueError, match='look_after'): steps_of(bad, 4, 10)
+        with pytest.raises(ValueError, match='length'): steps_of(bad, 4, 10, 'length')
     for bad in (0, -1, float('nan')):
-        with pytest.raises(ValueError, match='look_after'): steps_of(bad, 4, 10)
-    with pytest.raises(TypeError, match='look_after'): steps_of([1], 4, 10)
+        with pytest.raises(ValueError, match='length'): steps_of(bad, 4, 10, 'length')
+    with pytest.raises(TypeError, match='length'): steps_of([1], 4, 10, 'length')
 
-def test_restart_none_goes_on(learner):
+def test_each_fit_goes_on_where_the_last_one_ended(learner):
     learn, fits = watched(learner)
-    learn.fit_proxy(2, 1, lr=LOW)
+    learn.fit_proxy(1, 2, lr=LOW)
     for before,then in zip(fits, fits[1:]): assert same_weights(before['end'], then['begin'])
-
-@pytest.mark.parametrize('look_after', [None, '2 steps'])
-def test_restart_initial(learner, look_after):
-    learn, fits = watched(learner)
-    first = weights(learn.model)
-    learn.fit_proxy(2, 1, lr=LOW, restart='initial', look_after=look_after)
-    for f in fits: assert same_weights(f['begin'], first) and not same_weights(f['end'], first)
-
-def test_restart_initial_forgets_the_optimizer(learner):
-    learn, _ = watched(learner)
-    learn.fit_proxy(1, 1, lr=LOW, restart='initial')
-    assert {s['step'] for s in learn.opt.state.values() if 'step' in s} == {len(learn.dls.train)} # Not those of Stage 1
-
-def test_restart_initial_with_a_frozen_body(learner):
-    learn, fits = watched(learner, splitter=body_and_head)
-    learn.freeze()
-    learn.fit_proxy(1, 1, lr=LOW, restart='initial')
-    assert [f['frozen'] for f in fits] == [True, True] and learn.opt.frozen_idx == 1
-    assert torch.equal(fits[1]['end']['0.0.weight'], fits[0]['begin']['0.0.weight'])
-
-def test_restart_head(learner):
-    learn, fits = watched(learner)
-    learn.fit_proxy(1, 1, lr=LOW, restart='head')
-    first, second = fits
-    for k in first['end']:
-        if k.startswith('0.'): assert torch.equal(first['end'][k], second['begin'][k])
-        else: assert not torch.equal(first['end'][k], second['begin'][k]) and not torch.equal(first['begin'][k], second['begin'][k])
 
 def test_after_cycle(learner):
     seen = []
@@ -191,7 +143,8 @@ def test_after_cycle(learner):
         return {'twice': 2*row['steps']} if row['cycle'] else None
     learn, _ = watched(learner)
     df = learn.fit_proxy(1, 1, lr=LOW, after_cycle=note)
-    assert seen == list(zip(df['cycle'], df['items'])) and df['twice'][1] == 2*df['steps'][1] and math.isnan(df['twice'][0])
+    assert [c for c,_ in seen] == list(df['cycle']) and seen[0][1] == df['items'][1] > 27 # What the next fit trains on
+    assert df['twice'][1] == 2*df['steps'][1] and math.isnan(df['twice'][0])
 
 
 # -- when it stops --------------------------------------------------------------------------------------------------------------------------------
@@ -203,13 +156,13 @@ def scripted(learner, *values, **kwargs): return watched(learner, metrics=[accur
                                         ('valid_loss<1e3', 1), ('train_loss < 1000', 1), ('scripted>-1', 1)])
 def test_until(learner, until, rows):
     learn, _ = scripted(learner, 0.5, 0.3, 0.7, 0.9, 0.9)
-    df = learn.fit_proxy(4, 1, lr=LOW, until=until)
+    df = learn.fit_proxy(1, 4, lr=LOW, until=until)
     assert len(df) == rows and df['stop'].iloc[-1] == ('until' if rows < 5 else 'cycles done') and (df['stop'][:-1] == '').all()
 
 @pytest.mark.parametrize('patience,rows', [(1, 4), (2, 5), (None, 8)])
 def test_patience(learner, patience, rows):
     learn, _ = scripted(learner, 0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0.1, 0.1)
-    df = learn.fit_proxy(7, 1, lr=LOW, patience=patience, monitor='scripted')
+    df = learn.fit_proxy(1, 7, lr=LOW, patience=patience, monitor='scripted')
     assert len(df) == rows and df['stop'].iloc[-1] == ('patience' if patience else 'cycles done')
 
 def test_monitor(learner):
@@ -219,7 +172,7 @@ def test_monitor(learner):
         metrics = {'scripted': [accuracy, Scripted(*grows)], 'scripted_loss': [accuracy, LossLike(*grows)],
                    None: [Scripted(*falls), accuracy]}
         learn, _ = watched(learner, metrics=metrics[monitor])
-        rows[monitor] = len(learn.fit_proxy(3, 1, lr=LOW, patience=1, monitor=monitor))
+        rows[monitor] = len(learn.fit_proxy(1, 3, lr=LOW, patience=1, monitor=monitor))
     assert rows == {'scripted': 4, 'scripted_loss': 2, None: 2} # A loss that grows is worse; the first metric counts unless told
 
 class LossLike(Scripted):
@@ -233,24 +186,25 @@ def test_budget(learner, monkeypatch):
         def perf_counter():
             clock[0] += 1
             return clock[0]
-    monkeypatch.setattr(cycles_module, 'time', Time)
-    rows = [len(watched(learner)[0].fit_proxy(5, 1, lr=LOW, budget=b)) for b in (1, 12, 1e9)]
-    assert rows[0] == 1 and 1 < rows[1] < 6 and rows[2] == 6
-    df = watched(learner)[0].fit_proxy(5, 1, lr=LOW, budget=1)
+    monkeypatch.setattr(stages, 'time', Time)
+    rows = [len(watched(learner)[0].fit_proxy(1, 5, lr=LOW, budget=b)) for b in (1, 3, 1e9)] # A second a stage
+    assert rows == [1, 3, 6]
+    df = watched(learner)[0].fit_proxy(1, 5, lr=LOW, budget=1)
     assert df['stop'].iloc[-1] == 'budget'
 
-def test_nothing_left_to_erase(learner):
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(5, 25, lr=0.02)
-    assert df['stop'].iloc[-1] == 'nothing left to erase' and len(df) == len(fits) < 6
+def test_a_cycle_without_copies_is_no_reason_to_stop(learner, monkeypatch):
+    monkeypatch.setitem(saliency.saliency_methods, 'flat', lambda acts, grads, weights: torch.zeros_like(acts[:, 0]))
+    learn, fits = watched(learner, cb=quiet_cb(method='flat'))
+    df = learn.fit_proxy(1, 3, lr=LOW)
+    assert len(df) == len(fits) == 4 and not df['proxies'].any() and list(df['steps']) == [PER_EPOCH]*4 and df['stop'].iloc[-1] == 'cycles done'
 
-def test_divergence_stops_and_says_so(learner):
+def test_divergence_costs_the_copies_only(learner):
     class Diverge(Callback):
         def after_train(self): self.learn.model[1][2].bias.data.fill_(float('nan'))
     learn, _ = watched(learner)
     learn.add_cb(Diverge())
-    with pytest.warns(UserWarning, match='no copies.*finite'): df = learn.fit_proxy(3, 1, lr=LOW)
-    assert len(df) == 1 and 'finite' in df['stop'].iloc[-1] and not len(learn.proxies)
+    with pytest.warns(UserWarning, match='no copies.*finite'): df = learn.fit_proxy(1, 1, lr=LOW)
+    assert len(df) == 2 and not len(learn.proxies)
 
 
 # -- undoing --------------------------------------------------------------------------------------------------------------------------------------
@@ -258,93 +212,67 @@ def test_divergence_stops_and_says_so(learner):
 def test_rollback_undoes_weights_and_copies(learner):
     learn, fits = scripted(learner, 0.5, 0.6, 0.2)
     kept = []
-    def note(learn, row): kept.append((list(learn.proxies['id']), len(learn.dls.train_ds)))
-    df = learn.fit_proxy(2, 1, lr=LOW, rollback=0.1, monitor='scripted', after_cycle=note)
+    def note(learn, row): kept.append((list(learn.proxies['id']), len(learn.dls.train_ds), plain(learn.opt.state_dict())))
+    df = learn.fit_proxy(1, 2, lr=LOW, rollback=0.1, monitor='scripted', after_cycle=note)
     assert list(df['rolled_back']) == [False, False, True]
     assert same_weights(weights(learn.model), fits[1]['end']) and not same_weights(fits[2]['end'], fits[1]['end'])
-    assert (list(learn.proxies['id']), len(learn.dls.train_ds)) == kept[1] != kept[2] and set(learn.proxies['cycle']) == {1}
+    assert kept[1] == kept[2] != kept[0] and list(learn.proxies['id']) == kept[1][0] and set(learn.proxies['cycle']) == {2} # Not those of the third fit
     assert all(Path(p).is_file() for p in learn.proxies['path'])
 
-def test_rollback_of_the_first_cycle_leaves_no_copies(learner):
+def test_rollback_of_the_first_cycle_leaves_the_copies_of_stage_1(learner):
     learn, fits = scripted(learner, 0.5, 0.1)
     dls = learn.dls
     df = learn.fit_proxy(1, 1, lr=LOW, rollback=0, monitor='scripted')
-    assert list(df['rolled_back']) == [False, True] and learn.dls is dls and not len(learn.proxies)
-    assert same_weights(weights(learn.model), fits[0]['end'])
+    assert list(df['rolled_back']) == [False, True] and set(learn.proxies['cycle']) == {1}
+    assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items) and same_weights(weights(learn.model), fits[0]['end'])
     learn.fit(1, LOW) # And on
     assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
 
 @pytest.mark.parametrize('rollback,undone', [(None, 0), (0.5, 0), (0.2, 1), (0, 2)])
 def test_rollback_tolerance(learner, rollback, undone):
     learn, _ = scripted(learner, 0.8, 0.5, 0.75)
-    df = learn.fit_proxy(2, 1, lr=LOW, rollback=rollback, monitor='scripted')
+    df = learn.fit_proxy(1, 2, lr=LOW, rollback=rollback, monitor='scripted')
     assert df['rolled_back'].sum() == undone
 
 def test_rollback_of_a_loss_that_grows(learner):
     learn, _ = watched(learner, metrics=[LossLike(0.5, 0.9, 0.4)])
-    df = learn.fit_proxy(2, 1, lr=LOW, rollback=0.1, monitor='scripted_loss')
+    df = learn.fit_proxy(1, 2, lr=LOW, rollback=0.1, monitor='scripted_loss')
     assert list(df['rolled_back']) == [False, True, False]
 
 def test_an_undone_cycle_does_not_reach_the_goal(learner):
     learn, _ = watched(learner, metrics=[LossLike(0.5, 0.9, 0.4), Scripted(0., 1., 0.)])
-    df = learn.fit_proxy(2, 1, lr=LOW, rollback=0.1, monitor='scripted_loss', until='scripted>=1')
+    df = learn.fit_proxy(1, 2, lr=LOW, rollback=0.1, monitor='scripted_loss', until='scripted>=1')
     assert list(df['rolled_back']) == [False, True, False] and df['stop'].iloc[-1] == 'cycles done'
 
 
-# -- recipes --------------------------------------------------------------------------------------------------------------------------------------
+# -- policies -------------------------------------------------------------------------------------------------------------------------------------
 
-def test_recipe_proposal(learner):
-    learn, fits = watched(learner, cb=quiet_cb(method='layercam', share=0.1))
-    df = learn.fit_proxy(epochs=1, lr=LOW, recipe='proposal')
-    assert len(df) == 4 and set(learn.proxies['method']) == {'gradcam'} and learn.proxies['erased'].nunique() > 1
-    assert df['items'][1] == 27 + df['proxies'][1] > 30 and same_weights(fits[0]['end'], fits[1]['begin'])
+def test_a_preset_is_all_it_takes(learner):
+    learn, fits = watched(learner, cb=ProxyAttentionCB.preset('proposal', verbose=False))
+    learn.fit_proxy(1, 3, lr=LOW)
+    assert len(fits) == 4 and set(learn.proxies['method']) == {'gradcam'} and learn.proxies['erased'].nunique() > 1
 
-def test_recipe_masktune(learner):
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=2, lr=LOW, recipe='masktune')
+def test_preset_masktune(learner):
+    learn, fits = watched(learner, cb=ProxyAttentionCB.preset('masktune', verbose=False))
+    df = learn.fit_proxy(2, 1, lr=LOW, cycle_epochs=1)
     assert [f['epochs'] for f in fits] == [2, 1] and set(learn.proxies['method']) == {'xgradcam'}
     assert list(df['items']) == [27, 27] and df['proxies'][1] > 13 # In the originals' stead
 
-def test_recipe_early_look(learner):
-    learn, fits = watched(learner)
-    first = weights(learn.model)
-    df = learn.fit_proxy(epochs=4, lr=LOW, recipe='early_look')
-    assert df['steps'][0] == PER_EPOCH and len(df) == 2 # A quarter of four epochs
-    assert same_weights(fits[1]['begin'], first) and fits[1]['epochs'] == 4 and df['proxies'][1] + state_of(learn).last['flat'] == 27
+def test_preset_early_look(learner):
+    learn, fits = watched(learner, cb=ProxyAttentionCB.preset('early_look', verbose=False, method='eigencam'))
+    df = learn.fit_proxy(4, 0, lr=LOW)
+    assert cb_of(learn).last_report.steps == PER_EPOCH and len(df) == 1 and fits[0]['epochs'] == 4 # A quarter of four epochs
+    assert df['proxies'][0] == 27 and df['items'][0] == 54
 
-def test_arguments_win_over_the_recipe(learner):
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(2, 2, lr=LOW, recipe='early_look', look_after='1 step', cycle_epochs=1)
-    assert len(df) == 3 and df['steps'][0] == 1 and [f['epochs'] for f in fits] == [1, 1, 1]
-
-def test_a_recipe_is_a_policy_for_this_call_only(learner):
-    learn, _ = watched(learner, cb=quiet_cb(share=0.2))
-    learn.fit_proxy(1, 1, lr=LOW, recipe='early_look')
-    cb = learn._grab_cbs(ProxyAttentionCB)[0]
-    assert cb.policy == cb.active == Policy(method='eigencam', share=0.2) and state_of(learn).override is None
-    learn.fit(1, LOW)
-    assert 0 < len(learn.proxies) <= 5 and set(learn.proxies['method']) == {'eigencam'}
-
-def test_a_recipe_adds_the_callback(learner):
+def test_a_callback_is_added_where_there_is_none(learner, capsys):
     learn = learner()
-    df = learn.fit_proxy(1, 1, lr=LOW, recipe='early_look')
-    assert len(df) == 2 and len(learn._grab_cbs(ProxyAttentionCB)) == 1
-
-def test_recipes_can_be_added(learner, monkeypatch):
-    monkeypatch.setitem(recipes, 'mine', dict(policy=dict(method='eigencam', select='random', share=0.2),
-                                              fit=dict(cycles=2, restart='head')))
-    learn, fits = watched(learner)
-    df = learn.fit_proxy(epochs=1, lr=LOW, recipe='mine')
-    assert list(df['proxies']) == [0, 5, 5] and not torch.equal(fits[0]['end']['1.2.weight'], fits[1]['begin']['1.2.weight'])
-
-def test_the_recipes_hold_the_presets():
-    assert set(recipes) >= {'proposal', 'masktune', 'early_look', 'recommended'}
-    for name in ('proposal', 'masktune'): assert recipes[name]['policy'] == presets[name]
+    df = learn.fit_proxy(1, 1, lr=LOW)
+    assert len(df) == 2 and cb_of(learn).policy == ProxyAttentionCB().policy
 
 def test_ever_wrong_in_fit_proxy(learner):
     learn, _ = watched(learner, cb=quiet_cb(select='ever_wrong'))
-    df = learn.fit_proxy(2, 1, lr=LOW, look_after='2 steps')
-    assert len(df) == 3 and 0 < df['proxies'][1] <= 16 # Two batches of eight were seen
+    df = learn.fit_proxy(1, 2, lr=LOW)
+    assert len(df) == 3 and 0 < df['proxies'][1] <= 24 # Three batches of eight were seen
 
 
 # -- interruption and trouble ---------------------------------------------------------------------------------------------------------------------
@@ -363,33 +291,30 @@ def test_an_interruption_leaves_the_dataloaders_unharmed(learner, fit, error):
     dls, loaders = learn.dls, list(learn.dls.loaders)
     stop = StopAt(fit, 1, error)
     learn.add_cb(stop)
-    with pytest.raises(type(error)): learn.fit_proxy(2, 1, lr=LOW, look_after='3 steps')
+    with pytest.raises(type(error)): learn.fit_proxy(1, 2, lr=LOW)
     learn.remove_cb(stop)
     assert all(a is b for a,b in zip(dls.loaders, loaders)) and (dls.train.n, len(dls.train)) == (27, PER_EPOCH)
     assert (learn.dls is dls) == (fit == 0) and len(learn.dls.train_ds) == 27 + len(learn.proxies) and hooks_of(learn.model) == 0
-    cb = learn._grab_cbs(ProxyAttentionCB)[0]
-    assert not cb.proxy_state.paused and cb.proxy_state.override is None
-    assert [type(c).__name__ for c in learn.cbs].count('_Ledger') == 0
+    assert not cb_of(learn).fit_state.paused and not learn._grab_cbs(learner_module._Counter)
     learn.fit(1, LOW)
     assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items) != set()
     learn.remove_proxies()
     assert learn.dls is dls
 
-def test_copies_lost_before_a_short_look(learner):
+def test_copies_lost_before_a_stage(learner):
     learn, fits = watched(learner)
     learn.fit(1, LOW)
     n = len(learn.proxies)
     Path(learn.proxies['path'][0]).unlink()
-    with pytest.warns(UserWarning, match=f'1 of {n} copies.*missing'): df = learn.fit_proxy(1, 1, lr=LOW, look_after='2 steps')
-    assert list(df['steps']) == [2, len(learn.dls.train)] == [f['steps'] for f in fits[1:]] and df['proxies'][0] == n-1
-    assert len(learn.dls.train) == (27 + len(learn.proxies))//8 and learn.dls.train.n == len(learn.dls.train_ds) == 27 + len(learn.proxies)
-    assert not callable(vars(learn.dls.train).get('get_idxs')), "the short epoch's draw has stayed"
+    with pytest.warns(UserWarning, match=f'1 of {n} copies.*missing'): df = learn.fit_proxy(1, 0, lr=LOW)
+    assert list(df['steps']) == [(27+n-1)//8] == [f['steps'] for f in fits[1:]]
+    assert learn.dls.train.n == len(learn.dls.train_ds) == 27 + len(learn.proxies)
 
-def test_a_full_disk_stops_the_loop_and_says_so(learner):
+def test_a_full_disk_costs_the_copies_only(learner):
     learn, _ = watched(learner, cb=quiet_cb(max_gb=1e-9))
     dls = learn.dls
-    with pytest.warns(UserWarning, match='no copies.*max_gb'): df = learn.fit_proxy(3, 1, lr=LOW)
-    assert len(df) == 1 and 'max_gb' in df['stop'].iloc[-1] and learn.dls is dls
+    with pytest.warns(UserWarning, match='no copies.*max_gb'): df = learn.fit_proxy(1, 2, lr=LOW)
+    assert len(df) == 3 and df['stop'].iloc[-1] == 'cycles done' and learn.dls is dls and 'max_gb' in cb_of(learn).last_report.why
 
 
 # -- bad arguments: before anything is trained ----------------------------------------------------------------------------------------------------
@@ -397,21 +322,16 @@ def test_a_full_disk_stops_the_loop_and_says_so(learner):
 bad = {
     'cycles': [(dict(cycles=-1), ValueError, 'cycles=-1'), (dict(cycles=1.5), ValueError, 'cycles=1.5'),
                (dict(cycles='3'), TypeError, "cycles='3'")],
-    'epochs': [(dict(epochs=None), ValueError, 'epochs=None'), (dict(epochs=0), ValueError, 'epochs=0'),
+    'epochs': [(dict(epochs=None), TypeError, 'epochs=None'), (dict(epochs=0), ValueError, 'epochs=0'),
                (dict(epochs=True), TypeError, 'epochs=True')],
     'cycle_epochs': [(dict(cycle_epochs=0), ValueError, 'cycle_epochs=0')],
     'freeze_epochs': [(dict(freeze_epochs=-1), ValueError, 'freeze_epochs=-1'), (dict(freeze_epochs='1'), TypeError, "freeze_epochs='1'")],
-    'look_after': [(dict(look_after='soon'), ValueError, "look_after='soon'.*epochs.*steps.*%"),
-                   (dict(look_after=0), ValueError, 'look_after=0'),
-                   (dict(look_after=[1]), TypeError, r'look_after=\[1\]')],
-    'restart': [(dict(restart='inital'), ValueError, "restart='inital'.*'initial'.*'head'.*mean 'initial'")],
     'monitor': [(dict(monitor='acuracy'), ValueError, "monitor='acuracy'.*'train_loss', 'valid_loss', 'accuracy'")],
     'until': [(dict(until='accuracy'), ValueError, "until='accuracy'.*>="), (dict(until='f1>=0.5'), ValueError, "until='f1'.*'accuracy'"),
               (dict(until=0.9), ValueError, 'until=0.9'), (dict(until='accuracy>=high'), ValueError, 'until=')],
     'patience': [(dict(patience=0), ValueError, 'patience=0'), (dict(patience=1.5), ValueError, 'patience=1.5')],
     'budget': [(dict(budget=0), ValueError, 'budget=0'), (dict(budget='1h'), TypeError, "budget='1h'")],
     'rollback': [(dict(rollback=-0.1), ValueError, 'rollback=-0.1'), (dict(rollback=True), TypeError, 'rollback=True')],
-    'recipe': [(dict(recipe='early'), ValueError, "recipe='early'.*'proposal', 'masktune', 'early_look'")],
     'after_cycle': [(dict(after_cycle=3), TypeError, 'after_cycle=3')],
     'lr': [(dict(lr='fast'), TypeError, "lr='fast'"), (dict(lr=-1.), ValueError, 'lr=-1')],
 }
@@ -422,23 +342,6 @@ def test_bad_arguments(learner, kwargs, error, words):
     before = weights(learn.model)
     with pytest.raises(error, match=f'(?s){words}'): learn.fit_proxy(**(dict(cycles=1, epochs=1, lr=LOW) | kwargs))
     assert fits == [] and same_weights(weights(learn.model), before) and not Path('.proxies').exists()
-
-def test_a_headless_model_is_refused_before_anything_is_trained(learner):
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            from kit import tiny_model
-            self.one, self.two = tiny_model()
-        def forward(self, x): return self.two(self.one(x))
-    learn, fits = watched(learner, model=Plain())
-    with pytest.raises(ValueError, match="restart='head'.*has no head"): learn.fit_proxy(1, 1, lr=LOW, restart='head')
-    assert fits == [] and not Path('.proxies').exists()
-
-def test_a_learner_without_the_callback(learner):
-    learn = learner()
-    with pytest.raises(ValueError, match='no ProxyAttentionCB.*add one'): learn.fit_proxy(1, 1)
-    with pytest.raises(ValueError, match='epochs'): learn.fit_proxy(recipe='early_look')
-    assert not learn._grab_cbs(ProxyAttentionCB), "a call that was refused has added a callback"
 
 def test_a_path_in_use_is_told_before_anything_is_trained(learner):
     one, (two, fits) = learner(quiet_cb(path='run')), watched(learner, cb=quiet_cb(path='run'))

@@ -212,7 +212,7 @@ def learner(dls, path, **policy):
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
     model = nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
-    policy = {**dict(method='eigencam', select='all', area=0.2), **policy} # Eigen-CAM's maps are hardly ever flat
+    policy = {**dict(method='eigencam', select='all', area=0.2, fill='black'), **policy} # Eigen-CAM's maps are hardly ever flat
     return Learner(dls, model, CrossEntropyLossFlat(), cbs=ProxyAttentionCB(path=path, verbose=False, **policy))
 
 def proxies_of(learn, caught=None):
@@ -226,7 +226,7 @@ def test_copies_keep_size_and_untouched_pixels(files, dls, tmp_path):
     originals = [np.asarray(dls.train_ds[i][0]) for i in range(len(files))]
     learn, caught = learner(dls, tmp_path/'copies'), []
     done = proxies_of(learn, caught)
-    assert done['proxies'] == len(files) and done['unreadable'] == done['flat'] == 0, caught
+    assert done.proxies == len(files) and done.unreadable == done.flat == 0, caught
     for row in learn.proxies.itertuples():
         k = int(row.id.split('-')[1])
         assert row.original == str(files[k].resolve())
@@ -260,7 +260,7 @@ def test_a_damaged_file_costs_its_own_copy_only(tmp_path, name, fill, how):
     (tmp_path/f'3-{name}').write_bytes(damage[how](kinds[name]()))
     learn, caught = learner(loaders([tmp_path/f'{i}-{name}' for i in range(8)], tmp_path), tmp_path/'.copies', fill=fill), []
     done = proxies_of(learn, caught)
-    assert done['proxies'] == 7 and done['unreadable'] == 1, caught
+    assert done.proxies == 7 and done.unreadable == 1, caught
     assert any(f'3-{name}' in w for w in caught) # told by name
     learn.remove_proxies()
 

@@ -10,8 +10,8 @@ from fastai.losses import BCEWithLogitsLossFlat
 from torch import nn
 
 from kit import (CLASSES, Coded, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of, make_learner, quiet_cb,
-                 same_weights, shapes_dls, state_of, weights)
-from proxy_attention import cycles, erase, select  # noqa: F401  (cycles patches Learner)
+                 same_weights, shapes_dls, cb_of, weights)
+from proxy_attention import erase, learner, select  # noqa: F401  (learner patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.look import explained, probability, targets
 from proxy_attention.policy import Policy
@@ -19,9 +19,9 @@ from proxy_attention.select import item_indices
 
 LOW = 1e-3
 
-def files_of(learn): return [str(f) for f in state_of(learn).data.base.items]
+def files_of(learn): return [str(f) for f in cb_of(learn).prepared.items.base.items]
 
-def manifest(learn): return [json.loads(line) for line in (state_of(learn).store.path/'manifest.jsonl').read_text().splitlines()]
+def manifest(learn): return [json.loads(line) for line in (cb_of(learn).copies.store.path/'manifest.jsonl').read_text().splitlines()]
 
 @pytest.fixture
 def fitted(shapes):
@@ -144,19 +144,20 @@ def test_a_function_that_draws_lots_changes_no_stream(shapes):
     a,b = run(suspects=[]), run(suspects=lambda learn: [] if torch.rand(3).sum() + np.random.rand() > 0 else None)
     assert a == b
 
-def test_suspects_hold_under_a_recipe(shapes):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5]))
-    learn.fit_proxy(epochs=1, lr=LOW, recipe='early_look', look_after='2 steps')
-    assert len(learn.proxies) == 25 and {r['index'] for r in state_of(learn).rows}.isdisjoint({4, 5})
+def test_suspects_get_no_copy_from_a_scout_either(shapes):
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5], scout='2 steps', test=False, select=None))
+    learn.fit(1, LOW)
+    assert len(learn.proxies) == 25 and set(learn.proxies['cycle']) == {0} and {r['index'] for r in cb_of(learn).copies.rows}.isdisjoint({4, 5})
+    assert learn.dls.train_ds.originals == [4, 5] and last_of(learn)['suspects'] == 2
 
 def test_suspects_and_ever_wrong(shapes):
     learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='ever_wrong'))
     learn.fit(1, LOW)
-    at, never = np.flatnonzero(state_of(learn).log.wrong), np.flatnonzero(~state_of(learn).log.wrong)
+    at, never = np.flatnonzero(cb_of(learn).fit_state.log.wrong), np.flatnonzero(~cb_of(learn).fit_state.log.wrong)
     assert len(at) > 3 and len(never)
     gated = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='ever_wrong', suspects=[at[1], never[0]]))
     gated.fit(1, LOW)
-    assert sorted(r['index'] for r in state_of(gated).rows) == sorted(set(at) - {at[1]}) and last_of(gated)['suspects'] == 1
+    assert sorted(r['index'] for r in cb_of(gated).copies.rows) == sorted(set(at) - {at[1]}) and last_of(gated)['suspects'] == 1
     row = gated.suspects.set_index('index').loc[never[0]]
     assert pd.isna(row['predicted']) and np.isnan(row['confidence']), "an item that nobody looked at has no prediction"
 
@@ -220,13 +221,13 @@ def test_a_copy_is_kept_if_what_its_map_explains_falls(fitted, target):
     assert 0 < len(want) < len(free.proxies), "this test needs some of both"
     assert copied_files(strict) == want and last_of(strict)['rejected'] == len(free.proxies) - len(want) and last_of(strict)['proxies'] == len(want)
     assert all(copy_bytes(strict)[o] == copy_bytes(free)[o] for o in want)
-    for r,(before,after) in zip(state_of(strict).rows, judged(strict, target).values()):
+    for r,(before,after) in zip(cb_of(strict).copies.rows, judged(strict, target).values()):
         assert (r['before'], r['after']) == pytest.approx((before, after), abs=1e-4) and r['after'] < r['before']
 
 def test_rejects_leave_nothing(fitted):
     learn = fitted(fill='blur', area=.3, accept=True)
     live = {Path(p).name for p in learn.proxies['path']}
-    assert last_of(learn)['rejected'] > 0 and {p.name for p in state_of(learn).store.path.glob('*.png')} == live
+    assert last_of(learn)['rejected'] > 0 and {p.name for p in cb_of(learn).copies.store.path.glob('*.png')} == live
     assert {r['file'] for r in manifest(learn)} == live and len(learn.dls.train_ds) == 27 + len(live)
 
 def test_it_is_off_by_default(fitted):
@@ -279,7 +280,7 @@ def test_same_seed_same_bytes(fitted):
 def test_copies_are_judged_as_they_will_be_read(fitted):
     learn = fitted(format='jpg', area=.3, accept=True)
     raw = {r['original']: r['after'] for r in manifest(fitted(format='png', area=.3, accept=True))}
-    got = {o: (r['after'], after) for r,(o,(_,after)) in zip(state_of(learn).rows, judged(learn, 'pred').items())}
+    got = {o: (r['after'], after) for r,(o,(_,after)) in zip(cb_of(learn).copies.rows, judged(learn, 'pred').items())}
     assert all(a == pytest.approx(b, abs=1e-3) for a,b in got.values())
     assert any(abs(raw[o] - a) > 1e-5 for o,(a,_) in got.items() if o in raw), "JPEG changes pixels, and so probabilities"
 
@@ -309,17 +310,17 @@ def test_several_labels(tmp_path):
         learn.fit(2, 3e-2)
         return learn
     free, strict = run(False), run(True)
-    base, passed = state_of(free).data.base, set()
+    base, passed = cb_of(free).prepared.items.base, set()
     free.model.eval()
     from proxy_attention.store import decode_image
-    for r in state_of(free).rows:
-        copy = torch.from_numpy(decode_image((state_of(free).store.path/r['file']).read_bytes())).permute(2, 0, 1)
+    for r in cb_of(free).copies.rows:
+        copy = torch.from_numpy(decode_image((cb_of(free).copies.store.path/r['file']).read_bytes())).permute(2, 0, 1)
         x,y = base[r['index']]
         with torch.no_grad(): p,q = free.model(torch.stack([x, copy]).float()/255).sigmoid()
         false = [c for c in range(3) if y[c] == 0 and p[c] > .5]
         c = max(false or range(3), key=lambda c: p[c])
         if q[c] < p[c]: passed.add(r['index'])
-    assert {r['index'] for r in state_of(strict).rows} == passed and 0 < len(passed) < 24
+    assert {r['index'] for r in cb_of(strict).copies.rows} == passed and 0 < len(passed) < 24
 
 def test_explained_and_probability():
     logits = torch.tensor([[0., 1, 2, -1], [3, 0, 0, 0]])
