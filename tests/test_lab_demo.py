@@ -1,4 +1,4 @@
-"""The demo's arms are what a user would write, its page says first what was found, and nothing in its settings is ignored."""
+"""The demo's arms are a user's own lines, its page says first what was found, and none of its settings is ignored."""
 import html
 
 import pytest
@@ -58,7 +58,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, '_learner', lambda *args: made.append(make(*args)) or made[-1])
     def _run(*overrides, policy=None):
         made.clear()
-        table = demo.run_demo(settings=tmp_path/'settings.ini', policy=policy, out=tmp_path/'demo', progress=False, overrides=overrides)
+        table = demo.run_demo(settings=tmp_path/'settings.ini', policy=policy, out=tmp_path/'demo', progress=False,
+                              overrides=overrides)
         return read_records(tmp_path/'demo'), [learn.model for learn in made], table
     return _run
 
@@ -70,12 +71,15 @@ def own_line(data, cbs=()):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 0.01, cbs=cbs)
     return learn.model
 
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x,y in pairs)
 
 
 def test_the_arms_are_a_user_s_own_lines(run, tmp_path):
     records,(proxied,plain),table = run(policy='untested')
-    assert list(table['proxies']) == [200, 0] and list(table['items']) == [200, 200] and list(table['steps']) == [20, 20]
+    assert list(table['proxies']) == [200, 0] and list(table['items']) == [200, 200]
+    assert list(table['steps']) == [20, 20]
     assert list(table['scout_steps']) == [3, 0] and not records['end']['same_weights'] and not same(proxied, plain)
     assert same(plain, own_line(tmp_path/'demo'/'data'))
     cb = ProxyAttentionCB(test=False, path=tmp_path/'mine', verbose=False)
@@ -86,8 +90,10 @@ def test_where_nothing_is_found_both_arms_are_equal(run, tmp_path):
     records,(proxied,plain),table = run('strength=0')
     (found,) = records['scouts']
     assert found['verdict'] != 'shortcut' and found['words'].endswith('No copies are used.') and found['held_out'] > 16
-    assert same(proxied, plain) and same(plain, own_line(tmp_path/'demo'/'data')) and records['end']['same_weights'] is True
-    measured = [c for c in table if c.endswith('accuracy') or c in ('items', 'proxies', 'steps', 'train_loss', 'on_digit', 'on_shortcut')]
+    assert same(proxied, plain) and records['end']['same_weights'] is True
+    assert same(plain, own_line(tmp_path/'demo'/'data'))
+    others = 'items', 'proxies', 'steps', 'train_loss', 'on_digit', 'on_shortcut'
+    measured = [c for c in table if c.endswith('accuracy') or c in others]
     for name in measured: assert table[name].nunique() == 1, name
     assert records['end']['only_proxy'] == records['end']['only_control'] == 0
     said = verdict(records)
@@ -106,14 +112,16 @@ def test_the_verdict_comes_first(run, tmp_path, capsys):
 
 def test_a_policy_without_a_scout_takes_several_fits(run):
     records,_,table = run(policy='letter')
-    assert records['scouts'] == [] and list(table['cycle']) == [0, 1, 2, 0] and list(table['arm']) == ['letter']*3 + ['control']
+    assert records['scouts'] == [] and list(table['cycle']) == [0, 1, 2, 0]
+    assert list(table['arm']) == ['letter']*3 + ['control']
     assert table['steps'][:3].sum() == table['steps'][3] > 3*20 and set(table['scout_steps']) == {0}
     assert table['proxies'][0] == 0 < table['proxies'][1] and all(table['items'] == 200 + table['proxies'])
 
 @pytest.mark.parametrize('change, words', [
-    ('look_after=15%', 'scout has taken its place'), ('restart=initial', 'scout has taken its place'), ('repeat=2', 'no such key'),
-    ('label_gate=true', 'no such key'), ('steps=20', 'no such key'), ('lr=find', 'a number'), ('mix=mixup', 'no such key'),
-    ('freeze_epochs=1', 'no such key'), ('augment=flip', 'no such key'), ('shortcut=texture', 'runs on square'), ('proxy=none', 'needs a policy')])
+    ('look_after=15%', 'scout has taken its place'), ('restart=initial', 'scout has taken its place'),
+    ('repeat=2', 'no such key'), ('label_gate=true', 'no such key'), ('steps=20', 'no such key'),
+    ('lr=find', 'a number'), ('mix=mixup', 'no such key'), ('freeze_epochs=1', 'no such key'),
+    ('augment=flip', 'no such key'), ('shortcut=texture', 'runs on square'), ('proxy=none', 'needs a policy')])
 def test_nothing_is_ignored(run, tmp_path, change, words):
     key = change.partition('=')[0]
     with pytest.raises(SettingsError, match=key) as e: run(change)
@@ -121,4 +129,5 @@ def test_nothing_is_ignored(run, tmp_path, change, words):
 
 def test_the_settings_of_the_package_suit(run):
     for name in ('default', 'early_look', 'proposal'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))
-    with pytest.raises(SettingsError, match='early_stage.*look_after'): demo._suits(load_experiment('demo', None, ['proxy=early_stage']))
+    stage = load_experiment('demo', None, ['proxy=early_stage'])
+    with pytest.raises(SettingsError, match='early_stage.*look_after'): demo._suits(stage)

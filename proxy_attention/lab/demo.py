@@ -61,12 +61,13 @@ class Measure:
     def right(self, model, split:str='test'):
         "For each image of `split`: is the prediction right?"
         x,y = self.images[split]
-        with self.clock('measure'), no_footprint(model), torch.no_grad(): return torch.cat([model(b).argmax(1) for b in x.split(200)]) == y
+        with self.clock('measure'), no_footprint(model), torch.no_grad():
+            return torch.cat([model(b).argmax(1) for b in x.split(200)]) == y
 
     def accuracy(self, model, split:str='test') -> float: return self.right(model, split).float().mean().item()
 
     def shares(self, model) -> dict:
-        "Share of the saliency of the predicted class on digit and square, mean over the test images whose map is not empty"
+        "Share of the predicted class' saliency on digit and square, mean over the test images whose map is not empty"
         with self.clock('measure'), no_footprint(model):
             maps = torch.cat([saliency_maps(model, b, method=self.method) for b in self.images['test'][0].split(200)])
         mass = maps.sum((1, 2))
@@ -82,7 +83,8 @@ class Record:
     def __init__(self, file): self.file = Path(file)
     def __call__(self, kind:str, **values):
         clean = {k: _plain(v) for k,v in values.items()}
-        with self.file.open('a', encoding='utf-8') as f: f.write(json.dumps({'kind': kind} | clean, allow_nan=False) + '\n')
+        line = json.dumps({'kind': kind} | clean, allow_nan=False)
+        with self.file.open('a', encoding='utf-8') as f: f.write(line + '\n')
 
 def _plain(v):
     "A value that JSON knows; not-a-number becomes null"
@@ -97,7 +99,8 @@ def _scout_line(report):
     line = dict(words=words or report.why, copies=report.proxies, steps=report.steps, seconds=report.seconds)
     if v is None: return line
     c,need,known = v.counts, v.necessity_interval, v.sufficiency_interval or (None, None)
-    return line | dict(verdict=v.name, reason=v.reason, held_out=c.n, image=c.image, copy=c.copy, second=c.second_image, chance=c.chance,
+    return line | dict(verdict=v.name, reason=v.reason, held_out=c.n,
+                       image=c.image, copy=c.copy, second=c.second_image, chance=c.chance,
                        necessity=v.necessity, necessity_low=need[0], necessity_high=need[1],
                        necessity_bound=NECESSITY_THRESHOLD, sufficiency=v.sufficiency, sufficiency_low=known[0],
                        sufficiency_high=known[1], sufficiency_bound=SUFFICIENCY_THRESHOLD)
@@ -120,7 +123,8 @@ class Watch(Callback):
         policy:ProxyAttentionCB|None=None, # The callback that is watched
         picture:Path|None=None, # Where the gallery goes
     ):
-        self.record, self.measure, self.arm, self.every, self.policy, self.picture = record, measure, arm, every, policy, picture
+        self.record, self.measure, self.arm, self.every = record, measure, arm, every
+        self.policy, self.picture = policy, picture
         self.steps = self.cycle = 0
     def before_train(self):
         if self.epoch == 0: self.begin()
@@ -153,9 +157,10 @@ class Watch(Callback):
     def after_fit(self):
         if (self.steps - self.first) % self.every: self.point()
         last = [] if self.policy is None or self.policy.last_report in self.scouts else [self.policy.last_report]
-        self.record('fit', arm=self.arm, cycle=self.cycle, items=self.items, proxies=self.copies, steps=self.steps - self.first,
-                    train_loss=self.learn.smooth_loss, wrong=last[0].wrong if last else None, seconds_train=self.seconds,
-                    **_spent(self.scouts + last), **_measured(self.measure, self.learn.model), peak_ram_mb=peak_ram())
+        self.record('fit', arm=self.arm, cycle=self.cycle, items=self.items, proxies=self.copies,
+                    steps=self.steps - self.first, train_loss=self.learn.smooth_loss,
+                    wrong=last[0].wrong if last else None, seconds_train=self.seconds, **_spent(self.scouts + last),
+                    **_measured(self.measure, self.learn.model), peak_ram_mb=peak_ram())
         self.cycle += 1
 
 # %% ../../nbs/lab/13_demo.ipynb #30378a50
@@ -175,7 +180,8 @@ def _same_weights(a, b):
     return all(torch.equal(x, y) for x,y in pairs)
 
 # %% ../../nbs/lab/13_demo.ipynb #f80c38df
-files = ('config.json', 'record.jsonl', 'gallery.png', 'report.html', 'data', 'proxies') # What a demo writes into its folder
+# What a demo writes into its folder
+files = 'config.json', 'record.jsonl', 'gallery.png', 'report.html', 'data', 'proxies'
 
 def _is_demo(out):
     "Did a demo make this folder?"
@@ -183,11 +189,12 @@ def _is_demo(out):
     except (OSError, ValueError, KeyError, TypeError): return False
 
 def _prepare(out):
-    "An empty demo folder: an earlier demo's files are removed, anybody else's never (the data set is kept, to be used again)"
+    "An empty demo folder: an earlier demo's files are removed but for the data set, anybody else's never"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise ValueError(f"out={str(out)!r} is a file; give the name of a folder.")
     if out.is_dir() and any(out.iterdir()) and not _is_demo(out):
-        raise ValueError(f"out={str(out)!r} is a folder with something else in it (no demo made it); give another name.")
+        raise ValueError(f"out={str(out)!r} is a folder with something else in it (no demo made it); "
+                         "give another name.")
     out.mkdir(parents=True, exist_ok=True)
     for f in files:
         if f in ('data', 'config.json'): continue # config.json marks the folder as ours, until it is written anew
@@ -198,8 +205,9 @@ def _prepare(out):
 def _make_data(out, settings):
     "The data set of the demo; an earlier demo's of another recipe is replaced"
     s = settings.data
-    make = lambda: make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200, n_valid=s.n_valid or 200, seed=s.seed, size=s.size,
-                                        reserved=s.reserved, exam=s.exam)
+    def make():
+        return make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200,
+                                    n_valid=s.n_valid or 200, seed=s.seed, size=s.size, reserved=s.reserved, exam=s.exam)
     try: return make()
     except ValueError:
         if not (out/'data').exists(): raise
@@ -207,8 +215,10 @@ def _make_data(out, settings):
         return make()
 
 # %% ../../nbs/lab/13_demo.ipynb #20acb563
-_known = dict(data=('source', 'shortcut', 'strength', 'n_train', 'n_valid', 'size', 'reserved', 'exam', 'seed', 'bs', 'num_workers'),
-              model=('arch', 'width'), proxy=(*policy_fields, 'layer', 'format', 'max_gb', 'cycles', 'epochs', 'cycle_epochs'),
+_known = dict(data=('source', 'shortcut', 'strength', 'n_train', 'n_valid', 'size', 'reserved', 'exam', 'seed', 'bs',
+                    'num_workers'),
+              model=('arch', 'width'),
+              proxy=(*policy_fields, 'layer', 'format', 'max_gb', 'cycles', 'epochs', 'cycle_epochs'),
               experiment=('data', 'model', 'proxy', 'seed', 'epochs', 'lr', 'threads'))
 
 def _suits(conf):
@@ -216,7 +226,8 @@ def _suits(conf):
     if conf.proxy is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: the demo needs a policy.")
     names = conf.experiment.model_dump() | dict(experiment=conf.name)
     def refuse(kind, key, value, why):
-        raise SettingsError(f"{conf.file} [{kind}:{names[kind]}] {key}={value!r}: {why}; for others there is `proxy-attention run`.")
+        raise SettingsError(f"{conf.file} [{kind}:{names[kind]}] {key}={value!r}: {why}; "
+                            "for others there is `proxy-attention run`.")
     for kind,key,value,right in (('data', 'source', conf.data.source, 'shortcut_digits'),
                                  ('data', 'shortcut', conf.data.shortcut or 'square', 'square'),
                                  ('model', 'arch', conf.model.arch, 'small_cnn')):
@@ -226,7 +237,8 @@ def _suits(conf):
         section = getattr(conf, kind)
         for key,value in section:
             if key in keys or value == type(section).model_fields[key].default: continue
-            instead = " (the callback's scout has taken its place, see scout)" if key in ('look_after', 'restart', 'trial') else ''
+            gone = key in ('look_after', 'restart', 'trial')
+            instead = " (the callback's scout has taken its place, see scout)" if gone else ''
             refuse(kind, key, value, f"the demo has no such key{instead}. Its {kind} keys are {', '.join(keys)}")
 
 # %% ../../nbs/lab/13_demo.ipynb #ca368d76
@@ -239,7 +251,7 @@ def run_demo(
     progress:bool=True, # Progress bars, where there is a terminal or a notebook to show them
     overrides=(), # Texts `key=value` that win over the settings
 ):
-    "Train with proxies and without, equally long; print a table, write record, gallery and page, and return a DataFrame with a row a fit"
+    "Train with proxies and without, equally long; write record, gallery and page; a row a fit"
     start = time.perf_counter()
     overrides = list(overrides) + ([f'experiment.proxy={policy}'] if policy is not None else [])
     if seed is not None: overrides.append(f"experiment.seed={check_number('seed', seed, 0, 2**32-1, whole=True)}")
@@ -286,7 +298,8 @@ def _run(conf, out, bars, start):
     data = _make_data(out, conf)
 
     cycles = p.cycles # after the first fit, whose copies come from the scout
-    print(f"proxies  {exp.proxy}: " + (f"fit_proxy({conf.epochs}, {cycles})" if cycles else f"fit_one_cycle({conf.epochs})"))
+    call = f"fit_proxy({conf.epochs}, {cycles})" if cycles else f"fit_one_cycle({conf.epochs})"
+    print(f"proxies  {exp.proxy}: {call}")
     learn = _learner(conf, data, [cb])
     measure, every = Measure(learn.dls, data, judge), len(learn.dls.train)
     watch = Watch(record, measure, exp.proxy, every, cb, out/'gallery.png')

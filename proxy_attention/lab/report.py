@@ -102,8 +102,10 @@ def _aligned(rows):
     return [lines[0], '-'*max(map(len, lines)), *lines[1:]]
 
 def _demo_table(records):
-    legend = ("images: items that the fit drew from; copies: proxies among them; scout: steps of scouts, on top. test: images whose square says nothing;\n"
-              "digit, square: share of the map of the predicted class there. s train, s scout, s copies: seconds. MB: peak RAM of the process so far.")
+    legend = ("images: items that the fit drew from; copies: proxies among them; scout: steps of scouts, on top. "
+              "test: images whose square says nothing;\n"
+              "digit, square: share of the map of the predicted class there. s train, s scout, s copies: seconds. "
+              "MB: peak RAM of the process so far.")
     return '\n'.join([*_aligned([[c[0] for c in columns]] + [_cells(f) for f in records['fits']]), legend])
 
 # %% ../../nbs/lab/10_report.ipynb #81993699
@@ -132,16 +134,20 @@ def _behind(s):
     "The numbers behind a verdict"
     part = lambda key: f"{share(s.get(key))} [{share(s.get(key + '_low'))} to {share(s.get(key + '_high'))}]"
     asked = num(s.get('sufficiency')) is not None
-    out = (f"Behind that: on {count(s['held_out'])} held-out images the scout is right on {share(s.get('image'))}, on their erased copies on {share(s.get('copy'))}"
-           + (f", the second scout on {share(s.get('second'))}" if asked else '') + f"; chance is {share(s.get('chance'))}. "
-           f"Of what the scout knows above chance it loses {part('necessity')} on the copies (a shortcut: more than {share(s.get('necessity_bound'))})")
-    return out + (f", and the second scout knows {part('sufficiency')} of it (more than {share(s.get('sufficiency_bound'))})." if asked else '.')
+    right = {k: share(s.get(k)) for k in ('image', 'copy', 'second', 'chance', 'necessity_bound', 'sufficiency_bound')}
+    out = (f"Behind that: on {count(s['held_out'])} held-out images the scout is right on {right['image']}, on their erased "
+           f"copies on {right['copy']}" + (f", the second scout on {right['second']}" if asked else '')
+           + f"; chance is {right['chance']}. Of what the scout knows above chance it loses {part('necessity')} on the copies "
+           f"(a shortcut: more than {right['necessity_bound']})")
+    if not asked: return f"{out}."
+    return f"{out}, and the second scout knows {part('sufficiency')} of it (more than {right['sufficiency_bound']})."
 
 def _same(end):
     "Where both arms are one network"
     right,n = num(end.get('both_right')), num(end.get('n_test'))
     of = f", right on {share(right/n)} of {n} test images without the shortcut" if n and right is not None else ''
-    return f"Both arms end as the same network, equal to the last bit{of}: without copies a fit is what it is without the callback."
+    return (f"Both arms end as the same network, equal to the last bit{of}: "
+            "without copies a fit is what it is without the callback.")
 
 def _demo_verdict(records): return _scouted(records) + _demo_outcome(records)
 
