@@ -422,8 +422,8 @@ def test_copies_of_wrong_images_stand_beside_those_of_the_scout():
     learn = planted_learner(select='low_confidence')
     learn.fit_one_cycle(2, 2e-2)
     for cycle in (1, 2):
-        assert (learn.proxies['cycle'] == 0).sum() == 384 and (learn.proxies['cycle'] == cycle).sum() == 115
-        assert len(learn.dls.train_ds) == 499 and {str(f) for f,_,_ in learn.dls.train_ds.copies} == set(learn.proxies['path'])
+        assert (learn.proxies['cycle'] == 0).sum() == 384 and (learn.proxies['cycle'] == cycle).sum() == 384
+        assert len(learn.dls.train_ds) == 768 and {str(f) for f,_,_ in learn.dls.train_ds.copies} == set(learn.proxies['path'])
         learn.fit(1, 1e-3)
     learn.remove_proxies()
     assert len(learn.dls.train_ds) == 384 and isinstance(learn.dls.train_ds, Planted)
