@@ -158,7 +158,7 @@ class ProxyAttentionCB(Callback):
         scout:str|float|None='15%', # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
         scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
-        test:bool=True, # Use the scout's copies only if the tests find a shortcut?
+        scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at; None: the last spatial one. Attention methods take none
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
@@ -378,12 +378,12 @@ def _exclusions(self:ProxyAttentionCB, idxs, flat) -> dict: # Reason -> bool (m,
     return dict(flat=flat, held_out=np.isin(idxs, data.leaked()), suspects=np.isin(idxs, data.suspects))
 
 @patch
-def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, unreadable):
+def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, unreadable):
     "Indices into `idxs` of the items that get a copy; the report's counts"
     excluded = self._exclusions(idxs, flat)
     allowed = ~np.any(list(excluded.values()), axis=0)
     rng = seeded_rng(self.seed, 'select', report.cycle)
-    chosen = select_items(scores, select, self.share, self.per_class, rng, allowed)
+    chosen = select_items(scores, select, share, self.per_class, rng, allowed)
     candidate = {'wrong': scores.wrong, 'ever_wrong': scores.ever_wrong}.get(select, np.ones(len(scores), bool))
     report.wrong, report.candidates, report.unreadable = int(scores.wrong.sum()), len(chosen), len(unreadable)
     report.held_out = int(excluded['held_out'].sum())
@@ -478,7 +478,7 @@ def _copies_of_wrong(self:ProxyAttentionCB, report, clock):
     wants = is_wrong if self.select == 'wrong' else None
     seen = self._scan(self.learn.model, only, wants, clock)
     scores, flat, idxs = (seen.scores, seen.flat, seen.idxs) if only is None else self._with_log(seen)
-    chosen = self._choose(report, scores, idxs, flat, self.select, seen.unreadable)
+    chosen = self._choose(report, scores, idxs, flat, self.select, self.share, seen.unreadable)
     self._note_doubts(seen)
     eraser = self._eraser(seen, chosen, report.cycle)
     rows = [self._row(report.cycle, scores, k, int(idxs[k]), self.merge == 'replace') for k in chosen]
@@ -541,25 +541,26 @@ def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows
     "Train scouts, erase, test"
     data, labels = self.prepared, self.prepared.labels()
     readable = np.flatnonzero(labels >= 0)
-    held = readable[held_out_items(labels[readable], self.seed)] if self.test else np.zeros(0, int)
+    held = readable[held_out_items(labels[readable], self.seed)] if self.scout_test else np.zeros(0, int)
     rest = np.setdiff1d(readable, held)
     with clock('scout'): model = self._train_scout(self._dls_of(rest), steps, 'scout')
     report.steps += steps
     with no_footprint(model):
-        if self.test:
+        if self.scout_test:
             seen = self._scan(model, held, None, clock)
             counts = self._test_copies(report, model, seen, clock)
             if counts is None: return []
             if (verdict := necessity_test(counts[0])) is not None: return self._decide(report, verdict)
             seen = merge_looks(seen, self._scan(model, rest, None, clock))
         else: seen = self._scan(model, None, None, clock)
-        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, seen.unreadable)
+        share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
+        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
         self._note_doubts(seen)
         eraser = self._eraser(seen, chosen, 0)
         rows = [self._row(0, seen.scores, k, int(seen.idxs[k]), self.scout_merge == 'replace') for k in chosen]
         rows = self._write_copies(report, model, seen, eraser, rows, clock)
     self.candidates = rows, eraser
-    if not self.test: return rows
+    if not self.scout_test: return rows
     del model
     copies = [r for r in rows if r['index'] not in set(held)]
     with clock('scout'): second = self._train_scout(self._dls_of([], copies), steps, 'second scout')

@@ -21,7 +21,7 @@ class Policy:
     scout: str|float|None = '15%' # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
-    test: bool = True # Use the scout's copies only if the tests find a shortcut?
+    scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
     method: str = 'gradcam' # A key of `saliency_methods`
     target: str = 'pred' # Class explained: 'pred', 'true' or 'contrast'
     select: str|None = 'wrong' # Which items get a copy after each fit: a key of `selectors`; None: none
@@ -48,7 +48,7 @@ class Policy:
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('thresh', self.thresh, 0, 1)
-        for name in ('per_class', 'accept', 'test'): check_flag(name, getattr(self, name))
+        for name in ('per_class', 'accept', 'scout_test'): check_flag(name, getattr(self, name))
         check_rule(self.area, self.threshold)
 
     @property
@@ -71,6 +71,6 @@ presets = {
     'recommended': {},
     'proposal': dict(scout=None, share=1., threshold=0.6, fill='black'),
     'masktune': dict(scout=None, method='xgradcam', select='all', threshold='mean+2std', fill='black', merge='replace'),
-    'early_look': dict(scout='25%', test=False, scout_merge='add', select=None, fill='black'),
+    'early_look': dict(scout='25%', scout_test=False, scout_merge='add', select=None, fill='black'),
     'after_fit': dict(scout=None, fill='black'),
 }

@@ -811,7 +811,7 @@ def test_presets(outcome):
     assert (masktune.select, masktune.threshold, masktune.merge) == ('all', 'mean+2std', 'replace')
     assert ProxyAttentionCB.preset('proposal', area=0.2).policy.rule == dict(area=0.2, threshold=None)
     assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(scout=None, share=1., threshold=0.4, fill='mean')
-    recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', test=True, method='gradcam', target='pred', select='wrong', fill='context',
+    recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', scout_test=True, method='gradcam', target='pred', select='wrong', fill='context',
                          merge='add', keep='latest')
     assert ProxyAttentionCB().policy == ProxyAttentionCB.preset('recommended').policy == Policy() == recommended
     early = ProxyAttentionCB.preset('early_look').policy

@@ -90,7 +90,7 @@ with learn.no_bar(), learn.no_logging(): print(*learn.predict(sys.argv[1])[2].to
 
 @pytest.mark.parametrize('scout', [None, '2 steps'])
 def test_an_export_needs_nothing_of_ours(shapes, scout):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(scout=scout, fill='context', test=False))
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(scout=scout, fill='context', scout_test=False))
     learn.fit(1, LOW)
     file, there = learn.proxies['original'][0], list(learn.cbs)
     probs = learn.predict(file)[2]

@@ -77,7 +77,7 @@ def test_afterwards_ordinary_fits_go_on(learner):
     assert cb_of(learn).copies.cycle == 3 and copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
 
 def test_a_scout_goes_out_once(learner):
-    learn, fits = watched(learner, cb=quiet_cb(scout='2 steps', fill='context', test=False))
+    learn, fits = watched(learner, cb=quiet_cb(scout='2 steps', fill='context', scout_test=False))
     df = learn.fit_proxy(1, 1, lr=LOW)
     assert list(df['items']) == [27, 27 + df['wrong'][0]] and (learn.proxies['cycle'] == 0).sum() == 27 and df['proxies'][0] == 27
 

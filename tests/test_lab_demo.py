@@ -32,7 +32,7 @@ scout = 15%
 cycles = 0
 [proxy:untested]
 scout = 15%
-test = false
+scout_test = false
 cycles = 0
 [proxy:letter]
 scout = off
@@ -82,7 +82,7 @@ def test_the_arms_are_a_user_s_own_lines(run, tmp_path):
     assert list(table['steps']) == [20, 20]
     assert list(table['scout_steps']) == [3, 0] and not records['end']['same_weights'] and not same(proxied, plain)
     assert same(plain, own_line(tmp_path/'demo'/'data'))
-    cb = ProxyAttentionCB(test=False, path=tmp_path/'mine', verbose=False)
+    cb = ProxyAttentionCB(scout_test=False, path=tmp_path/'mine', verbose=False)
     assert same(proxied, own_line(tmp_path/'demo'/'data', cb)), "the demo's arm is not the user's line"
     assert records['scouts'][0]['words'] == '200 copies, untested.' == verdict(records)[0]
 

@@ -55,7 +55,7 @@ select = ever_wrong
 share = 1
 [proxy:scouted]
 scout = 3 steps
-test = false
+scout_test = false
 fill = context
 cycles = 1
 [proxy:tried]
@@ -179,13 +179,13 @@ def test_stage_1_is_a_plain_fine_tune(run, cache):
 @pytest.mark.parametrize('test', ['true', 'false'])
 def test_one_engine(run, cache, test):
     "A run with a scout and a user's own line with the same settings and seed end with the same weights"
-    out = run('proxy=scouted', 'cycles=0', f'proxy.test={test}')
+    out = run('proxy=scouted', 'cycles=0', f'proxy.scout_test={test}')
     conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
     with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
         job = lab.Job(r, conf, cache)
         lab.prepare(job)
         job.seed('train', 0)
-        learn = lab.loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', test=test == 'true', select=None, path='own', verbose=False)])
+        learn = lab.loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', select=None, path='own', verbose=False)])
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
     found = next(o for o in lines(out) if o['kind'] == 'scout')

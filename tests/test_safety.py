@@ -145,7 +145,7 @@ def test_a_function_that_draws_lots_changes_no_stream(shapes):
     assert a == b
 
 def test_suspects_get_no_copy_from_a_scout_either(shapes):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5], scout='2 steps', test=False, select=None))
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5], scout='2 steps', scout_test=False, select=None))
     learn.fit(1, LOW)
     assert len(learn.proxies) == 25 and set(learn.proxies['cycle']) == {0} and {r['index'] for r in cb_of(learn).copies.rows}.isdisjoint({4, 5})
     assert learn.dls.train_ds.originals == [4, 5] and last_of(learn)['suspects'] == 2

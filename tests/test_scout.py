@@ -455,7 +455,7 @@ def test_rejected_candidates_can_be_looked_at(learner, verdict, monkeypatch, nam
     assert all(ax.images for ax in fig.axes)
 
 def test_without_the_test_copies_are_used_at_once(learner, sent):
-    learn = learner(scout_cb(test=False))
+    learn = learner(scout_cb(scout_test=False))
     learn.fit(1, 1e-3)
     assert sent == [(2, 'scout')] and len(learn.proxies) == 27 == len(learn.dls.train_ds) and last_of(learn)['verdict'] is None
 
@@ -463,7 +463,7 @@ def test_the_same_seed_sends_the_same_scout(shapes):
     made = []
     for path, numbers in (('a', 1), ('b', 5)):
         seed_all()
-        learn = make_learner(lambda: shapes_dls(shapes), scout_cb(test=False, path=path))
+        learn = make_learner(lambda: shapes_dls(shapes), scout_cb(scout_test=False, path=path))
         np.random.rand(numbers)
         torch.rand(numbers)
         learn.fit(1, 1e-3)

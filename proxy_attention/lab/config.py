@@ -100,7 +100,7 @@ class ProxyConfig(Section):
     scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
     scout_select: Optional[str] = None # Which training items get a copy from the scout
     scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
-    test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
+    scout_test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
     repeat: int = Field(1, ge=1, le=100) # How often each copy is in the training set
     accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's

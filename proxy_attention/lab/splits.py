@@ -163,7 +163,7 @@ def make_splits(
     _check_fixed(fixed, groups)
     out = Splits({k: np.sort(np.asarray(fixed.get(k, []), dtype=int)) for k in split_names})
     left = out['train'] if fixed else np.arange(len(labels))
-    for name,total in _wanted(len(left), dict(valid=valid, test=test), numbers, fixed).items():
+    for name,total in _wanted(len(left), dict(valid=valid, scout_test=test), numbers, fixed).items():
         if groups is None: out[name] = _by_class(left, labels, total, lambda c: rng_of(name, c))
         elif total: out[name] = _by_group(left, labels, groups, total, rng_of(name))
         left = np.setdiff1d(left, out[name])
@@ -255,7 +255,7 @@ class RunAudit(Audit):
     valid: int = 0
     test: int = 0
     def __str__(self):
-        what = f"audit of {self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies: "
+        what = f"audit of {self.train} training, {self.valid} validation and {self.scout_test} test images and {self.proxies} copies: "
         verdict = 'clean' if self else f"{len(self.problems)} {'problem' if len(self.problems) == 1 else 'problems'}"
         look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]] + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else [])
         return '\n'.join([what + verdict, *self.problems, *look])
