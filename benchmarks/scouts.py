@@ -57,7 +57,7 @@ def trained(experiment, changes, arm, seed, tmp):
     from proxy_attention.lab.config import load_experiment
     from proxy_attention.lab.data import load_items, make_dls, splits_of, test_dl
     from proxy_attention.lab.models import make_learner, quiet
-    from proxy_attention.look import predicted
+    from proxy_attention.scan import predict_classes
     torch.set_num_threads(1)
     conf = load_experiment(experiment, ROOT/'settings.ini', changes)
     items = load_items(conf.data, Path(tmp)/'data')
@@ -70,7 +70,7 @@ def trained(experiment, changes, arm, seed, tmp):
     start = time.process_time()
     with quiet(learn): learn.fit_one_cycle(round(STEPS/len(dls.train)), LR)
     seconds = time.process_time() - start
-    pred,y = predicted(learn.model, test_dl(learn.dls, items, splits))
+    pred,y = predict_classes(learn.model, test_dl(learn.dls, items, splits))
     weights = digest(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values()))
     out = dict(experiment=experiment, changes=changes, arm=arm, seed=seed, steps=round(STEPS/len(dls.train))*len(splits['train'])//conf.data.bs,
                accuracy=float((pred == y).mean()), n_test=len(y), seconds=round(seconds, 2), weights=weights[:16], commit=commit_of())

@@ -23,10 +23,10 @@ from torchvision.models import resnet18  # noqa: E402
 
 from proxy_attention.callback import ProxyAttentionCB  # noqa: E402
 from proxy_attention.core import no_footprint  # noqa: E402
-from proxy_attention.inject import eval_dl  # noqa: E402
+from proxy_attention.dataloaders import eval_dl  # noqa: E402
 from proxy_attention.lab.digits import make_shortcut_digits  # noqa: E402
 from proxy_attention.lab.models import small_cnn  # noqa: E402
-from proxy_attention.look import prepared  # noqa: E402
+from proxy_attention.scan import plain_batch  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument('--items', type=int, default=2000)
@@ -54,7 +54,7 @@ def learner(name, tmp):
 def bare_pass(learn):
     "The limit: every training image through the evaluation loader and the network once"
     with no_footprint(learn.model), torch.no_grad():
-        for b in eval_dl(learn.dls, learn.dls.train_ds, learn.dls.train.n): learn.model(prepared(b, learn.model)[0]).argmax(1)
+        for b in eval_dl(learn.dls, learn.dls.train_ds, learn.dls.train.n): learn.model(plain_batch(b, learn.model)[0]).argmax(1)
 
 
 def naive(learn, share, out):

@@ -3,12 +3,12 @@ from . import gallery, learner  # noqa: F401  (they patch `Learner`)
 from .audit import audit
 from .callback import CycleReport, ProxyAttentionCB
 from .erase import fills
-from .look import places, targets
+from .targets import placements, targets
 from .policy import Policy, presets
 from .saliency import saliency_maps, saliency_methods
 from .select import selectors
 from .shortcut_test import Verdict
 from .store import StoreError, purge
 
-__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'places', 'presets',
-           'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']
+__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'placements',
+           'presets', 'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from .core import kept_modes, kept_rng
+from .core import preserve_modes, preserve_rng
 
 # %% ../nbs/01_layers.ipynb #c4f7da2f
 class FeatureLayer(NamedTuple):
@@ -117,7 +117,7 @@ def _trace(model, x):
         for name,m in model.named_modules():
             if name: handles.append(m.register_forward_hook(partial(note, name=name)))
         # A model may change its input in place
-        with kept_rng(), kept_modes(model), torch.no_grad(): model(x.clone())
+        with preserve_rng(), preserve_modes(model), torch.no_grad(): model(x.clone())
     finally:
         for h in handles: h.remove()
     return calls
@@ -195,7 +195,7 @@ def _map_shape(model, x, layer):
         shapes.append(tuple(maps.shape) if torch.is_tensor(maps) else type(maps).__name__)
     handle = layer.module.register_forward_hook(note)
     try:
-        with kept_rng(), kept_modes(model), torch.no_grad(): model(x.clone())
+        with preserve_rng(), preserve_modes(model), torch.no_grad(): model(x.clone())
     except ValueError as e: raise ValueError(f"layer={layer.name!r}: {e} {_how_to_name}") from e
     finally: handle.remove()
     if not shapes: raise ValueError(f"layer={layer.name!r} takes no part in the forward pass. {_how_to_name}")

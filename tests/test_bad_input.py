@@ -22,7 +22,7 @@ from kit import (CLASSES, SIDE, Coded, coded_dls, files_in, hooks_of, label_of, 
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
-from proxy_attention.look import places, targets
+from proxy_attention.targets import placements, targets
 from proxy_attention.policy import presets
 from proxy_attention.saliency import saliency_methods
 from proxy_attention.select import selectors
@@ -33,7 +33,7 @@ squish = Resize(SIDE, method='squish')
 
 # -- arguments ------------------------------------------------------------------------------------------------------------------------------------
 
-choices = dict(method=saliency_methods, target=targets, select=selectors, fill=fills, place=places, merge=('add', 'replace'), keep=('latest', 'all'),
+choices = dict(method=saliency_methods, target=targets, select=selectors, fill=fills, place=placements, merge=('add', 'replace'), keep=('latest', 'all'),
                scout_select=[s for s in selectors if s != 'ever_wrong'], scout_merge=('add', 'replace'), format=('png', 'jpg'))
 nearly = dict(method='gradcma', target='preds', select='wrongs', fill='blak', place='salien', merge='ad', keep='latst', format='pngs',
               scout_select='al', scout_merge='replac')

@@ -38,7 +38,7 @@ from proxy_attention import saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
-from proxy_attention.look import places
+from proxy_attention.targets import placements
 from proxy_attention.policy import Policy, presets
 from proxy_attention.saliency import saliency_maps
 from proxy_attention.store import StoreError
@@ -664,7 +664,7 @@ def test_fill(outcome, fill):
         if fill == 'swap': assert 0 < (copy != img)[~hole_there].any(1).mean() < 0.7 # The patch of another image
     if fill != 'black': assert all(copy_bytes(learn)[k] != copy_bytes(black)[k] for k in copy_bytes(black))
 
-@pytest.mark.parametrize('place', [p for p in places if p != 'salient'])
+@pytest.mark.parametrize('place', [p for p in placements if p != 'salient'])
 def test_place(outcome, place):
     "As many pixels of the same images as the method erases, but others"
     learn,method = outcome(place=place, area=0.2), outcome(area=0.2)
@@ -910,10 +910,10 @@ def test_copies_lost_between_cycles(learner, harm):
     names = set(learn.proxies['original'][:2])
     for f in lost: f.unlink() if harm == 'deleted' else f.write_bytes(f.read_bytes()[:50])
     drawn = []
-    class Look(Callback):
+    class Scan(Callback):
         def before_batch(self):
             if self.learn.training and self.learn.iter == 0: drawn.append((self.learn.dl.n, self.learn.n_iter))
-    with pytest.warns(UserWarning, match=f'2 of {n} copies.*missing or damaged'): learn.fit(1, LOW, cbs=Look())
+    with pytest.warns(UserWarning, match=f'2 of {n} copies.*missing or damaged'): learn.fit(1, LOW, cbs=Scan())
     assert drawn == [(27+n-2, (27+n-2)//8)] and copied_files(learn) >= wrong_now(learn, dls)
     first = learn.proxies[learn.proxies['cycle'] == 1]
     assert len(first) == n-2 and not set(first['original']) & names and all(Path(p).is_file() for p in learn.proxies['path'])

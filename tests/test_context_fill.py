@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kit import SIDE, make_learner, quiet_cb
 from PIL import Image
 
-from proxy_attention.inject import as_validation
+from proxy_attention.dataloaders import as_validation
 from proxy_attention.erase import align_donor, erase, saliency_masks
 
 quick = settings(deadline=None, max_examples=30, derandomize=True)

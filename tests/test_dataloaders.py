@@ -27,7 +27,7 @@ from torch import nn
 
 from kit import (CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, cb_of,
                  tiny_model, to_float)
-from proxy_attention.inject import ProxyDataset
+from proxy_attention.dataloaders import ProxyDataset
 
 squish = Resize(SIDE, method='squish')
 common = dict(bs=8, num_workers=0)
@@ -423,7 +423,7 @@ def test_ever_wrong_with_several_labels(shapes):
     learn = multi(shapes, select='ever_wrong')
     learn.fit(1, 0.)
     p = logits_of(learn.model, [shapes/n for n in learn.dls.train_ds.base.items['name']])
-    assert len(p) == 27 and len(learn.proxies) and cb_of(learn).prepared.task.several
+    assert len(p) == 27 and len(learn.proxies) and cb_of(learn).prepared.task.multilabel
 
 def test_one_hot_targets_of_a_pipeline(shapes):
     files = get_image_files(shapes)

@@ -15,7 +15,7 @@ from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plo
 
 from kit import cb_of, logits_of, make_learner, quiet_cb, shapes_dls
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.inject import ProxyDataset
+from proxy_attention.dataloaders import ProxyDataset
 
 LOW = 1e-3
 

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from proxy_attention.erase import erase, maps_on_image, saliency_masks, view_grid
-from proxy_attention.inject import Source, as_validation, eval_dl, view_of
+from proxy_attention.dataloaders import Source, as_validation, eval_dl, view_of
 
 SIDE = 112 # of the view
 

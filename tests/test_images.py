@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.inject import Source, image_size, load_copy, pixels
+from proxy_attention.dataloaders import Source, image_size, load_copy, pixels
 from proxy_attention.store import decode_image, encode_image
 
 pytestmark = pytest.mark.filterwarnings('ignore:Palette images with Transparency:UserWarning') # Pillow's own

@@ -5,7 +5,7 @@ import torch
 
 from kit import cb_of, quiet_cb, wrong_files
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.inject import ProxyDataset
+from proxy_attention.dataloaders import ProxyDataset
 from proxy_attention.lab import trial
 from proxy_attention.lab.trial import Trial, ask_holes, can_do_without, centred, gone, hole_pictures, needs, right, told_by
 

@@ -13,7 +13,7 @@ from kit import (CLASSES, Coded, coded_dls, copied_files, copy_bytes, files_in, 
                  same_weights, shapes_dls, cb_of, weights)
 from proxy_attention import erase, learner, select  # noqa: F401  (learner patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.look import explained, probability, targets
+from proxy_attention.targets import explained_classes, explained_probability, targets
 from proxy_attention.policy import Policy
 from proxy_attention.select import item_indices
 
@@ -267,8 +267,8 @@ def test_flat_and_rejected_are_counted_apart(fitted, monkeypatch):
     def holes(maps, *args, **kwargs):
         masks = real(maps, *args, **kwargs)
         return [np.zeros_like(m) if k % 3 == 0 else m for k,m in enumerate(masks)] # the first of each size: nothing to erase
-    from proxy_attention import look
-    monkeypatch.setattr(look, 'saliency_masks', holes)
+    from proxy_attention import copies
+    monkeypatch.setattr(copies, 'saliency_masks', holes)
     learn = fitted(area=.3, accept=True, fill='noise')
     done = last_of(learn)
     assert done['flat'] > 0 and done['rejected'] > 0 and done['flat'] + done['rejected'] + done['proxies'] == 27
@@ -325,11 +325,11 @@ def test_several_labels(tmp_path):
 def test_explained_and_probability():
     logits = torch.tensor([[0., 1, 2, -1], [3, 0, 0, 0]])
     coefs = torch.tensor([[0., 1, 0, -1], [0, 0, 1, 0]])
-    classes = explained(coefs)
+    classes = explained_classes(coefs)
     assert classes.tolist() == [[1, 3], [2, -1]]
     p,s = logits.softmax(1), logits.sigmoid()
-    assert torch.allclose(probability(logits, classes), torch.stack([p[0, 1] - p[0, 3], p[1, 2]]))
-    assert torch.allclose(probability(logits, classes, several=True), torch.stack([s[0, 1] - s[0, 3], s[1, 2]]))
+    assert torch.allclose(explained_probability(logits, classes), torch.stack([p[0, 1] - p[0, 3], p[1, 2]]))
+    assert torch.allclose(explained_probability(logits, classes, several=True), torch.stack([s[0, 1] - s[0, 3], s[1, 2]]))
 
 @pytest.mark.parametrize('value', [1, 'yes', None], ids=str)
 def test_accept_is_true_or_false(value):

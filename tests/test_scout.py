@@ -1,6 +1,5 @@
 """Scouts: what sends one, what it trains with, what its verdict does to the fit, and that otherwise it leaves no trace."""
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 
-from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copied_files, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
+from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
                  same_weights, seed_all, shapes_dls, tiny_model, weights)
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
@@ -528,4 +527,4 @@ def test_bad_choices(kwargs, words):
 
 @pytest.mark.parametrize('value', [1, 'yes', None], ids=str)
 def test_test_is_true_or_false(value):
-    with pytest.raises(TypeError, match='test='): ProxyAttentionCB(test=value)
+    with pytest.raises(TypeError, match='scout_test='): ProxyAttentionCB(scout_test=value)

@@ -15,7 +15,7 @@ from statistics import mean
 import numpy as np
 
 from ..audit import file_digest
-from ..core import check_choice, check_number, digest, kept_rng
+from ..core import check_choice, check_number, digest, preserve_rng
 from .compare import _table_lines, check_fair, run_line
 from .config import Settings
 from .data import test_dl
@@ -204,7 +204,7 @@ def agreement(
     for j in (ref, *jobs): check_images(j, on_, idxs) # All that is wrong is said before anything is looked at
     erased = {j.conf.proxy.method or 'gradcam' for j in jobs if j.conf.proxy is not None}
     parts = truth(on_.items, idxs, on_.size) if on_.items.masks is not None else (None, [])
-    with kept_rng():
+    with preserve_rng():
         about,theirs = seen_by(ref, on_, idxs, lambda model: judges['attention'] if kind_of(model) == 'attention' else judges['features'][:1])
         say(f"reference: {about['accuracy']:.1%} of {len(idxs)} images are right")
         rows = [_row(j, on_, idxs, theirs, parts, say, lambda model: [method or judging(kind_of(model), erased)]) for j in jobs]

@@ -28,8 +28,8 @@ from fastcore.imports import IN_NOTEBOOK
 
 from .. import __version__, gallery, learner  # noqa: F401  (give learners `show_proxies` and `fit_proxy`)
 from ..callback import ProxyAttentionCB
-from ..core import Clock, check_number, digest, kept_rng, no_footprint, peak_ram
-from ..inject import epoch_of
+from ..core import Clock, check_number, digest, preserve_rng, no_footprint, peak_ram
+from ..dataloaders import epoch_of
 from .config import SettingsError, load_experiment
 from .digits import (make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, split_files,
                                         splits, truth_masks)
@@ -48,7 +48,7 @@ class Measure:
         method:str='layercam', # Saliency method that judges
     ):
         self.method,self.clock = method,Clock()
-        with kept_rng(): self.images = {s: self._load(shortcut_digits_test_dl(dls, path, s)) for s in splits}
+        with preserve_rng(): self.images = {s: self._load(shortcut_digits_test_dl(dls, path, s)) for s in splits}
         masks = np.stack([np.stack(truth_masks(f)) for f in split_files(path, 'test')])
         self.masks = torch.from_numpy(masks).to(self.images['test'][0].device)
 
@@ -262,7 +262,7 @@ def run_demo(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(conf.experiment.threads or before)
-        with kept_rng(): _run(conf, out, bars, start)
+        with preserve_rng(): _run(conf, out, bars, start)
     finally: torch.set_num_threads(before)
     records = read_records(out)
     said = verdict(records)

@@ -37,8 +37,8 @@ from fastcore.imports import IN_NOTEBOOK
 from .. import gallery  # noqa: F401
 from ..callback import ProxyAttentionCB
 from ..audit import file_digest
-from ..core import Clock, check_choice, digest, kept_rng, no_footprint, steps_of
-from ..inject import epoch_of
+from ..core import Clock, check_choice, digest, preserve_rng, no_footprint, steps_of
+from ..dataloaders import epoch_of
 from ..stages import parse_until, smaller_is_better
 from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
@@ -49,7 +49,7 @@ from .models import input_stats, make_learner, make_model, quiet
 from .runs import Run, RunError, check_run_folder, clean_run, is_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
 from .splits import audit_run, load_split, save_split
 from .trial import Trial, ask_holes, can_do_without, needs, reset_head, resettable
-from ..look import TrainingLog, prepared
+from ..scan import TrainingLog, plain_batch
 from ..saliency import saliency_maps, saliency_methods
 from ..store import write_atomic
 
@@ -456,7 +456,7 @@ def labels(job, fold:int):
 
 # %% ../../nbs/lab/12_experiment.ipynb #aea6d801
 def proxies(job, cycle:int):
-    "Look, erase, save; the next stage trains on the copies"
+    "Scan, erase, save; the next stage trains on the copies"
     run,st,start,meter = job.run, job.run.state, time.perf_counter(), CostMeter()
     job.seed('proxies', cycle)
     cb = make_proxy_cb(job)
@@ -564,7 +564,7 @@ def predictions(
     out = []
     with no_footprint(model), torch.no_grad():
         for b in dl:
-            x,y = prepared(b, model)
+            x,y = plain_batch(b, model)
             out.append((model(x).float().softmax(1).cpu(), y.cpu()))
     return tuple(torch.cat(t).numpy() for t in zip(*out))
 
@@ -576,7 +576,7 @@ def judge_method(conf):
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
 def loader_maps(model, dl, method):
     "Maps (N,H,W) of every image of a loader, of the classes that the network predicts"
-    with no_footprint(model): return torch.cat([saliency_maps(model, prepared(b, model)[0], method=method).cpu() for b in dl])
+    with no_footprint(model): return torch.cat([saliency_maps(model, plain_batch(b, model)[0], method=method).cpu() for b in dl])
 
 def truth(items, idxs, side):
     "Masks (N,K,side,side) of images whose truth is known, and the K names of what they show"
@@ -672,7 +672,7 @@ def allowed_judge(
 
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
-    with kept_rng():
+    with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
         try: saliency_maps(model, torch.zeros(1, 3, size, size), method=method)
         except (ValueError, RuntimeError) as e:
@@ -755,7 +755,7 @@ def check_amounts(
 
 def _amounts(data, cache):
     "(n, folds, why) of a data set, as in `wrong_amounts`"
-    with kept_rng(): items = load_items(data, Path(cache))
+    with preserve_rng(): items = load_items(data, Path(cache))
     train = splits_of(items, data)['train']
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
     return len(train), *most_folds(targets, None if items.groups is None else [items.groups[i] for i in train])
@@ -808,7 +808,7 @@ def run_settings(
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
         torch.set_num_threads(conf.experiment.threads or threads)
-        with Run(out, provenance(conf, command), say) as run, kept_rng(), deterministic(conf.experiment.deterministic):
+        with Run(out, provenance(conf, command), say) as run, preserve_rng(), deterministic(conf.experiment.deterministic):
             if run.done: say(f"{out} is done already")
             else: go(Job(run, conf, data, bars), say)
     finally: torch.set_num_threads(threads)

@@ -18,9 +18,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ..callback import ProxyAttentionCB
 from ..check import training_set
-from ..core import check_choice, check_number, kept_rng, no_footprint, seeded_rng
-from ..inject import ProxyDataset, Source, as_validation, copied_dl, copied_dls, eval_dl
-from ..look import Subset, prepared
+from ..core import check_choice, check_number, preserve_rng, no_footprint, seeded_rng
+from ..dataloaders import ProxyDataset, Source, as_validation, copy_dl, copy_dls, eval_dl
+from ..scan import Subset, plain_batch
 from .metrics import _check_probs
 
 # %% ../../nbs/lab/11_labels.ipynb #90ac636b
@@ -83,12 +83,12 @@ def train_targets(
 # %% ../../nbs/lab/11_labels.ipynb #e4e0852c
 def _without(dls, data, held):
     "`DataLoaders` like `dls` whose training set lacks the items `held`"
-    train,left = copied_dl(dls.train), np.setdiff1d(np.arange(data.n), held)
+    train,left = copy_dl(dls.train), np.setdiff1d(np.arange(data.n), held)
     train.dataset = ProxyDataset(data.base, left.tolist(), [])
     train.n = len(left)
     train.bs = min(train.bs, train.n) # else there might be no full batch
     if data.weights is not None: train.wgts = data.weights[left]/data.weights[left].sum()
-    return copied_dls(dls, train)
+    return copy_dls(dls, train)
 
 def fold_probs(
     dls, # fastai `DataLoaders`; they aren't changed
@@ -103,7 +103,7 @@ def fold_probs(
     check_number('epochs', epochs, 1, whole=True)
     check_number('freeze_epochs', freeze_epochs, 0, whole=True)
     data = training_set(dls)
-    with kept_rng():
+    with preserve_rng():
         set_seed(check_number('seed', seed, 0, 2**32-1, whole=True))
         own = _without(dls, data, held)
         own.train.rng = random.Random(seed)
@@ -114,7 +114,7 @@ def fold_probs(
             else: learn.fit_one_cycle(epochs, lr)
         with as_validation(data.base), no_footprint(learn.model), torch.no_grad():
             dl = eval_dl(dls, Subset(data.base, held), len(held))
-            probs = torch.cat([learn.model(prepared(b, learn.model)[0]).float().softmax(1).cpu() for b in dl]).numpy()
+            probs = torch.cat([learn.model(plain_batch(b, learn.model)[0]).float().softmax(1).cpu() for b in dl]).numpy()
     if dl.dataset.bad.any(): raise OSError(f"{int((dl.dataset.bad > 0).sum())} training items can't be read, so that nothing can be said of their labels.")
     return probs
 

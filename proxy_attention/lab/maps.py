@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur, rgb_to_grayscale
 
-from ..core import check_choice, check_number, kept_rng, no_footprint
+from ..core import check_choice, check_number, preserve_rng, no_footprint
 from ..erase import saliency_masks
 from .metrics import map_quality
 from ..layers import AttentionBlocks, FeatureLayer, named_layer, unwrap
@@ -222,7 +222,7 @@ def randomisation_check(
     names = parameter_layers(other, x[:1].to(p.device, p.dtype))[::-1]
     rows = []
     for k,group in enumerate(np.array_split(np.arange(len(names)), min(steps or len(names), len(names)))):
-        with kept_rng():
+        with preserve_rng():
             torch.manual_seed(seed + k)
             for i in group: forget(other.get_submodule(names[i]))
         got = rank_correlation(first, maps_of(other))

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import Clock, check_number, kept_modes, kept_rng, peak_ram
+from ..core import Clock, check_number, preserve_modes, preserve_rng, peak_ram
 from ..layers import unwrap
 
 # %% ../../nbs/lab/05_metrics.ipynb #6929a642
@@ -171,7 +171,7 @@ def model_cost(
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with kept_rng(), kept_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(x)
+        with preserve_rng(), preserve_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(x)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     params = list(model.parameters())
     return dict(parameters=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad), multiply_adds=counter.get_total_flops()//2)

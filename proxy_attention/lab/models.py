@@ -39,7 +39,7 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import Permute
 
-from ..core import check_flag, check_number, kept_rng, no_footprint
+from ..core import check_flag, check_number, preserve_rng, no_footprint
 from ..layers import unwrap
 
 # %% ../../nbs/lab/04_models.ipynb #01e0ae41
@@ -410,7 +410,7 @@ def make_model(
 def one_input(dls) -> torch.Tensor:
     "One image as the network gets it (1,C,H,W), random streams left as they were"
     dl = dls.valid if len(dls.valid.dataset) else dls.train
-    with kept_rng(): return dl.new(bs=1, num_workers=0, shuffle=False, drop_last=False).one_batch()[0].as_subclass(torch.Tensor)
+    with preserve_rng(): return dl.new(bs=1, num_workers=0, shuffle=False, drop_last=False).one_batch()[0].as_subclass(torch.Tensor)
 
 def _normalize(dls, mean, std, check):
     "Add the normalisation if `dls` has none; with pretrained weights, say where it has another"

@@ -14,7 +14,7 @@ from fastai.vision.core import TensorImage
 
 from ..core import check_choice, check_number, no_footprint, seeded_rng
 from ..erase import check_rule, saliency_masks
-from ..look import prepared
+from ..scan import plain_batch
 from ..saliency import saliency_maps, saliency_methods
 
 # %% ../../nbs/lab/15_probes.ipynb #751110a4
@@ -34,7 +34,7 @@ def _batches(model, dl):
     "The loader's batches as (x, y, black), in evaluation mode, and nothing changed afterwards"
     def each():
         for b in dl:
-            x,y = prepared(b, model)
+            x,y = plain_batch(b, model)
             if x.dim() != 4 or y.dim() != 1: raise TypeError(f"a probe needs labelled images, (B,C,H,W) and one class index each; the loader gives {tuple(x.shape)} and {tuple(y.shape)}.")
             yield x, y, black_of(dl, x, y)
     with no_footprint(model), torch.no_grad(): yield each()

@@ -13,8 +13,8 @@ from statistics import mean
 
 from safetensors.torch import load_file
 
-from ..core import check_choice, check_number, kept_rng
-from ..inject import epoch_of
+from ..core import check_choice, check_number, preserve_rng
+from ..dataloaders import epoch_of
 from .agreement import against_none, arm_of, by_arm, check_twice, finished, run_folders, trained_line
 from .compare import _table_lines
 from .config import SettingsError, SettingsFile, kinds
@@ -94,7 +94,7 @@ def second_task(
     splits = splits_of(items, conf)
     if not len(splits['test']): raise RunError(f"task={task!r}: this data set has no test images.")
     if find := [j for j in jobs if not isinstance(j.conf.experiment.lr, float) and lr is None]: raise RunError(f"lr=None: {str(find[0].run.folder)!r} found its own learning rate; give one.")
-    with kept_rng():
+    with preserve_rng():
         rows = [_row(j, (items, splits, conf), steps, lr, say) for j in jobs]
         fresh = {r['initial_sha256']: j for r,j in zip(rows, jobs)}
         rows += [_row(j, (items, splits, conf), steps, lr, say, 'fresh') for j in fresh.values()]

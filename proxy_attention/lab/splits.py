@@ -163,7 +163,7 @@ def make_splits(
     _check_fixed(fixed, groups)
     out = Splits({k: np.sort(np.asarray(fixed.get(k, []), dtype=int)) for k in split_names})
     left = out['train'] if fixed else np.arange(len(labels))
-    for name,total in _wanted(len(left), dict(valid=valid, scout_test=test), numbers, fixed).items():
+    for name,total in _wanted(len(left), dict(valid=valid, test=test), numbers, fixed).items():
         if groups is None: out[name] = _by_class(left, labels, total, lambda c: rng_of(name, c))
         elif total: out[name] = _by_group(left, labels, groups, total, rng_of(name))
         left = np.setdiff1d(left, out[name])

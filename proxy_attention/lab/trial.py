@@ -17,8 +17,8 @@ from fastai.learner import Learner
 
 from ..callback import proxy_cb
 from ..core import no_footprint, seeded_rng
-from ..inject import ProxyDataset, as_validation, eval_dl
-from ..look import Subset, predicted, prepared
+from ..dataloaders import ProxyDataset, as_validation, eval_dl
+from ..scan import Subset, plain_batch, predict_classes
 
 # %% ../../nbs/lab/11_trial.ipynb #0049acdd
 half = 0.5 # Above this share of what it knows (accuracy above chance) a network counts as having lost it
@@ -86,7 +86,7 @@ def both_dls(learn, rows) -> tuple: # (base dataset, loader of the originals, lo
 def right(learn, rows) -> tuple: # (accuracy on the originals, on the copies, share of the most frequent class)
     "How the network does on copies and on their originals, both as validation sees them"
     base,*dls = both_dls(learn, rows)
-    with as_validation(base): (whole,y),(erased,_) = (predicted(learn.model, dl) for dl in dls)
+    with as_validation(base): (whole,y),(erased,_) = (predict_classes(learn.model, dl) for dl in dls)
     return float((whole == y).mean()), float((erased == y).mean()), float(np.bincount(y).max()/len(y))
 
 def resettable(model):
@@ -105,7 +105,7 @@ def reset_head(
 
 def check_trial(learn):
     "An error if the learner's task isn't one that the tests can judge"
-    if proxy_cb(learn).prepared.task.several: raise ValueError("trial: whether copies help is judged by accuracy, which takes one label an item; these have several.")
+    if proxy_cb(learn).prepared.task.multilabel: raise ValueError("trial: whether copies help is judged by accuracy, which takes one label an item; these have several.")
 
 fewest = 40 # Copies below which nothing can be told
 
@@ -183,7 +183,7 @@ def ask_holes(
     pictures,ys = [], []
     with as_validation(base), no_footprint(learn.model):
         for a,b in zip(*dls):
-            (x,y),(copy,_) = (prepared(o, learn.model) for o in (a, b))
+            (x,y),(copy,_) = (plain_batch(o, learn.model) for o in (a, b))
             pictures.append(hole_pictures(x, copy).cpu())
             ys.append(y.cpu())
     return replace(first, holes=told_by(torch.cat(pictures).numpy(), torch.cat(ys).numpy(), seed))
