@@ -815,7 +815,7 @@ def test_presets(outcome):
                          merge='add', keep='latest')
     assert ProxyAttentionCB().policy == ProxyAttentionCB.preset('recommended').policy == Policy() == recommended
     early = ProxyAttentionCB.preset('early_look').policy
-    assert (early.scout, early.test, early.scout_merge, early.select) == ('25%', False, 'add', None)
+    assert (early.scout, early.scout_test, early.scout_merge, early.select) == ('25%', False, 'add', None)
     assert ProxyAttentionCB.preset('after_fit').policy == Policy(scout=None, fill='black')
     assert set(presets) == {'recommended', 'proposal', 'masktune', 'early_look', 'after_fit'}
     for name in presets: assert ProxyAttentionCB.preset(name, seed=3, verbose=False).seed == 3

@@ -255,7 +255,7 @@ class RunAudit(Audit):
     valid: int = 0
     test: int = 0
     def __str__(self):
-        what = f"audit of {self.train} training, {self.valid} validation and {self.scout_test} test images and {self.proxies} copies: "
+        what = f"audit of {self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies: "
         verdict = 'clean' if self else f"{len(self.problems)} {'problem' if len(self.problems) == 1 else 'problems'}"
         look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]] + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else [])
         return '\n'.join([what + verdict, *self.problems, *look])
