@@ -15,7 +15,7 @@ from .core import seeded_rng
 
 # %% ../nbs/14_shortcut_test.ipynb #5b4f73fb
 NECESSITY_THRESHOLD = 0.5 # Share of what the scout knew above chance that must be lost on the copies
-SUFFICIENCY_THRESHOLD = 0.1 # Share of it that the second scout must know without the erased evidence
+SUFFICIENCY_THRESHOLD = 0.15 # Share of it that the second scout must know without the erased evidence
 CONFIDENCE = 0.9 # Of the intervals: 5% on either side
 MIN_HELD_OUT = 16 # Held-out images below which nothing is decided
 
