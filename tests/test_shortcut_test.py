@@ -47,7 +47,7 @@ def test_first_verdicts(name):
     elif expected == 'spread': assert found.name == 'spread' and found.reason == '' and found.sufficiency is None
     else: assert (found.name, found.reason) == ('unclear', expected)
 
-@pytest.mark.parametrize('second,name', [(190, 'shortcut'), (140, 'shortcut'), (90, 'real'), (80, 'real'), (100, 'unclear'), (110, 'unclear')])
+@pytest.mark.parametrize('second,name', [(190, 'shortcut'), (140, 'shortcut'), (90, 'real'), (80, 'real'), (100, 'real'), (110, 'unclear'), (120, 'unclear')])
 def test_second_verdicts(second, name):
     found = sufficiency_test(counts(200, 190, 100, second))
     assert found.name == name and found.reason == ('sufficiency' if name == 'unclear' else '')
