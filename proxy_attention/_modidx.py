@@ -264,6 +264,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'proxy_attention/dataloaders.py'),
                                              'proxy_attention.dataloaders._NewLoader.__init__': ( 'dataloaders.html#_newloader.__init__',
                                                                                                   'proxy_attention/dataloaders.py'),
+                                             'proxy_attention.dataloaders._cut': ( 'dataloaders.html#_cut',
+                                                                                   'proxy_attention/dataloaders.py'),
                                              'proxy_attention.dataloaders._plain': ( 'dataloaders.html#_plain',
                                                                                      'proxy_attention/dataloaders.py'),
                                              'proxy_attention.dataloaders.as_validation': ( 'dataloaders.html#as_validation',

@@ -305,14 +305,18 @@ class _Draw:
             idxs += more
         return idxs[:self.n]
 
+def _cut(dl, n):
+    "A loader that draws from `dl`, exactly `n` items an epoch"
+    new = copy_dl(dl)
+    new.get_idxs, new.n = _Draw(copy_dl(dl), n), n
+    if getattr(new, 'partial_n', None): new.partial_n = None
+    return new
+
 @contextlib.contextmanager
 def epoch_of(dls, steps):
     "Inside of the block an epoch of `dls.train` is exactly `steps` batches"
     old = dls.loaders[0]
-    new = copy_dl(old)
-    new.get_idxs, new.n = _Draw(copy_dl(old), steps*old.bs), steps*old.bs
-    if getattr(new, 'partial_n', None): new.partial_n = None
-    dls.loaders[0] = new
+    dls.loaders[0] = _cut(old, steps*old.bs)
     try: yield
     finally: dls.loaders[0] = old
 
@@ -334,11 +338,13 @@ def inject(
     originals=None, # Indices of the originals that stay in; None: all
 ):
     "New `DataLoaders` whose training loader draws from originals and copies; `dls` itself isn't changed"
-    train = copy_dl(dls.train)
+    draw = getattr(dls.train, 'get_idxs', None)
+    cut = isinstance(draw, _Draw) # inside of `epoch_of`: what is drawn from changes, the length of the epoch stays
+    train = copy_dl(draw.dl if cut else dls.train)
     train.dataset = ProxyDataset(base, range(n) if originals is None else originals, copies)
     train.n = len(train.dataset)
     train.new = _NewLoader(train, dls.train)
     if weights is not None:
         w = np.array([weights[train.dataset.origin(i)] for i in range(train.n)])
         train.wgts = w / w.sum()
-    return copy_dls(dls, train)
+    return copy_dls(dls, _cut(train, draw.n) if cut else train)

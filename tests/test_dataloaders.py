@@ -462,3 +462,16 @@ def test_the_model_may_be_without_a_vocabulary(shapes):
     learn = make_learner(lambda: raw_pil(shapes), quiet_cb(select='all'), model=nn.Sequential(*tiny_model()))
     learn.fit(1, 1e-3)
     assert set(learn.proxies['label']) == {'0', '1', '2'}
+
+
+def test_copies_inside_of_an_epoch_of_a_given_length(shapes):
+    "What is drawn from changes; the length of the epoch stays"
+    from proxy_attention.dataloaders import epoch_of, inject
+    dls = shapes_dls(shapes)
+    base, n = dls.train_ds, dls.train.n
+    with epoch_of(dls, 5):
+        few = inject(dls, base, n, None, [], range(10))
+        assert len(few.train) == len(dls.train) == 5 and len(few.train_ds) == 10
+        for _ in range(3): assert set(few.train.get_idxs()) == set(range(10)) and len(few.train.get_idxs()) == 5*8
+        assert sum(len(b[0]) for b in few.train) == 5*8
+    assert len(dls.train) == 3 and len(few.train) == 5

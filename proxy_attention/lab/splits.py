@@ -281,8 +281,9 @@ def _in_two(split, files, now):
     return out
 
 def _remade(folder, files):
-    "Problems: copies were made under another split than the run's"
-    keys = dict.fromkeys(r.get('split') for r in read_manifest(folder).values())
+    "Problems: copies were made, or trained on, under another split than the run's"
+    opened = sorted(f.stem.removeprefix('split-') for f in folder.glob('split-*.json')) # each split under which the folder was opened
+    keys = dict.fromkeys([*(r.get('split') for r in read_manifest(folder).values()), *opened])
     return [p for k in keys for p in (["copies name no split: under which they were made isn't known"] if k is None else _differs(split_of_copies(folder, k), files))]
 
 def _differs(then, files):
