@@ -95,7 +95,7 @@ def _plain(v):
 # %% ../../nbs/lab/13_demo.ipynb #be7b26a8
 def _scout_line(report):
     "What the scouts found, as plain values"
-    v,words = report.verdict, report.text.removeprefix('scout: ').rpartition(' (')[0]
+    v,words = report.verdict, report.text.removeprefix('scout: ')
     line = dict(words=words or report.why, copies=report.proxies, steps=report.steps, seconds=report.seconds)
     if v is None: return line
     c,need,known = v.counts, v.necessity_interval, v.sufficiency_interval or (None, None)
