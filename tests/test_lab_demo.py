@@ -118,8 +118,8 @@ def test_a_policy_without_a_scout_takes_several_fits(run):
     assert table['proxies'][0] == 0 < table['proxies'][1] and all(table['items'] == 200 + table['proxies'])
 
 @pytest.mark.parametrize('change, words', [
-    ('look_after=15%', 'scout has taken its place'), ('restart=initial', 'scout has taken its place'),
-    ('repeat=2', 'no such key'), ('label_gate=true', 'no such key'), ('steps=20', 'no such key'),
+    ('look_after=15%', 'scout takes the place'), ('restart=initial', 'scout takes the place'),
+    ('repeat=2', 'no such key'), ('label_gate=true', 'comes before label_gate'), ('steps=20', 'no such key'),
     ('lr=find', 'a number'), ('mix=mixup', 'no such key'), ('freeze_epochs=1', 'no such key'),
     ('augment=flip', 'no such key'), ('shortcut=texture', 'runs on square'), ('proxy=none', 'needs a policy')])
 def test_nothing_is_ignored(run, tmp_path, change, words):
