@@ -524,7 +524,7 @@ def agree(
     runs:List[Path]=typer.Argument(..., metavar='RUN...', help="Folders of finished runs; that of a comparison stands for all of its runs."),
     out:Optional[Path]=typer.Option(None, '--out', metavar='FILE', help="The record, JSON lines (default: runs/agreement_REFERENCE.jsonl)."),
     images:Optional[int]=typer.Option(None, '--images', metavar='N', help="At most so many test images, evenly spaced (default: all)."),
-    on:Optional[Path]=typer.Option(None, '--on', metavar='RUN', help="Scan at this run's test images (default: the reference's)."),
+    on:Optional[Path]=typer.Option(None, '--on', metavar='RUN', help="Look at this run's test images (default: the reference's)."),
     method:Optional[str]=typer.Option(None, '--method', metavar='NAME', help="Saliency method for the runs (default: one that none of them erased by)."),
     data:Path=_data,
     as_json:bool=_json,
@@ -587,7 +587,7 @@ def second(
 @app.command()
 def audit(
     folder:Path=typer.Argument(..., metavar='RUN', help="Folder of a run, or of copies that the library made (as in .proxies)."),
-    near:bool=typer.Option(True, '--near/--no-near', help="Scan for images across the split that look alike?"),
+    near:bool=typer.Option(True, '--near/--no-near', help="Look for images across the split that look alike?"),
     as_json:bool=_json,
 ):
     """Prove from the files of a run, by content, that nothing crossed from validation or test into training.

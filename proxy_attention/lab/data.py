@@ -75,7 +75,7 @@ def checked(
     twice = [f for f,n in Counter(map(str, items.files)).items() if n > 1]
     if twice: raise DataError(f"data source={source!r}: {len(twice)} files are listed twice: {some(twice)}.")
     if len(items.classes) < 2: raise DataError(f"data source={source!r}: all {len(items)} images in {items.root} have the label {items.classes[0]!r}; "
-                                               "a classifier needs at least two classes. Scan at labels= and pattern=.")
+                                               "a classifier needs at least two classes. Look at labels= and pattern=.")
     return items
 
 # %% ../../nbs/lab/03_data.ipynb #f1d1714d

@@ -102,7 +102,7 @@ def make_shortcut_digits(
     strength:float=0.95, # Probability that the square's colour tells the class in train and valid; None or 0: colour independent of the class
     n_train:int=1200, # Training images
     n_valid:int=200, # Validation images
-    seed:int=0, # Decides splits, placements, colours and noise
+    seed:int=0, # Decides splits, places, colours and noise
     size:int=40, # Side of the images, in pixels
     n_test:int|None=None, # Test images; None: all the others
     shortcut:str='square', # A key of `shortcuts`: what tells the class

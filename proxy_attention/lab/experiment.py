@@ -456,7 +456,7 @@ def labels(job, fold:int):
 
 # %% ../../nbs/lab/12_experiment.ipynb #aea6d801
 def proxies(job, cycle:int):
-    "Scan, erase, save; the next stage trains on the copies"
+    "Look, erase, save; the next stage trains on the copies"
     run,st,start,meter = job.run, job.run.state, time.perf_counter(), CostMeter()
     job.seed('proxies', cycle)
     cb = make_proxy_cb(job)

@@ -258,7 +258,7 @@ def _needed(state):
 def damaged_file(
     folder, # Of a run
     state:dict, # From its `state.json`
-    under:str='', # Scan only at files whose names begin so
+    under:str='', # Only files whose names begin so
 ) -> str|None: # As seen from the folder
     "The first file that a state builds on and that isn't as it was written; None if all are"
     folder,sums = Path(folder), state.get('files', {})
