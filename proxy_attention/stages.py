@@ -52,15 +52,19 @@ class StopRule:
             if getattr(self, name) is not None: check_number(name, getattr(self, name), 0, open_low=True, whole=whole)
         if self.rollback is not None: check_number('rollback', self.rollback, 0)
 
+    def score(self, values) -> float:
+        "The monitored value, larger for better; minus infinity where it isn't a number"
+        value = values.get(self.monitor)
+        if value is None or not math.isfinite(value): return -math.inf
+        return -float(value) if smaller_is_better(self.monitor) else float(value)
+
     def update(self,
         values:dict, # What was measured after a stage, by name
         seconds:float=0., # That it took
         may_roll_back:bool=True, # Not the first stage: there is nothing to go back to
     ) -> tuple: # (rolled back?, why to stop; '' to go on)
         "Take note of a stage"
-        value = values.get(self.monitor)
-        value = float(value) if value is not None and math.isfinite(value) else None
-        score = -math.inf if value is None else -value if smaller_is_better(self.monitor) else value
+        score = self.score(values)
         worse = self.rollback is not None and self.kept is not None and score < self.kept - self.rollback
         back = may_roll_back and worse
         self.seconds += seconds

@@ -39,7 +39,7 @@ from ..callback import ProxyAttentionCB
 from ..audit import file_digest
 from ..core import Clock, check_choice, digest, preserve_rng, no_footprint, steps_of
 from ..dataloaders import epoch_of
-from ..stages import parse_until, smaller_is_better
+from ..stages import StopRule
 from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
@@ -410,21 +410,14 @@ def judge(
     values:dict, # What the last epoch has measured
 ) -> dict: # history, best, stale, stop
     "The state's changes after a stage"
-    sign = -1 if smaller_is_better(e.monitor) else 1
-    value = values[e.monitor]
-    value = sign*float(value) if value is not None and math.isfinite(value) else -math.inf
     kept = [h['value'] for h in state['history'] if not h['rolled_back'] and h['value'] is not None]
-    back = bool(cycle > 0 and e.rollback is not None and kept and value < kept[-1] - e.rollback)
-    best = state.get('best')
-    better = not back and value > (-math.inf if best is None else best)
-    stale = 0 if better else state.get('stale', 0) + 1
-    stop = ''
-    if e.until is not None and not back:
-        name,enough = parse_until(e.until, measures)
-        if values.get(name) is not None and enough(values[name]): stop = 'until'
-    if not stop and e.patience is not None and stale >= e.patience: stop = 'patience'
-    return dict(history=[*state['history'], dict(cycle=cycle, value=value if math.isfinite(value) else None, rolled_back=back)],
-                best=value if better and math.isfinite(value) else best, stale=stale, stop=stop)
+    best = -math.inf if state.get('best') is None else state['best']
+    rule = StopRule(e.monitor, e.until, e.patience, rollback=e.rollback, names=measures, best=best,
+                    kept=kept[-1] if kept else None, stale=state.get('stale', 0))
+    back,stop = rule.update(values, may_roll_back=cycle > 0)
+    def finite(v): return v if math.isfinite(v) else None # what JSON can hold
+    return dict(history=[*state['history'], dict(cycle=cycle, value=finite(rule.score(values)), rolled_back=back)],
+                best=finite(rule.best), stale=rule.stale, stop=stop)
 
 # %% ../../nbs/lab/12_experiment.ipynb #ce608f8b
 named = 20 # So many of the images in doubt are named in the record; all are in suspects.json
