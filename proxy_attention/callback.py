@@ -8,12 +8,12 @@ __all__ = ['PreparedData', 'CopySet', 'FitState', 'CycleReport', 'ProxyAttention
 # %% ../nbs/16_callback.ipynb #08676573
 import contextlib
 import os
-import sys
 import time
 import warnings
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,25 +22,24 @@ from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
-from fastcore.basics import IN_NOTEBOOK, patch
+from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 
 from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
 from .core import no_footprint, seeded_rng, steps_of
-from .erase import needs_donor
+from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
-from .copies import Eraser, Unsaved
-from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
-from .copies import confidence_drops
-from .scan import layer_of, merge_scans, predict_classes, scan
-from .targets import place_maps
+from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
-from .scout import held_out_items, train_scout
+from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
+from .scan import layer_of, merge_scans, predict_classes, scan
+from .scout import held_out_items, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
+from .targets import place_maps
 
 # %% ../nbs/16_callback.ipynb #626e6dc8
 @dataclass
@@ -400,14 +399,17 @@ def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, un
     return chosen
 
 @patch
-def _row(self:ProxyAttentionCB, cycle, scores, k, i, replaces):
-    "The manifest row of a copy of item `i`, whose scores are the `k`th"
-    path = self.prepared.source.path(i)
-    return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=self.prepared.split,
-                original=None if path is None else os.path.abspath(path),
-                label=self._class_names(scores.label[k]), predicted=self._class_names(scores.predicted[k]),
-                confidence=round(float(scores.confidence[k]), 6), replaces=replaces,
-                method=self.method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place)
+def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False) -> list:
+    "Manifest rows of copies: entry `k` of `chosen` is item `idxs[k]`, with the `k`th of the scores"
+    data = self.prepared
+    how = dict(method=self.method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place)
+    def row(k):
+        i, path = int(idxs[k]), data.source.path(int(idxs[k]))
+        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=data.split,
+                    original=None if path is None else os.path.abspath(path),
+                    label=self._class_names(scores.label[k]), predicted=self._class_names(scores.predicted[k]),
+                    confidence=round(float(scores.confidence[k]), 6), replaces=replaces, **how)
+    return [row(k) for k in chosen]
 
 @patch
 def _eraser(self:ProxyAttentionCB, seen, chosen, cycle):
@@ -484,7 +486,7 @@ def _copies_of_wrong(self:ProxyAttentionCB, report, clock):
     chosen = self._choose(report, scores, idxs, flat, self.select, self.share, seen.unreadable)
     self._note_doubts(seen)
     eraser = self._eraser(seen, chosen, report.cycle)
-    rows = [self._row(report.cycle, scores, k, int(idxs[k]), self.merge == 'replace') for k in chosen]
+    rows = self._rows(report.cycle, scores, idxs, chosen, self.merge == 'replace')
     return self._write_copies(report, self.learn.model, seen, eraser, rows, clock), eraser
 
 @patch
@@ -507,6 +509,14 @@ def _with_log(self:ProxyAttentionCB, seen):
     return scores, np.concatenate([seen.flat, np.zeros(len(rest), bool)]), idxs
 
 # %% ../nbs/16_callback.ipynb #03637514
+class _HeldOut(NamedTuple):
+    "What the scout says of the held-out images that can be erased"
+    idxs: np.ndarray # (n,) indices of the items
+    labels: np.ndarray # (n,) class indices
+    on_images: np.ndarray # (n,) predicted
+    on_copies: np.ndarray # (n,) predicted
+    def counts(self, second=None): return count_right(self.labels, self.on_images, self.on_copies, second)
+
 @patch
 def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     "Find out whether the network is about to rely on a shortcut; if so, put copies without it into the training set"
@@ -551,43 +561,44 @@ def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows
     with no_footprint(model):
         if self.scout_test:
             seen = self._scan(model, held, None, clock)
-            counts = self._test_copies(report, model, seen, clock)
-            if counts is None: return []
-            if (verdict := necessity_test(counts[0])) is not None: return self._decide(report, verdict)
+            first = self._test_copies(report, model, seen, clock)
+            if first is None: return []
+            if (verdict := necessity_test(first.counts())) is not None: return self._decide(report, verdict)
             seen = merge_scans(seen, self._scan(model, rest, None, clock))
         else: seen = self._scan(model, None, None, clock)
         share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
         chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
         self._note_doubts(seen)
         eraser = self._eraser(seen, chosen, 0)
-        rows = [self._row(0, seen.scores, k, int(seen.idxs[k]), self.scout_merge == 'replace') for k in chosen]
+        rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace')
         rows = self._write_copies(report, model, seen, eraser, rows, clock)
     self.candidates = rows, eraser
     if not self.scout_test: return rows
     del model
-    copies = [r for r in rows if r['index'] not in set(held)]
+    held = set(held.tolist())
+    copies = [r for r in rows if r['index'] not in held]
     with clock('scout'): second = self._train_scout(self._dls_of([], copies), steps, 'second scout')
     report.steps += steps
-    with clock('score'): whole = self._predict(second, Subset(data.items.base, counts[1]))[0]
-    verdict = sufficiency_test(count_right(counts[2], counts[3], counts[4], whole))
-    return self._decide(report, verdict, rows)
+    with clock('score'): whole = self._predict(second, Subset(data.items.base, first.idxs))[0]
+    return self._decide(report, sufficiency_test(first.counts(whole)), rows)
 
 @patch
 def _decide(self:ProxyAttentionCB, report, verdict, rows=()):
     "Note the verdict; the copies if they are to be used, which are otherwise deleted"
     report.verdict = self.last_verdict = verdict
     if verdict.name == 'shortcut': return list(rows)
-    if rows: self.copies.store.prune([])
+    store = self.copies.store
+    if rows: store.prune(store.rows.keys() - {r['id'] for r in rows}) # copies of other cycles stay
     report.proxies = 0
     return []
 
 @patch
 def _test_copies(self:ProxyAttentionCB, report, model, seen, clock):
-    "Counts of the necessity test, with held-out indices, labels and predictions; None: no map says anything"
+    "What the scout says of the held-out images and of their copies; None: no map says anything"
     data = self.prepared
     usable = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     eraser = self._eraser(seen, usable, 0)
-    rows = [self._row(0, seen.scores, k, int(seen.idxs[k]), False) for k in usable]
+    rows = self._rows(0, seen.scores, seen.idxs, usable)
     with clock('erase'), as_validation(data.items.base): images = eraser(rows)
     kept = [k for k,img in enumerate(images) if img is not None]
     rows, images, ks = [rows[k] for k in kept], [images[k] for k in kept], usable[kept]
@@ -602,8 +613,7 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock):
     with clock('score'):
         copies = Unsaved(data.source, images, [r['index'] for r in rows], data.task.kind)
         on_copies = self._predict(model, copies)[0]
-    labels, on_images = seen.scores.label[ks], seen.scores.predicted[ks]
-    return count_right(labels, on_images, on_copies), seen.idxs[ks], labels, on_images, on_copies
+    return _HeldOut(seen.idxs[ks], seen.scores.label[ks], seen.scores.predicted[ks], on_copies)
 
 @patch
 def _predict(self:ProxyAttentionCB, model, dataset):
@@ -663,9 +673,11 @@ def resume(self:ProxyAttentionCB,
     return len(copies.rows)
 
 @patch
-def drop(self:ProxyAttentionCB):
-    "Take the live copies out of the training set; they stay on disk"
-    self.copies.restore(([], {}))
+def restore(self:ProxyAttentionCB,
+    kept, # From `copies.snapshot()`
+):
+    "Train on the copies that were live then; those made since stay on disk"
+    self.copies.restore(kept)
     self._inject()
 
 @patch
@@ -719,8 +731,7 @@ def _names(self:ProxyAttentionCB, idxs):
 
 @patch
 def _progress(self:ProxyAttentionCB, it):
-    show = self.verbose and hasattr(self.learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty())
-    return progress_bar(it, leave=False) if show else it
+    return progress_bar(it, leave=False) if self.verbose and shows_progress(self.learn) else it
 
 @patch
 def _say(self:ProxyAttentionCB, report):

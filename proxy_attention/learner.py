@@ -23,11 +23,11 @@ from .stages import StopRule, run_stages
 class _Counter(Callback):
     "Counts the batches that are trained on, and what they drew from"
     order = -60
-    def __init__(self): self.steps = self.items = self.proxies = 0
+    def __init__(self): self.n_steps = self.n_items = self.n_copies = 0 # `learn.proxies` is taken
     def before_batch(self):
         if not self.training: return
-        self.steps += 1
-        self.items, self.proxies = len(self.learn.dls.train_ds), len(vars(self.learn.dls).get('proxy_rows', ()))
+        self.n_steps += 1
+        self.n_items, self.n_copies = len(self.learn.dls.train_ds), len(vars(self.learn.dls).get('proxy_rows', ()))
 
 def _fit(learn, epochs, lr, freeze_epochs, **kwargs):
     if freeze_epochs:
@@ -49,9 +49,7 @@ def _restore(learn, kept):
         learn.create_opt()
         learn.opt.load_state_dict(opt[1])
         learn.opt.frozen_idx = opt[0]
-    cb = proxy_cb(learn)
-    cb.copies.restore(copies)
-    cb._inject()
+    proxy_cb(learn).restore(copies)
 
 def _measured(learn, names):
     "The last line of the recorder, by name; missing values are not a number"
@@ -95,7 +93,7 @@ def fit_proxy(self:Learner,
 
     def note(cycle, values, back, stop):
         c,report = counters[-1], proxy_cb(self).last_report
-        row = dict(cycle=cycle, items=c.items, proxies=c.proxies, wrong=report.wrong, steps=c.steps,
+        row = dict(cycle=cycle, items=c.n_items, proxies=c.n_copies, wrong=report.wrong, steps=c.n_steps,
                    **values, rolled_back=back, stop=stop)
         rows.append(row)
         if after_cycle is not None: row.update(after_cycle(self, row) or {})

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle into Learner)
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import BnFreeze, GradientAccumulation, GradientClip
 from fastai.learner import Learner
-from fastai.callback.core import TrainEvalCallback
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import IN_NOTEBOOK, noop
 from fastprogress.fastprogress import progress_bar
@@ -55,6 +54,10 @@ class ScoutLearner(Learner):
 
 _carried = (MixedPrecision, NonNativeMixedPrecision, ModelToHalf, GradientAccumulation, GradientClip, ChannelsLast,
             MixHandler, BnFreeze)
+
+def shows_progress(learn) -> bool:
+    "Does the learner show progress bars, and is there a terminal or a notebook for them?"
+    return hasattr(learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty())
 
 class _Bar(Callback):
     "A progress bar below that of the fit"
@@ -118,8 +121,7 @@ def train_scout(
     numbers = seeded_rng(seed, text)
     train = copy_dl(dls.train)
     train.rng = random.Random(int(numbers.integers(2**32)))
-    show = progress and hasattr(learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty())
-    bar = _Bar(steps, text) if show else None
+    bar = _Bar(steps, text) if progress and shows_progress(learn) else None
     dls = copy_dls(dls, train)
     with preserve_rng():
         random.seed(int(numbers.integers(2**32)))

@@ -309,8 +309,9 @@ def live_rows(self:ProxyStore) -> list:
 @patch
 def prune(self:ProxyStore, keep_ids):
     "Delete the files of all copies but `keep_ids`, to make room; their lines stay, marked as pruned"
-    kept = {self.rows[i]['file'] for i in keep_ids if i in self.rows}
-    rows = [{**r, 'pruned': True} for r in self.live_rows if r['id'] not in set(keep_ids)]
+    keep = set(keep_ids)
+    kept = {self.rows[i]['file'] for i in keep if i in self.rows}
+    rows = [{**r, 'pruned': True} for r in self.live_rows if r['id'] not in keep]
     _append(self.path/MANIFEST, rows)
     for r in rows:
         self.rows[r['id']] = r

@@ -528,3 +528,18 @@ def test_bad_choices(kwargs, words):
 @pytest.mark.parametrize('value', [1, 'yes', None], ids=str)
 def test_test_is_true_or_false(value):
     with pytest.raises(TypeError, match='scout_test='): ProxyAttentionCB(scout_test=value)
+
+def test_a_rejected_verdict_deletes_its_own_copies_only(shapes, monkeypatch):
+    "Copies of an earlier process in the same folder, taken up or not, stay on disk"
+    earlier = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', path='run'))
+    earlier.fit(1, 1e-6)
+    kept = {Path(p).name for p in earlier.proxies.path}
+    earlier.remove_proxies()
+    monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
+    monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    cb = quiet_cb(select=None, path='run', scout='2 steps')
+    learn = make_learner(lambda: shapes_dls(shapes), cb)
+    cb.resume()
+    learn.fit(1, 1e-6)
+    assert cb.last_verdict.name == 'real' and {f.name for f in Path('run').glob('*.png')} == kept
+    assert len(learn.proxies) == 27
