@@ -119,7 +119,7 @@ def confidence_drops(
     copies = Unsaved(eraser.source, images, idxs, eraser.kind)
     dl = dls.valid.new(dataset=copies, shuffle=False, drop_last=False, num_workers=0)
     with torch.no_grad(): logits = torch.cat([model(plain_batch(b, model)[0]).float().cpu() for b in dl])
-    classes, several = torch.from_numpy(seen.classes[at]), seen.scores.label.ndim == 2
-    before, after = seen.said[at], explained_probability(logits, classes, several).numpy()
+    classes, multilabel = torch.from_numpy(seen.classes[at]), seen.scores.label.ndim == 2
+    before, after = seen.explained[at], explained_probability(logits, classes, multilabel).numpy()
     for r,b,a in zip(rows, before, after): r.update(before=round(float(b), 6), after=round(float(a), 6))
     return after < before - MIN_DROP

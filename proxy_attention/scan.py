@@ -33,7 +33,7 @@ class Scan:
     unreadable: list # Indices of the items that could not be read
     dl: object # The loader of the pass, for the geometry
     classes: np.ndarray # (m,2) class explained, and the one it is set against (-1: none); -1 where no map was made
-    said: np.ndarray # (m,) float32: probability of the first, minus that of the second
+    explained: np.ndarray # (m,) float32: probability of the first, minus that of the second
 
 # %% ../nbs/09_scan.ipynb #1d507e65
 def plain_batch(batch, model, n_inp=1):
@@ -70,7 +70,7 @@ def scan(
     clock = Clock() if clock is None else clock
     idxs = np.arange(n) if only is None else np.asarray(only)
     scores, maps, flat, done = None, None, np.zeros(len(idxs), bool), 0
-    classes, said = np.full((len(idxs), 2), -1), np.zeros(len(idxs), np.float32)
+    classes, explained = np.full((len(idxs), 2), -1), np.zeros(len(idxs), np.float32)
     with as_validation(base):
         dl = eval_dl(dls, base if only is None else Subset(base, idxs), len(idxs))
         last = perf_counter()
@@ -93,7 +93,7 @@ def scan(
                 if maps is None: maps = torch.zeros(len(idxs), *raw.shape[1:])
                 at = done + np.flatnonzero(want)
                 maps[at], flat[at] = normalise(raw).cpu()[want], flat_maps(raw).cpu().numpy()[want]
-                classes[at], said[at] = what.cpu().numpy()[want], prob.cpu().numpy()[want]
+                classes[at], explained[at] = what.cpu().numpy()[want], prob.cpu().numpy()[want]
             now = perf_counter()
             clock.add('saliency', now - scored)
             clock.add('score', scored - last)
@@ -108,7 +108,7 @@ def scan(
     maps = torch.zeros(len(idxs), 1, 1) if maps is None else maps
     ok = bad == 0
     return Scan(idxs[ok], scores.take(ok), maps[torch.from_numpy(ok)], flat[ok], idxs[bad == 1].tolist(),
-                dl, classes[ok], said[ok])
+                dl, classes[ok], explained[ok])
 
 # %% ../nbs/09_scan.ipynb #7375d098
 def merge_scans(a:Scan, b:Scan) -> Scan:
@@ -119,7 +119,7 @@ def merge_scans(a:Scan, b:Scan) -> Scan:
     scores = Scores(**{f.name: both(getattr(a.scores, f.name), getattr(b.scores, f.name)) for f in fields(Scores)})
     maps = torch.cat([a.maps, b.maps])[torch.from_numpy(order)]
     return Scan(idxs[order], scores, maps, both(a.flat, b.flat), sorted(a.unreadable + b.unreadable),
-                a.dl, both(a.classes, b.classes), both(a.said, b.said))
+                a.dl, both(a.classes, b.classes), both(a.explained, b.explained))
 
 def layer_of(model, found, reshape=None):
     "The layer of a copy of a network that is the layer `found` of the network itself"

@@ -13,17 +13,17 @@ import torch
 from .saliency import class_scores
 
 # %% ../nbs/08_targets.ipynb #985172ab
-def _several_pred(logits, y):
+def _multilabel_pred(logits, y):
     false = logits.masked_fill(y > 0.5, -torch.inf)
     return torch.where(false.amax(1) > 0, false.argmax(1), logits.argmax(1))
 
 def target_pred(logits, y):
-    return class_scores(logits, logits.argmax(1) if y.dim() == 1 else _several_pred(logits, y))
+    return class_scores(logits, logits.argmax(1) if y.dim() == 1 else _multilabel_pred(logits, y))
 
 def target_true(logits, y):
     if y.dim() == 1: return class_scores(logits, y.long())
     missed = logits.masked_fill(y <= 0.5, torch.inf).argmin(1)
-    return class_scores(logits, torch.where((y > 0.5).any(1), missed, _several_pred(logits, y)))
+    return class_scores(logits, torch.where((y > 0.5).any(1), missed, _multilabel_pred(logits, y)))
 
 def target_contrast(logits, y):
     if y.dim() == 2: return target_pred(logits, y) - target_true(logits, y)
@@ -76,9 +76,9 @@ def explained_classes(
 def explained_probability(
     logits:torch.Tensor, # (B,K)
     classes:torch.Tensor, # (B,2) from `explained`
-    several:bool=False, # Several labels an item?
+    multilabel:bool=False, # Several labels an item?
 ) -> torch.Tensor: # (B,)
     "Probability of the class explained, minus that of the class it is set against"
     p = logits.detach().float()
-    p = p.sigmoid() if several else p.softmax(1)
+    p = p.sigmoid() if multilabel else p.softmax(1)
     return p.gather(1, classes[:, :1])[:, 0] - p.gather(1, classes[:, 1:].clamp(min=0))[:, 0]*(classes[:, 1] >= 0)

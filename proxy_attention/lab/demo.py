@@ -237,8 +237,8 @@ def _suits(conf):
         section = getattr(conf, kind)
         for key,value in section:
             if key in keys or value == type(section).model_fields[key].default: continue
-            gone = key in ('look_after', 'restart', 'trial')
-            instead = " (the callback's scout has taken its place, see scout)" if gone else ''
+            replaced = key in ('look_after', 'restart', 'trial')
+            instead = " (the callback's scout has taken its place, see scout)" if replaced else ''
             refuse(kind, key, value, f"the demo has no such key{instead}. Its {kind} keys are {', '.join(keys)}")
 
 # %% ../../nbs/lab/13_demo.ipynb #ca368d76
@@ -293,8 +293,8 @@ def _run(conf, out, bars, start):
     judge = 'layercam' if cb.method != 'layercam' else 'gradcam'
     (out/'config.json').write_text(json.dumps(_about(conf, cb, judge), indent=2) + '\n', encoding='utf-8')
     record = Record(out/'record.jsonl')
-    told = f"the colour tells the class in {conf.data.strength:.0%} of them"
-    print(f"data     {conf.data.source}: {conf.data.n_train or 1200} training images, {told}")
+    cue = f"the colour tells the class in {conf.data.strength:.0%} of them"
+    print(f"data     {conf.data.source}: {conf.data.n_train or 1200} training images, {cue}")
     data = _make_data(out, conf)
 
     cycles = p.cycles # after the first fit, whose copies come from the scout
