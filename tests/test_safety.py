@@ -329,7 +329,7 @@ def test_explained_and_probability():
     assert classes.tolist() == [[1, 3], [2, -1]]
     p,s = logits.softmax(1), logits.sigmoid()
     assert torch.allclose(explained_probability(logits, classes), torch.stack([p[0, 1] - p[0, 3], p[1, 2]]))
-    assert torch.allclose(explained_probability(logits, classes, several=True), torch.stack([s[0, 1] - s[0, 3], s[1, 2]]))
+    assert torch.allclose(explained_probability(logits, classes, multilabel=True), torch.stack([s[0, 1] - s[0, 3], s[1, 2]]))
 
 @pytest.mark.parametrize('value', [1, 'yes', None], ids=str)
 def test_accept_is_true_or_false(value):
