@@ -63,7 +63,7 @@ def test_needs(asked, monkeypatch):
     assert needs(asked) == Trial(*right(asked, cb_of(asked).copies.rows))
 
 def test_several_labels(asked):
-    cb_of(asked).prepared.task = cb_of(asked).prepared.task._replace(several=True)
+    cb_of(asked).prepared.task = cb_of(asked).prepared.task._replace(multilabel=True)
     with pytest.raises(ValueError, match='one label an item'): needs(asked)
 
 def test_copies_alone(asked):
