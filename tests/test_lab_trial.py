@@ -49,7 +49,7 @@ def test_right(asked):
     wrong = len(wrong_files(asked.model, originals))
     whole, erased, chance = right(asked, some)
     assert whole == pytest.approx(1 - wrong/11) and chance == max(sum(r['label'] == c for r in some) for c in {r['label'] for r in some})/11
-    said = trial.predicted(asked.model, asked.dls.valid.new(dataset=ProxyDataset(cb_of(asked).prepared.items.base, [], [(c, r['index'], cb_of(asked).prepared.task.kind) for c,r in zip(copies, some)])))
+    said = trial.predict_classes(asked.model, asked.dls.valid.new(dataset=ProxyDataset(cb_of(asked).prepared.items.base, [], [(c, r['index'], cb_of(asked).prepared.task.kind) for c,r in zip(copies, some)])))
     assert erased == pytest.approx(float((said[0] == said[1]).mean())) and cb.run_path.is_dir()
 
 def test_right_leaves_the_learner_as_it_was(asked):
