@@ -1954,6 +1954,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'proxy_attention.scout.copy_model': ('scout.html#copy_model', 'proxy_attention/scout.py'),
                                        'proxy_attention.scout.held_out_items': ('scout.html#held_out_items', 'proxy_attention/scout.py'),
                                        'proxy_attention.scout.highest_lr': ('scout.html#highest_lr', 'proxy_attention/scout.py'),
+                                       'proxy_attention.scout.is_frozen': ('scout.html#is_frozen', 'proxy_attention/scout.py'),
+                                       'proxy_attention.scout.scout_steps': ('scout.html#scout_steps', 'proxy_attention/scout.py'),
                                        'proxy_attention.scout.shows_progress': ('scout.html#shows_progress', 'proxy_attention/scout.py'),
                                        'proxy_attention.scout.train_scout': ('scout.html#train_scout', 'proxy_attention/scout.py')},
             'proxy_attention.select': { 'proxy_attention.select.Scores': ('select.html#scores', 'proxy_attention/select.py'),

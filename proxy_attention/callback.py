@@ -28,14 +28,14 @@ from fastprogress.fastprogress import progress_bar
 from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
-from .core import no_footprint, seeded_rng, steps_of
+from .core import no_footprint, seeded_rng
 from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
 from .scan import layer_of, merge_scans, predict_classes, scan
-from .scout import held_out_items, shows_progress, train_scout
+from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
@@ -527,11 +527,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
         report.text = ("scout: items have several labels, for which there is no test; "
                        "no copies are made before the first fit.")
         return self._say(report)
-    total = learn.n_epoch*len(learn.dls.train)
-    steps = steps_of(self.scout, learn.n_epoch, len(learn.dls.train), 'scout')
-    if steps > total:
-        raise ValueError(f"scout={self.scout!r} is {steps} steps, longer than the fit of {total}; "
-                         "give a shorter one, such as '15%'.")
+    steps = scout_steps(self.scout, learn)
     try:
         with preserve_rng(): rows = self._scout(report, clock, steps)
     except StoreError as e:
