@@ -189,7 +189,7 @@ def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
     from proxy_attention.lab.config import load_experiment, load_sweep
     warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.experiment import check_names, known_amounts, wrong_amounts
+    from proxy_attention.lab.plan import check_names, known_amounts, wrong_amounts
     from proxy_attention.lab.sweep import check_space
     out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
     for name in file.raw['experiment']:
