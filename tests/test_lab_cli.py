@@ -173,6 +173,7 @@ bs = 20
 arch = small_cnn
 width = 4
 [proxy:unsure]
+scout = off
 select = low_confidence
 share = 0.2
 [experiment:try]

@@ -106,7 +106,7 @@ class ProxyConfig(Section):
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
-    label_gate: bool = False # Give images whose label is probably wrong no copy, and list them? Networks of folds are trained for it, after Stage 1
+    label_gate: bool = False # Give images whose label is probably wrong no copy, and list them? Networks of folds are trained for it, after Stage 1; no scout then
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
 
@@ -127,15 +127,15 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
-        if self.cycles == 0 and self.scout == 'off': raise ValueError('cycles = 0 makes no copies without a scout')
-        if self.label_gate and self.scout != 'off': raise ValueError('label_gate finds label errors after Stage 1, when a scout has made its copies: set scout = off')
+        if self.label_gate and self.scout not in (None, 'off'): raise ValueError('label_gate finds label errors after Stage 1, when a scout has made its copies: set scout = off')
+        if self.cycles == 0 and self.policy.get('scout', 'on') is None: raise ValueError('cycles = 0 makes no copies without a scout')
         return self
 
     @property
     def policy(self) -> dict:
         "Arguments of `ProxyAttentionCB`"
         given = {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
-        return given | {k: None for k in ('scout', 'select') if given.get(k) == 'off'}
+        return given | {k: None for k in ('scout', 'select') if given.get(k) == 'off' or k == 'scout' and self.label_gate}
 
 loop_keys = ('cycles', 'epochs', 'cycle_epochs') # Arguments of `fit_proxy`, not of the callback
 gate_keys = ('label_gate', 'label_folds', 'label_epochs') # What finds the label errors
