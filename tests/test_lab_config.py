@@ -175,7 +175,7 @@ def test_overrides(read):
     assert (got.proxy.area, got.data.seed, got.experiment.seed, got.model.width) == (0.2, 5, 6, 4)
     got = read(overrides=['cycles=7', 'proxy=other']) # The other section, with the change
     assert got.proxy.threshold == 'mean+2std' and got.proxy.cycles == 7
-    assert read(overrides=['area=', 'threshold=0.5']).proxy.policy == {'threshold': 0.5, 'per_class': True}
+    assert read(overrides=['area=', 'threshold=0.5']).proxy.policy == {'threshold': 0.5, 'per_class': True, 'scout': '120 steps'}
 
 def test_which_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -579,7 +579,7 @@ TESTED = ('proxy=tested', 'steps=20', 'freeze_epochs=0')
 
 def verdict_of(monkeypatch, name):
     "Let the scouts' tests come to this verdict"
-    found = lambda c: Verdict(name, c, 1., (1., 1.), 1., (1., 1.))
+    found = lambda c: Verdict(name, c, 1., (1., 1.), 1., (1., 1.), 'few' if name == 'unclear' else '')
     monkeypatch.setattr(callback, 'necessity_test', lambda c: None if name in ('shortcut', 'real') else found(c))
     monkeypatch.setattr(callback, 'sufficiency_test', found)
 
@@ -615,7 +615,7 @@ def test_a_scout_in_epochs_and_in_percent(run):
     assert [of('1'), of('50%'), of('10%', *TESTED[1:])] == [3, 2, 2]
 
 def test_copies_of_a_scout_are_drawn_as_often_as_asked(run):
-    (stage,) = stages(run('proxy=early', 'repeat=3'), 'train')
+    (stage,) = stages(run('proxy=early', 'repeat=3', *TESTED[1:]), 'train')
     assert (stage['items'], stage['proxies']) == (60 + 3*60, 60)
 
 def test_an_unset_scout_is_the_library_s(run):

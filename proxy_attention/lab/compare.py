@@ -265,7 +265,7 @@ def run_line(
     stages,scouts = ([o for o in lines if o['kind'] == k] for k in ('stage', 'scout'))
     return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()}, **{f'map_{k}': v for k,v in maps.items()},
                 valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stages=[o['steps'] for o in stages if o['stage'] == 'train'], stop=end['stop'],
-                scout_steps=end['scout_steps'],
+                scout_steps=end.get('scout_steps', 0),
                 copies=[*(o['copies'] for o in scouts), *(o['proxies'] for o in stages if o['stage'] == 'proxies')], verdict=next((o['verdict']['name'] for o in scouts if o['verdict']), None), audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'), initial_sha256=first['initial_sha256'],
                 commit=first['commit'], asked_sha256=asked_digest(Settings(**first['settings'])), **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
 

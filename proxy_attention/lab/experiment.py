@@ -236,7 +236,7 @@ class Keep(Callback):
                     smooth=(smooth.count, smooth.val.detach().cpu().as_subclass(torch.Tensor)),
                     scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) is not None else None,
                     count=getattr(getattr(self.learn, 'gradient_accumulation', None), 'count', 0), grads=[p.grad for p in self.learn.model.parameters()],
-                    scout=scouted(self.learn), log=None if log is None or log.y is None else (torch.from_numpy(log.wrong), torch.from_numpy(log.y)))
+                    scout=self.watch.scout, log=None if log is None or log.y is None else (torch.from_numpy(log.wrong), torch.from_numpy(log.y)))
 
     @property
     def loaders(self):
