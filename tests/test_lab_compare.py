@@ -265,9 +265,9 @@ def test_a_folder_of_an_earlier_version_goes_on(run, lost):
     assert [o['seed'] for o in results(run([], 2))] == [0, 1] and all(f.stat().st_mtime_ns == t for f,t in before.items())
     assert json.loads((out/'proxy_attention.json').read_text())['kind'] == 'compare'
 
-@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 1 has only 5 batches'), (['judge=bogus'], "judge='bogus'")])
+@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 3 has only 2 batches'), (['judge=bogus'], "judge='bogus'"), (['scout=9 steps'], 'longer than the fit of 8')])
 def test_what_would_be_found_after_training(run, overrides, words):
-    with pytest.raises(SettingsError, match=words): run(['early_look'], overrides=overrides)
+    with pytest.raises(SettingsError, match=words): run(['early_look', 'masktune'], overrides=overrides)
     assert not Path('compared').exists()
 
 def test_an_arm_that_varies_a_policy_that_is_not_there(run):
