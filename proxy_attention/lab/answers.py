@@ -83,10 +83,12 @@ networks = (('small CNN', 'cnn_square_fashion', 'none'), ('small CNN, recommende
 
 def _section(name, c, have, out):
     "What is said of a comparison"
-    wanted = (len(c.names) + ('none' not in c.names))*c.seeds
+    arms = dict.fromkeys(['none', *c.names])
+    listed,others = len([o for o in have if o['arm'] in arms]), list(dict.fromkeys(o['arm'] for o in have if o['arm'] not in arms))
     steps = f", {have[0]['steps']} optimizer steps each; audits: {sum(o['audit_ok'] for o in have)} of {len(have)} clean" if have else ''
-    parts = [f"## {name}", f"`{c.experiment}`{f', {c.change}' if c.change else ''}; seeds {c.first_seed} to {c.first_seed + c.seeds - 1}; {len(have)} of {wanted} runs done{steps}."]
+    parts = [f"## {name}", f"`{c.experiment}`{f', {c.change}' if c.change else ''}; seeds {c.first_seed} to {c.first_seed + c.seeds - 1}; {listed} of {len(arms)*c.seeds} runs done{steps}."]
     if not have: return parts
+    if others: parts.append(f"Not in the list any more: {', '.join(others)}.")
     found = Counter((o['arm'], v) for o in have if (v := o.get('verdict') or o.get('trial'))) # `trial` in records of version 0.1
     if found: parts.append(f"Verdicts: {'; '.join(f'{v} in {n} runs of {a}' for (a,v),n in found.items())}.")
     draw_arms(have, out/f'{name}.svg', name)
