@@ -101,8 +101,7 @@ class FitState:
     "The fit that is going on"
     trained: bool = False # Has it begun to train?
     scouted: bool = False # Has a scout been out for these DataLoaders?
-    paused: bool = False # Are the steps called by hand?
-    scouts: bool = True # While paused: are scouts sent all the same?
+    paused: bool = False # Is Stage 2 called by hand?
     log: TrainingLog|None = None
 
 # %% ../nbs/16_callback.ipynb #a46b254c
@@ -153,6 +152,7 @@ class ProxyAttentionCB(Callback):
         fill:str='context', # What stands in the hole: a key of `fills`
         merge:str='add', # 'add' copies made after a fit to their originals, or 'replace' them
         keep:str='latest', # Of these, copies of the 'latest' cycle only, or 'all'
+        repeat:int=1, # How often an epoch draws each copy
         per_class:bool=False, # Does `share` hold in each true class by itself?
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
@@ -252,7 +252,7 @@ def start(self:ProxyAttentionCB):
     if self.select == 'ever_wrong' and self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
     if self.prepared is not None: self.prepared.task = None # the network may be another one
     self.prepare()
-    if self.scout is not None and not fit.scouted and (fit.scouts or not fit.paused): self._send_scout()
+    if self.scout is not None and not fit.scouted: self._send_scout()
     fit.log = TrainingLog(self.prepared.items.n) if self.select == 'ever_wrong' else None
     self.learn.dl = self.learn.dls.train
     fit.trained = True
@@ -637,7 +637,8 @@ def _inject(self:ProxyAttentionCB):
     data,copies = self.prepared, self.copies
     out = {r['index'] for r in copies.rows if r.get('replaces')}
     originals = [i for i in range(data.items.n) if i not in out]
-    copies.dls = inject(data.dls, *data.items, self._copy_items(copies.rows), originals) if copies.rows else None
+    items = self._copy_items(copies.rows)*self.repeat
+    copies.dls = inject(data.dls, *data.items, items, originals) if items else None
     if copies.dls is not None: # for a learner whose callback is gone, as after fit(cbs=…)
         copies.dls.before_proxies, copies.dls.proxy_rows = data.dls, list(copies.rows)
         copies.dls.proxy_path = copies.store.path
@@ -691,27 +692,11 @@ def remove(self:ProxyAttentionCB,
 
 @patch
 @contextlib.contextmanager
-def copies_alone(self:ProxyAttentionCB,
-    rows, # Manifest rows of copies
-):
-    "Inside of the block `dls.train` draws from these copies and from nothing else"
-    before = self.learn.dls
-    self.copies.dls = self.learn.dls = self._dls_of([], rows)
-    try: yield
-    finally:
-        self.learn.dls = before
-        self.copies.dls = None if before is self.prepared.dls else before
-
-@patch
-@contextlib.contextmanager
-def paused(self:ProxyAttentionCB,
-    scouts:bool=False, # Send scouts all the same?
-):
-    "Inside of the block fits are not followed by copies of wrong images: the steps are called by hand"
-    before = self.fit_state.paused, self.fit_state.scouts
-    self.fit_state.paused, self.fit_state.scouts = True, scouts
+def paused(self:ProxyAttentionCB):
+    "Inside of the block fits are not followed by copies of wrong images: `make_proxies` is called by hand"
+    before, self.fit_state.paused = self.fit_state.paused, True
     try: yield self
-    finally: self.fit_state.paused, self.fit_state.scouts = before
+    finally: self.fit_state.paused = before
 
 # %% ../nbs/16_callback.ipynb #ab26971a
 @patch

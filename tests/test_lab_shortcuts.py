@@ -353,6 +353,7 @@ bs = 16
 arch = small_cnn
 width = 4
 [proxy:all]
+scout = off
 select = all
 [experiment:try]
 data = planted
