@@ -667,6 +667,7 @@ def resume(self:ProxyAttentionCB,
         warnings.warn(f"{len(ids)-len(copies.rows)} of {len(ids)} copies in {copies.store.name} are missing or damaged "
                       "and are not trained on.")
     self._inject()
+    self.fit_state.scouted |= any(r['cycle'] == 0 for r in copies.rows)
     return len(copies.rows)
 
 @patch

@@ -560,3 +560,16 @@ def test_a_rejected_verdict_deletes_its_own_copies_only(shapes, monkeypatch):
     learn.fit(1, 1e-6)
     assert cb.last_verdict.name == 'real' and {f.name for f in Path('run').glob('*.png')} == kept
     assert len(learn.proxies) == 27
+
+def test_copies_taken_up_from_a_scout_send_no_other(shapes, verdict, sent):
+    verdict('shortcut')
+    first = make_learner(lambda: shapes_dls(shapes), quiet_cb(select=None, path='run', scout='2 steps'))
+    first.fit(1, 1e-6)
+    ids = list(first.proxies['id'])
+    first.remove_proxies()
+    sent.clear()
+    cb = quiet_cb(select=None, path='run', scout='2 steps')
+    learn = make_learner(lambda: shapes_dls(shapes), cb)
+    cb.resume()
+    learn.fit(1, 1e-6)
+    assert sent == [] and list(learn.proxies['id']) == ids and {r['cycle'] for r in cb.copies.rows} == {0}
