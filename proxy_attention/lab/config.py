@@ -54,7 +54,7 @@ class DataConfig(Section):
     n_train: Optional[int] = Field(None, ge=1) # Number of training images, instead of a share
     n_valid: Optional[int] = Field(None, ge=1) # Number of validation images, instead of a share
     n_test: Optional[int] = Field(None, ge=1) # Number of test images, instead of a share
-    shortcut: Optional[str] = None # Cue in every image that tells the class: square, watermark, texture, position (`lab.shortcuts`); none: shortcut_digits' square, else no cue
+    shortcut: Optional[str] = None # Cue in every image that tells the class: a key of `lab.shortcuts.shortcuts`; none: shortcut_digits' square, else no cue
     strength: float = Field(0.95, ge=0, le=1) # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
     reserved: int = Field(0, ge=0) # shortcut_digits: so many digits are in no split, whatever the seed
     exam: bool = False # shortcut_digits: the reserved digits are the test, instead of the others
