@@ -44,6 +44,7 @@ from ..gallery import proxy_images
 from .config import Problem, SettingsError, load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
 from .labels import find_label_errors, fold_indices, fold_probs, fold_seed, most_folds, need_cleanlab
+from .maps import compared
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
 from .models import input_stats, make_learner, make_model, quiet
 from .runs import Run, RunError, check_run_folder, clean_run, is_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
@@ -569,7 +570,13 @@ def judge_method(conf):
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
 def loader_maps(model, dl, method):
     "Maps (N,H,W) of every image of a loader, of the classes that the network predicts"
-    with no_footprint(model): return torch.cat([saliency_maps(model, plain_batch(b, model)[0], method=method).cpu() for b in dl])
+    maps,others = [],None
+    with no_footprint(model):
+        for b in dl:
+            x = plain_batch(b, model)[0]
+            others = compared(method, x) if others is None else others # the first batch's, for all
+            maps.append(saliency_maps(model, x, method=method, **others).cpu())
+    return torch.cat(maps)
 
 def truth(items, idxs, side):
     "Masks (N,K,side,side) of images whose truth is known, and the K names of what they show"
@@ -667,7 +674,8 @@ def allowed_judge(
 def _try_judge(method, arch, width, size):
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
-        try: saliency_maps(model, torch.zeros(1, 3, size, size), method=method)
+        blank = torch.zeros(1, 3, size, size)
+        try: saliency_maps(model, blank, method=method, **compared(method, blank))
         except (ValueError, RuntimeError) as e:
             raise ValueError(f"judge={method!r} is not for arch={arch!r}: {e}") from None
 
