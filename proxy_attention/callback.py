@@ -165,7 +165,7 @@ class ProxyAttentionCB(Callback):
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
-        layer=None, # Module or dotted name to look at; None: the last spatial one. For methods that read a layer
+        layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
         format:str='png', # 'png', exact; 'jpg', faster and smaller

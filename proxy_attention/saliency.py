@@ -34,30 +34,39 @@ def features_and_grads(
 
     The score is the sum of logits times coefficients. The gradients are None if `score` returns None. Raises a
     `ValueError` if the logits aren't (B,K) or don't depend on the layer."""
-    kept = []
-    def hook(mod, inp, out):
-        leaf = (out if swap is None else swap(out)).detach().requires_grad_()
-        kept.append(leaf)
+    logits, (acts,), grads = features_of_layers(model, x, (layer,), score, swap)
+    return logits, acts, None if grads is None else grads[0]
+
+def features_of_layers(model, x, layers, score, swap=None):
+    "As `features_and_grads`, but activations and gradients of each of several `layers` (a list each), in one pass"
+    kept = {} # what each gives, by its place in `layers`
+    def hook(mod, inp, out, k):
+        out = out if swap is None else swap(out)
+        # What lies behind the first leaf keeps its history, so that gradients go through it to earlier layers
+        kept[k] = out.clone() if kept and out.requires_grad else out.detach().requires_grad_()
         torch.set_grad_enabled(True)
-        return leaf.clone() # an in-place operation behind the layer must not change the leaf
-    handle = layer.module.register_forward_hook(hook)
-    try:
+        return kept[k].clone() # an in-place operation behind the layer must not change what is kept
+    with ExitStack() as stack:
+        for k,at in enumerate(layers): stack.callback(at.module.register_forward_hook(partial(hook, k=k)).remove)
         with torch.no_grad():
             logits = _checked(unwrap(model)(x)).as_subclass(torch.Tensor).float()
-            if not kept:
-                raise ValueError(f"layer={layer.name!r} takes no part in the forward pass; name another layer.")
+            unused = next((at.name for k,at in enumerate(layers) if k not in kept), None)
+            if unused is not None:
+                raise ValueError(f"layer={unused!r} takes no part in the forward pass; name another layer.")
+            outs = [kept[k] for k in range(len(layers))]
             coef = score(logits.detach())
-            grads = None if coef is None else _grads_of_score(logits, coef, kept[-1], layer)
-    finally: handle.remove()
-    return logits.detach(), layer.maps(kept[-1].detach().as_subclass(torch.Tensor)).float(), grads
+            grads = None if coef is None else _grads_of_score(logits, coef, outs, layers)
+    acts = [at.maps(out.detach().as_subclass(torch.Tensor)).float() for at,out in zip(layers, outs)]
+    return logits.detach(), acts, grads
 
-def _grads_of_score(logits, coef, leaf, layer):
-    "Gradients (B,C,h,w) of the score with respect to `leaf`, the output of `layer`"
+def _grads_of_score(logits, coef, outs, layers):
+    "Gradients (B,C,h,w) of the score with respect to `outs`, the outputs of `layers`"
     with torch.enable_grad(): total = (logits * coef).sum()
-    grads, = torch.autograd.grad(total, leaf, allow_unused=True)
-    if grads is None:
-        raise ValueError(f"layer={layer.name!r}: what it gives isn't used by the model's output; name another layer.")
-    return layer.maps(grads.as_subclass(torch.Tensor)).float()
+    grads = torch.autograd.grad(total, outs, allow_unused=True)
+    for at,g in zip(layers, grads):
+        if g is not None: continue
+        raise ValueError(f"layer={at.name!r}: what it gives isn't used by the model's output; name another layer.")
+    return [at.maps(g.as_subclass(torch.Tensor)).float() for at,g in zip(layers, grads)]
 
 # %% ../nbs/02_saliency.ipynb #e86af1f1
 def _checked(logits):
@@ -158,7 +167,8 @@ def blurred_cells(
     if blur == 0: return maps
     h,w = maps.shape[1:]
     sigma = blur*min(h, w)
-    maps = gaussian(h, sigma).to(maps) @ maps @ gaussian(w, sigma).to(maps).T
+    rows,cols = (gaussian(n, sigma).to(maps.dtype).to(maps.device) for n in (h, w))
+    maps = rows @ maps @ cols.T
     cells = [round(min(n, 2*n/sigma)) for n in (h, w)]
     return F.adaptive_avg_pool2d(maps[:, None], cells)[:, 0]
 
@@ -220,7 +230,7 @@ def _input_grads(model, x, coef):
     grads = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
     if grads is None:
         raise ValueError(f"method='expected_gradients': {type(unwrap(model)).__name__} can't be differentiated down to "
-                         "the image (something on the way is detached, rounded, or runs without gradients). "
+                         "the image (something on the way is detached or runs without gradients). "
                          "Use a method that reads a layer, such as method='gradcam'.")
     return grads.as_subclass(torch.Tensor).float()
 
@@ -259,6 +269,15 @@ def normalise(
     # Relative to the largest value, because differences as small as rounding are no pattern
     ok = (high - low > 1e-6*high) & torch.isfinite(high - low)
     return torch.where(ok, (maps - low) / torch.where(ok, high - low, 1), 0)
+
+# %% ../nbs/02_saliency.ipynb #f43f29f4
+def fused(
+    maps, # (B,h,w) of each layer, h and w its own
+) -> torch.Tensor: # (B,h,w), with the largest h and w
+    "The mean of the maps of several layers, each normalised and brought to the largest grid"
+    size = [max(m.shape[d] for m in maps) for d in (1, 2)]
+    def enlarged(m): return F.interpolate(m[:, None], size, mode='bilinear', align_corners=False)[:, 0]
+    return torch.stack([enlarged(normalise(m)) for m in maps]).mean(0)
 
 # %% ../nbs/02_saliency.ipynb #0a932e49
 def flat_maps(
@@ -481,21 +500,29 @@ def method_layer(
     model:nn.Module, # An image classifier
     x:torch.Tensor, # (B,3,H,W): images as the model takes them
     method:str, # A key of `saliency_methods`
-    layer:nn.Module|str|FeatureLayer|None=None, # As in `feature_layer`
-    reshape:Callable|None=None, # As in `feature_layer`
-) -> FeatureLayer|AttentionBlocks|InputGradients:
-    """The part of `model` that `method` reads: one layer, the attention of all blocks, or the whole of it
+    layer:nn.Module|str|FeatureLayer|list|None=None, # As in `feature_layer`, or a list of these
+    reshape:Callable|None=None, # As in `feature_layer`; of a list, for all
+) -> FeatureLayer|tuple|AttentionBlocks|InputGradients:
+    """The part of `model` that `method` reads: layers, the attention of all blocks, or the whole of it
 
     Raises a `ValueError` if the model has no such part, or if `layer` is given to a method that takes none."""
     entry = saliency_methods[method]
     if isinstance(entry, OnInput): return _no_layer(method, layer, reshape)
-    if not isinstance(entry, OnAttention): return feature_layer(model, x, layer, reshape)
+    if not isinstance(entry, OnAttention): return _layers_to_read(model, x, layer, reshape)
     if isinstance(layer, AttentionBlocks): return layer
     if layer is not None:
         raise ValueError(f"layer={layer!r}: method={method!r} follows the attention of all blocks and takes no layer; "
                          "leave it out.")
     try: return attention_blocks(model, reshape)
     except ValueError as e: raise ValueError(f"method={method!r}: {e}") from None
+
+def _layers_to_read(model, x, layer, reshape):
+    "A `FeatureLayer`, or a tuple of those where several are named"
+    if type(layer) not in (list, tuple): return feature_layer(model, x, layer, reshape)
+    if not layer:
+        raise ValueError(f"layer={layer!r} is empty: name at least one layer, or leave it out and one is found.")
+    found = tuple(feature_layer(model, x, part, reshape) for part in layer)
+    return found[0] if len(found) == 1 else found
 
 def _no_layer(method, layer, reshape):
     "`InputGradients`, or an error if a layer is named"
@@ -510,7 +537,7 @@ def _no_layer(method, layer, reshape):
 def raw_maps(
     model:nn.Module, # In evaluation mode
     x:torch.Tensor, # (B,3,H,W)
-    layer:FeatureLayer|AttentionBlocks|InputGradients, # From `method_layer`
+    layer:FeatureLayer|tuple|AttentionBlocks|InputGradients, # From `method_layer`
     method:str, # A key of `saliency_methods`
     score:Callable, # Logits (B,K) -> coefficients (B,K) of the score to explain, or None: no maps
 ):
@@ -522,16 +549,20 @@ def raw_maps(
         return _layer_maps(model, x, layer, method, score)
 
 def _layer_maps(model, x, layer, method, score):
-    "`raw_maps` of a method that reads one layer"
+    "`raw_maps` of a method that reads one layer, or several in the same pass"
+    layers = (layer,) if isinstance(layer, FeatureLayer) else layer
     first = x[:1].clone() # a model may change its input in place
     coefs = []
     def noted_score(logits):
         coefs.append(score(logits))
         return coefs[-1]
-    logits, acts, grads = features_and_grads(model, x, layer, noted_score)
+    logits, acts, grads = features_of_layers(model, x, layers, noted_score)
     if grads is None: return logits, None
-    weights = linear_head_weights(model, first, layer, coefs[-1], grads) if method == 'cam' else None
-    return logits, saliency_methods[method](acts, grads, weights)
+    def map_of(at, a, g):
+        weights = linear_head_weights(model, first, at, coefs[-1], g) if method == 'cam' else None
+        return saliency_methods[method](a, g, weights)
+    maps = [map_of(*each) for each in zip(layers, acts, grads)]
+    return logits, maps[0] if len(maps) == 1 else fused(maps)
 
 @contextmanager
 def _memory_advice(method, n):
@@ -551,13 +582,16 @@ def saliency_maps(
     x:torch.Tensor, # (B,3,H,W): a batch as the model takes it, normalised
     target:int|torch.Tensor|None=None, # Class to explain: None (the predicted one), an int for all, or (B,) indices
     method:str='gradcam', # A key of `saliency_methods`
-    layer:nn.Module|str|FeatureLayer|AttentionBlocks|None=None, # Module or dotted name; None: found once per model
+    layer:nn.Module|str|list|FeatureLayer|AttentionBlocks|None=None, # Module, dotted name or a list; None: found once
     reshape:Callable|None=None, # Output of `layer` -> (B,C,H,W), if it has another shape
     baselines:torch.Tensor|None=None, # `expected_gradients`: (S,3,H,W) other images; None: the others of the batch
     samples:int=6, # `expected_gradients`: passes, each set against another baseline
     blur:float=1/12, # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
 ) -> torch.Tensor: # (B,H,W), float32
     """Saliency in [0,1] at the size of `x`; all zero where a map has no information
+
+    Of several layers each map is normalised and brought to the largest grid; the result is their mean. All are read in
+    one pass, which is differentiated down to the first of them, so that it costs what that one alone would.
 
     The modes, parameters and random streams are as before afterwards. Raises a `ValueError` for an unknown method or
     class, and if the model isn't a classifier or has no layer to read. For the papers, see `saliency_methods`."""

@@ -17,7 +17,7 @@ from fastcore.basics import GetAttr
 
 from .core import Clock, no_footprint, seeded_rng
 from .dataloaders import ProxyDataset, as_validation, eval_dl
-from .layers import FeatureLayer, attention_blocks, unwrap
+from .layers import AttentionBlocks, FeatureLayer, attention_blocks, unwrap
 from .saliency import InputGradients, flat_maps, normalise, raw_maps
 from .select import Scores, score_batch
 from .targets import explained_classes, explained_probability, targets
@@ -123,9 +123,11 @@ def merge_scans(a:Scan, b:Scan) -> Scan:
                 a.dl, both(a.classes, b.classes), both(a.explained, b.explained))
 
 def layer_of(model, found, reshape=None):
-    "The layer of a copy of a network that is the layer `found` of the network itself"
+    "What `method_layer` found in a network, in a copy of it"
     if isinstance(found, FeatureLayer): return found._replace(module=unwrap(model).get_submodule(found.name))
-    return found if isinstance(found, InputGradients) else attention_blocks(model, reshape)
+    if isinstance(found, InputGradients): return found
+    if isinstance(found, AttentionBlocks): return attention_blocks(model, reshape)
+    return tuple(layer_of(model, part) for part in found)
 
 def draw_baselines(
     model, # Whose device and precision the images get

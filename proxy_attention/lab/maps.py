@@ -21,7 +21,8 @@ from ..core import check_choice, check_number, preserve_rng, no_footprint
 from ..erase import saliency_masks
 from .metrics import map_quality
 from ..layers import AttentionBlocks, FeatureLayer, named_layer, unwrap
-from ..saliency import InputGradients, OnInput, saliency_maps, saliency_methods
+from ..saliency import InputGradients, OnInput, method_layer, saliency_maps, saliency_methods
+from ..scan import layer_of
 
 # %% ../../nbs/lab/14_maps.ipynb #d2dd1d0b
 def _check_maps(name, maps):
@@ -227,7 +228,9 @@ def randomisation_check(
     if isinstance(layer, FeatureLayer): layer,reshape = layer.name, layer.reshape
     if isinstance(layer, AttentionBlocks): layer,reshape = None, layer.reshape
     classes = _classes(model, x, target, bs)
-    def maps_of(m): return all_maps(m, x, classes, bs, method=method, layer=layer, reshape=reshape)
+    several = type(layer) in (list, tuple)
+    if several: layer,reshape = method_layer(model, x[:1].to(next(model.parameters())), check_choice('method', method, saliency_methods), layer, reshape),None
+    def maps_of(m): return all_maps(m, x, classes, bs, method=method, layer=layer_of(m, layer) if several else layer, reshape=reshape)
     first,other = maps_of(model), copy.deepcopy(model)
     p = next(model.parameters())
     names = parameter_layers(other, x[:1].to(p.device, p.dtype))[::-1]
