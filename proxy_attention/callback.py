@@ -28,7 +28,7 @@ from fastprogress.fastprogress import progress_bar
 from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
-from .core import no_footprint, seeded_rng, steps_of
+from .core import no_footprint, seeded_rng
 from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
@@ -36,7 +36,7 @@ from .policy import Policy, policy_fields, presets
 from .saliency import InputGradients
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
 from .scan import draw_baselines, layer_of, merge_scans, predict_classes, scan
-from .scout import held_out_items, shows_progress, train_scout
+from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
@@ -102,8 +102,7 @@ class FitState:
     "The fit that is going on"
     trained: bool = False # Has it begun to train?
     scouted: bool = False # Has a scout been out for these DataLoaders?
-    paused: bool = False # Are the steps called by hand?
-    scouts: bool = True # While paused: are scouts sent all the same?
+    paused: bool = False # Is Stage 2 called by hand?
     log: TrainingLog|None = None
 
 # %% ../nbs/16_callback.ipynb #a46b254c
@@ -154,6 +153,7 @@ class ProxyAttentionCB(Callback):
         fill:str='context', # What stands in the hole: a key of `fills`
         merge:str='add', # 'add' copies made after a fit to their originals, or 'replace' them
         keep:str='latest', # Of these, copies of the 'latest' cycle only, or 'all'
+        repeat:int=1, # How often an epoch draws each copy
         per_class:bool=False, # Does `share` hold in each true class by itself?
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
@@ -255,7 +255,7 @@ def start(self:ProxyAttentionCB):
     if self.select == 'ever_wrong' and self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
     if self.prepared is not None: self.prepared.task = None # the network may be another one
     self.prepare()
-    if self.scout is not None and not fit.scouted and (fit.scouts or not fit.paused): self._send_scout()
+    if self.scout is not None and not fit.scouted: self._send_scout()
     fit.log = TrainingLog(self.prepared.items.n) if self.select == 'ever_wrong' else None
     self.learn.dl = self.learn.dls.train
     fit.trained = True
@@ -533,11 +533,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
         report.text = ("scout: items have several labels, for which there is no test; "
                        "no copies are made before the first fit.")
         return self._say(report)
-    total = learn.n_epoch*len(learn.dls.train)
-    steps = steps_of(self.scout, learn.n_epoch, len(learn.dls.train), 'scout')
-    if steps > total:
-        raise ValueError(f"scout={self.scout!r} is {steps} steps, longer than the fit of {total}; "
-                         "give a shorter one, such as '15%'.")
+    steps = scout_steps(self.scout, learn)
     try:
         with preserve_rng(): rows = self._scout(report, clock, steps)
     except StoreError as e:
@@ -647,7 +643,8 @@ def _inject(self:ProxyAttentionCB):
     data,copies = self.prepared, self.copies
     out = {r['index'] for r in copies.rows if r.get('replaces')}
     originals = [i for i in range(data.items.n) if i not in out]
-    copies.dls = inject(data.dls, *data.items, self._copy_items(copies.rows), originals) if copies.rows else None
+    items = self._copy_items(copies.rows)*self.repeat
+    copies.dls = inject(data.dls, *data.items, items, originals) if items else None
     if copies.dls is not None: # for a learner whose callback is gone, as after fit(cbs=…)
         copies.dls.before_proxies, copies.dls.proxy_rows = data.dls, list(copies.rows)
         copies.dls.proxy_path = copies.store.path
@@ -676,6 +673,7 @@ def resume(self:ProxyAttentionCB,
         warnings.warn(f"{len(ids)-len(copies.rows)} of {len(ids)} copies in {copies.store.name} are missing or damaged "
                       "and are not trained on.")
     self._inject()
+    self.fit_state.scouted |= any(r['cycle'] == 0 for r in copies.rows)
     return len(copies.rows)
 
 @patch
@@ -701,27 +699,11 @@ def remove(self:ProxyAttentionCB,
 
 @patch
 @contextlib.contextmanager
-def copies_alone(self:ProxyAttentionCB,
-    rows, # Manifest rows of copies
-):
-    "Inside of the block `dls.train` draws from these copies and from nothing else"
-    before = self.learn.dls
-    self.copies.dls = self.learn.dls = self._dls_of([], rows)
-    try: yield
-    finally:
-        self.learn.dls = before
-        self.copies.dls = None if before is self.prepared.dls else before
-
-@patch
-@contextlib.contextmanager
-def paused(self:ProxyAttentionCB,
-    scouts:bool=False, # Send scouts all the same?
-):
-    "Inside of the block fits are not followed by copies of wrong images: the steps are called by hand"
-    before = self.fit_state.paused, self.fit_state.scouts
-    self.fit_state.paused, self.fit_state.scouts = True, scouts
+def paused(self:ProxyAttentionCB):
+    "Inside of the block fits are not followed by copies of wrong images: `make_proxies` is called by hand"
+    before, self.fit_state.paused = self.fit_state.paused, True
     try: yield self
-    finally: self.fit_state.paused, self.fit_state.scouts = before
+    finally: self.fit_state.paused = before
 
 # %% ../nbs/16_callback.ipynb #ab26971a
 @patch

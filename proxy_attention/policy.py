@@ -33,6 +33,7 @@ class Policy:
     fill: str = 'context' # A key of `fills`
     merge: str = 'add' # Copies made after a fit are 'add'ed to their originals, or 'replace' them
     keep: str = 'latest' # Of the copies made after fits, those of the 'latest' cycle only, or 'all'
+    repeat: int = 1 # How often an epoch draws each copy
     per_class: bool = False # Does `share` hold in each class by itself?
     thresh: float = 0.5 # Multi-label: probability above which a label counts as predicted
     place: str = 'salient' # A key of `places`; all but 'salient' are controls
@@ -49,6 +50,7 @@ class Policy:
             raise ValueError("scout_select='ever_wrong': a scout's training isn't watched; use 'wrong'.")
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
+        check_number('repeat', self.repeat, 1, 100, whole=True)
         check_number('thresh', self.thresh, 0, 1)
         check_samples(self.samples, self.blur)
         for name in ('per_class', 'accept', 'scout_test'): check_flag(name, getattr(self, name))

@@ -25,7 +25,7 @@ from fastcore.basics import IN_NOTEBOOK, noop
 from fastprogress.fastprogress import progress_bar
 from torch import nn
 
-from .core import preserve_rng, seeded_rng
+from .core import preserve_rng, seeded_rng, steps_of
 from .dataloaders import copy_dl, copy_dls, epoch_of
 
 # %% ../nbs/13_scout.ipynb #bede4b62
@@ -46,6 +46,26 @@ def held_out_items(
         raise ValueError(f"scout: the held-out part of the {len(labels)} training items has fewer than two classes, "
                          "so that nothing can be tested on it. Give it more images, or scout=None.")
     return held
+
+# %% ../nbs/13_scout.ipynb #6bca73dc
+FROZEN_STEPS = 24 # At least, where the length is a share of a fit with frozen layers
+
+def is_frozen(learn:Learner) -> bool:
+    "Are parameter groups of the learner frozen?"
+    return learn.opt.frozen_idx > 0
+
+def scout_steps(
+    length:str|float, # As `ProxyAttentionCB(scout=...)`
+    learn:Learner, # In a fit
+) -> int:
+    "Steps of a scout; raises a `ValueError` if it would be longer than the fit"
+    epochs, per_epoch = learn.n_epoch, len(learn.dls.train)
+    steps = steps_of(length, epochs, per_epoch, 'scout')
+    if is_frozen(learn) and '%' in str(length): return max(steps, FROZEN_STEPS)
+    if steps > epochs*per_epoch:
+        raise ValueError(f"scout={length!r} is {steps} steps, longer than the fit of {epochs*per_epoch}; "
+                         "give a shorter one, such as '15%'.")
+    return steps
 
 # %% ../nbs/13_scout.ipynb #a70010e8
 class ScoutLearner(Learner):
@@ -81,7 +101,8 @@ def highest_lr(learn) -> list: # Of each parameter group
     groups = len(learn.opt.hypers)
     scheds = [cb.scheds['lr'] for cb in learn._grab_cbs(ParamScheduler) if 'lr' in cb.scheds]
     lrs = [np.broadcast_to(np.asarray(f(p), float), groups) for f in scheds for p in np.linspace(0, 1, 101)]
-    return np.max(lrs, axis=0).tolist() if lrs else [float(h['lr']) for h in learn.opt.hypers]
+    highest = np.max(lrs, axis=0).tolist() if lrs else [float(h['lr']) for h in learn.opt.hypers]
+    return [max(highest)]*groups if is_frozen(learn) else highest
 
 # %% ../nbs/13_scout.ipynb #2558052d
 def _scout_learner(learn, dls, bar):
@@ -104,8 +125,10 @@ def _scout_learner(learn, dls, bar):
     new.logger, new.create_mbar = noop, False
     new.create_opt()
     for ours,theirs in zip(new.opt.hypers, learn.opt.hypers): ours.update(theirs)
-    new.opt.frozen_idx = learn.opt.frozen_idx
-    for ours,theirs in zip(new.model.parameters(), learn.model.parameters()): ours.requires_grad_(theirs.requires_grad)
+    if is_frozen(learn): new.unfreeze()
+    else:
+        for ours,theirs in zip(new.model.parameters(), learn.model.parameters()):
+            ours.requires_grad_(theirs.requires_grad)
     return new
 
 # %% ../nbs/13_scout.ipynb #493c653d

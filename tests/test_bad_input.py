@@ -72,6 +72,7 @@ numbers = [
     (dict(area=0.1, threshold=0.6), ValueError, ('area=0.1', 'threshold=0.6', 'one')),
     (dict(area=0.1, threshold='mean+2std'), ValueError, ('area=0.1', "threshold='mean+2std'", 'one')),
     (dict(thresh=1.1), ValueError, ('thresh=1.1', '1')), (dict(thresh='half'), TypeError, ("thresh='half'", 'number')),
+    (dict(repeat=0), ValueError, ('repeat=0', '1 to 100')), (dict(repeat=1.5), ValueError, ('repeat=1.5', 'whole')),
     (dict(per_class='yes'), TypeError, ("per_class='yes'", 'True', 'False')), (dict(per_class=1), TypeError, ('per_class=1', 'True')),
     (dict(verbose='no'), TypeError, ("verbose='no'", 'True', 'False')),
     (dict(max_gb=0), ValueError, ('max_gb=0',)), (dict(max_gb='10GB'), TypeError, ("max_gb='10GB'", 'number')),

@@ -820,6 +820,14 @@ def test_presets(outcome):
     assert set(presets) == {'recommended', 'proposal', 'masktune', 'early_look', 'after_fit'}
     for name in presets: assert ProxyAttentionCB.preset(name, seed=3, verbose=False).seed == 3
 
+def test_copies_are_drawn_as_often_as_asked(learner):
+    learn = learner(quiet_cb(select='all', repeat=3))
+    learn.fit(1, LOW)
+    ds,copies = learn.dls.train_ds, len(learn.proxies)
+    assert copies == 27 and len(ds) == learn.dls.train.n == 27 + 3*27 and last_of(learn)['live'] == 27 == learn.proxies['id'].nunique()
+    assert sorted(ds.origin(i) for i in range(27, len(ds))) == sorted(3*[*range(27)])
+    assert sum(len(b[0]) for b in learn.dls.train) >= len(ds) - learn.dls.bs
+
 def test_preset_proposal_to_the_letter(learner):
     learn = learner(ProxyAttentionCB.preset('proposal', verbose=False))
     dls = learn.dls

@@ -522,3 +522,9 @@ def test_maps_of_the_lab_do_not_depend_on_the_batch(coded):
     maps = loader_maps(model, dls.valid, METHOD) # the last batch is smaller
     assert maps.shape == (9, 32, 32) and maps.flatten(1).any(1).sum() >= 8
     assert erased_vs_whole(model, dls.valid, method=METHOD, area=.2)['n'] == 9
+
+def test_it_may_judge():
+    "It is tried on one image, which has nothing else to be set against"
+    from proxy_attention.lab.plan import _try_judge
+    _try_judge(METHOD, 'small_cnn', 8, 32)
+    with pytest.raises(ValueError, match="judge='rollout' is not for arch='small_cnn'"): _try_judge('rollout', 'small_cnn', 8, 32)

@@ -1,5 +1,4 @@
 """fastai's own tools with copies in the training loader: they speak of originals, and a learner that leaves needs nothing of ours."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from fastai.callback import schedule  # noqa: F401  (patches Learner)
 from fastai.callback.core import Callback
 from fastai.interpret import Interpretation
 from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plot_top_losses to draw images)
+from fastai.vision import widgets
 
 from kit import cb_of, logits_of, make_learner, quiet_cb, shapes_dls
 from proxy_attention.callback import ProxyAttentionCB
@@ -28,17 +28,29 @@ def copied(shapes, request):
     assert len(learn.proxies) == 10
     return learn
 
+@pytest.fixture
+def cleaner(copied, monkeypatch):
+    "As in a notebook, where IPython gives `display`"
+    monkeypatch.setattr(widgets, 'display', lambda *args, **kwargs: None, raising=False)
+    return widgets.ImageClassifierCleaner(copied)
+
 def originals(learn): return [str(f) for f in learn.user_dls.train_ds.items]
 
-@pytest.mark.skipif(importlib.util.find_spec('ipywidgets') is None, reason="the cleaner needs ipywidgets")
-def test_the_cleaner_offers_originals_only(copied):
-    from fastai.vision.widgets import ImageClassifierCleaner
-    cleaner = ImageClassifierCleaner(copied)
+def test_the_cleaner_offers_originals_only(copied, cleaner):
     offered = []
     for v in copied.dls.vocab:
-        cleaner.on_change_ds((v, 'Train'))
+        cleaner.dd_cats.value = v
         offered += [str(f) for f in cleaner.fns]
     assert len(offered) == len(set(offered)) and set(offered) == set(originals(copied))
+
+def test_the_cleaner_deletes_what_the_user_marked(copied, cleaner):
+    "And nothing else: an original that has a copy is offered once, with its own loss"
+    first = copied.proxies['original'][0]
+    cleaner.dd_cats.value = copied.proxies['label'][0]
+    names = [str(f) for f in cleaner.fns]
+    assert list(cleaner.delete()) == [] and names.count(first) == 1
+    cleaner.iw.widget.children[names.index(first)].children[1].value = '<Delete>'
+    assert [str(cleaner.fns[i]) for i in cleaner.delete()] == [first]
 
 def test_predictions_of_the_training_set_are_of_originals(copied):
     preds, y = copied.get_preds(ds_idx=0)

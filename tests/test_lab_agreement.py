@@ -23,7 +23,7 @@ from proxy_attention.lab.runs import RunError, check_free, read_lines
 from proxy_attention.lab.stats import paired_t
 from proxy_attention.saliency import saliency_maps
 
-VIT = '[model:vit]\narch = small_vit\n[proxy:by_layercam]\nselect = all\nmethod = layercam\nlook_after = 4 steps\n'
+VIT = '[model:vit]\narch = small_vit\n[proxy:by_layercam]\nscout = 4 steps\nscout_test = false\nmethod = layercam\n'
 
 
 class Made:

@@ -54,8 +54,15 @@ def test_report_comes_back_identical(study):  # noqa: F811
 def test_report_of_the_gap(tmp_path):
     Path('settings.ini').write_text(INI.replace('comparison:strong', 'comparison:digits_0').replace('comparison:weak]', 'comparison:less_digits_5]\nreference = digits_0'))
     for name,lines in (('digits_0', results(none=[1., .9])), ('less_digits_5', results(none=[.2, .4], recommended=[.6, .9])), ('digits_95', results(none=[.2, .3]))):
-        if name == 'less_digits_5': lines[2]['trial'], lines[3]['trial'] = 'shortcut', 'real'
+        if name == 'less_digits_5': lines[2]['trial'], lines[3]['verdict'] = 'shortcut', 'real'
         (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
     text = study_report(tmp_path, 'settings.ini').read_text()
-    assert '| less_digits_5 | recommended | 2 | 30.0% | 95.0% | 75.0% (60.0–90.0) | 75.0% [' in text and 'said: shortcut in 1 runs of recommended; real in 1 runs of recommended' in text and '## Goals' in text
+    assert '| less_digits_5 | recommended | 2 | 30.0% | 95.0% | 75.0% (60.0–90.0) | 75.0% [' in text and 'Verdicts: shortcut in 1 runs of recommended; real in 1 runs of recommended' in text and '## Goals' in text
     assert {f.name for f in tmp_path.glob('*.svg')} == {'gaps.svg', 'digits_0.svg', 'less_digits_5.svg', 'less_digits.svg'}
+
+def test_records_of_an_earlier_recipe_are_called_so(study):  # noqa: F811
+    study(['weak'])
+    assert "version 0.1's" not in study_report('records', 'settings.ini').read_text()
+    first,*rest = (file := Path('records/weak.jsonl')).read_text().splitlines()
+    file.write_text('\n'.join([json.dumps(json.loads(first) | dict(version='0.1.0')), *rest]) + '\n')
+    assert "**These records are version 0.1's.**" in study_report('records', 'settings.ini').read_text().split('## ')[0]

@@ -173,6 +173,7 @@ bs = 20
 arch = small_cnn
 width = 4
 [proxy:unsure]
+scout = off
 select = low_confidence
 share = 0.2
 [experiment:try]
@@ -221,18 +222,18 @@ def test_check(here):
     lines = got.stdout.splitlines()
     assert got.exit_code == 2 and len(lines) == 3 and 'line 9' in lines[0] and "'share'" in lines[1] and "'unsure'" in lines[2]
     told = answer('check', '--settings', 'other.ini', code=2)
-    assert not told['ok'] and [p['line'] for p in told['problems']] == [9, 16, 21] and told['problems'][0]['value'] == 'tall'
+    assert not told['ok'] and [p['line'] for p in told['problems']] == [9, 17, 22] and told['problems'][0]['value'] == 'tall'
 
 @pytest.mark.parametrize('old, new, line, word', [('= shortcut_digits', '= shortcut_digit', 5, 'shortcut_digits'), ('= shortcut_digits', '= shortcut_digits\nshortcut = sqare', 6, "'square'"), ('= small_cnn', '= smal_cnn', 12, 'small_cnn'),
-                                                  ('= low_confidence', '= low_confidnce', None, 'low_confidence')])
+                                                  ('= low_confidence', '= low_confidnce', None, 'low_confidence'), ('scout = off', 'look_after = 15%', 15, 'A scout has taken its place')])
 def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
     (here/'settings.ini').write_text(ini.replace(old, new))
     (problem,) = answer('check', code=2)['problems']
     assert word in problem['message'] and (problem['line'] == line or line is None and problem['section'] == 'proxy:unsure')
 
 @pytest.mark.parametrize('more, line, key, words', [
-    ('judge = bogus', 25, 'judge', "judge='bogus' is not one of"), ('judge = rollout', 25, 'judge', "judge='rollout' is not for arch='small_cnn'"),
-    ('accumulate = 4096', 25, 'accumulate', 'accumulate=4096: Stage 1 has only 3 batches'), ('until = accuracy>=1e999', 25, 'until', 'finite'), ('lr = inf', 24, 'lr', 'finite')])
+    ('judge = bogus', 26, 'judge', "judge='bogus' is not one of"), ('judge = rollout', 26, 'judge', "judge='rollout' is not for arch='small_cnn'"),
+    ('accumulate = 4096', 26, 'accumulate', 'accumulate=4096: Stage 1 has only 3 batches'), ('until = accuracy>=1e999', 26, 'until', 'finite'), ('lr = inf', 25, 'lr', 'finite')])
 def test_check_finds_what_would_be_found_after_training(here, more, line, key, words):
     text = ini.replace('lr = 0.01\n', '') if key == 'lr' else ini
     (here/'settings.ini').write_text(text + more + '\n')
@@ -243,7 +244,7 @@ def test_check_finds_too_many_folds(here):
     pytest.importorskip('cleanlab')
     (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 7'))
     (problem,) = answer('check', code=2)['problems']
-    assert 'label_folds=7: the smallest class has at most 6 training images' in problem['message'] and (problem['line'], problem['section']) == (17, 'proxy:unsure')
+    assert 'label_folds=7: the smallest class has at most 6 training images' in problem['message'] and (problem['line'], problem['section']) == (18, 'proxy:unsure')
     (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 6'))
     assert run('check').exit_code == 0
 
@@ -310,7 +311,7 @@ def never_a_traceback(*args):
 @example('[experiment:\ud800]\n')
 def test_any_settings_file(text):
     with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
-        m.setattr('proxy_attention.lab.experiment.check_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.plan.check_names', quiet_names) # Its own test: here only the file matters
         for args in (['check'], ['list'], ['show', 'try']): never_a_traceback(*args, '--settings', file)
 
 @hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,7 +14,7 @@ from test_lab_experiment import INI, cache, child, ended, lines, stages  # noqa:
 from proxy_attention.lab import compare as lab
 from proxy_attention.lab import experiment
 from proxy_attention.lab.compare import arm_settings, arms, check_fair, compare, comparison_text, controls, fair_steps, verdicts
-from proxy_attention.lab.config import SettingsError, load_experiment
+from proxy_attention.lab.config import ProxyConfig, SettingsError, load_experiment
 from proxy_attention.lab.runs import RunError, read_lines
 from proxy_attention.lab.splits import audit_run, make_splits
 from proxy_attention.lab.stats import not_worse, paired_t
@@ -55,24 +55,29 @@ def test_the_arms_are_what_they_say(everything):
     assert all(policy[a] is None for a in ('none', 'random_erasing', 'mixup', 'cutmix'))
     assert first['random_erasing']['data']['augment'] == 'random_erasing' and (first['mixup']['experiment']['mix'], first['cutmix']['experiment']['mix']) == ('mixup', 'cutmix')
     assert [policy[a]['place'] for a in ('random_place', 'least_salient', 'shuffled_map')] == ['random', 'least_salient', 'shuffled_map']
-    for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(area=None, merge=None), "the experiment's own policy"
-    assert (policy['duplicate_wrong']['fill'], policy['duplicate_wrong']['repeat'], policy['duplicate_wrong']['select']) == ('unchanged', 5, 'wrong')
-    assert policy['early_look']['look_after'] == policy['duplicate_wrong']['look_after'] == '5 steps' and policy['early_look_replace']['merge'] == 'replace'
-    assert [policy['two_fits'][k] for k in ('fill', 'merge', 'restart', 'look_after', 'select')] == ['unchanged', 'replace', None, '5 steps', 'all']
-    assert [o['steps'] for o in stages(everything/'arms'/'two_fits'/'0', 'train')] == [5, 3] and stages(everything/'arms'/'two_fits'/'0', 'train')[1]['items'] == 40
+    for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(fill=None), "the experiment's own policy"
+    assert [policy['duplicate_wrong'][k] for k in ('fill', 'repeat', 'scout_select', 'scout_merge', 'scout_test', 'share')] == ['unchanged', 5, 'wrong', 'add', False, 1]
+    assert policy['early_look']['scout'] == policy['duplicate_wrong']['scout'] == '5 steps' and policy['early_look_replace']['scout_merge'] == 'replace'
+    assert [stages(everything/'arms'/a/'0', 'train')[0]['items'] for a in ('early_look', 'early_look_replace')] == [80, 40]
+    assert policy['recommended'] == ProxyConfig(cycles=0).model_dump() and all(policy[a]['scout'] == 'off' for a in ('masktune', 'proposal', 'thesis_blend'))
     assert (policy['masktune']['threshold'], policy['masktune']['merge'], policy['masktune']['cycle_epochs']) == ('mean+2std', 'replace', 1)
     assert policy['thesis_blend']['fill'] == 'blend' and policy['proposal']['threshold'] == '0.6' or policy['proposal']['threshold'] == 0.6
     assert policy['unsure']['select'] == 'low_confidence' and policy['unsure']['cycles'] == 2
 
 def test_what_differs_comes_out_different(everything):
     curves = {o['arm']: json.dumps([c[3] for c in o['curve']]) for o in results(everything)}
-    same_start = [a for a in ALL if a in ('early_look', 'random_place', 'least_salient', 'shuffled_map')]
-    assert len({curves[a] for a in ALL}) >= len(ALL) - 2 and len({json.dumps(o['curve'][0][2:]) for o in results(everything) if o['arm'] in same_start}) == 1
+    assert len({curves[a] for a in ALL}) >= len(ALL) - 2 and curves['recommended'] == curves['none'], "five held-out images tell nothing, so that no copies are made"
 
 def test_duplicates_are_the_wrong_images_five_times(everything):
     out = everything/'arms'/'duplicate_wrong'/'0'
-    wrong = stages(out, 'proxies')[0]['wrong']
-    assert stages(out, 'train')[1]['items'] == 40 + 5*wrong > 40
+    (scout,) = lines(out, 'scout')
+    assert stages(out, 'train')[0]['items'] == 40 + 5*scout['wrong'] > 40
+
+def test_a_result_says_what_the_scouts_cost_and_found(everything):
+    got = {o['arm']: o for o in results(everything)}
+    assert {a: got[a]['verdict'] for a in ('none', 'early_look', 'recommended', 'proposal')} == dict(none=None, early_look=None, recommended='unclear', proposal=None)
+    assert [got[a]['scout_steps'] for a in ('none', 'early_look', 'recommended')] == [0, 5, 1] and got['early_look']['seconds_scout'] > 0 == got['none']['seconds_scout']
+    assert got['early_look']['copies'] == [40] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
 
 def test_seeds(run):
     out = run([], [3, 5])
@@ -260,9 +265,9 @@ def test_a_folder_of_an_earlier_version_goes_on(run, lost):
     assert [o['seed'] for o in results(run([], 2))] == [0, 1] and all(f.stat().st_mtime_ns == t for f,t in before.items())
     assert json.loads((out/'proxy_attention.json').read_text())['kind'] == 'compare'
 
-@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 1 has only 5 batches'), (['judge=bogus'], "judge='bogus'")])
+@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 3 has only 2 batches'), (['judge=bogus'], "judge='bogus'"), (['scout=9 steps'], 'longer than the fit of 8')])
 def test_what_would_be_found_after_training(run, overrides, words):
-    with pytest.raises(SettingsError, match=words): run(['early_look'], overrides=overrides)
+    with pytest.raises(SettingsError, match=words): run(['early_look', 'masktune'], overrides=overrides)
     assert not Path('compared').exists()
 
 def test_an_arm_that_varies_a_policy_that_is_not_there(run):

@@ -1,5 +1,4 @@
 """settings.ini: what is wrong is said in one line with file, section, key and value; nothing but SettingsError ever comes out."""
-import re
 import tempfile
 from pathlib import Path
 
@@ -24,8 +23,8 @@ width = 8
 [proxy:mine]
 area = 0.1
 per_class = true
-look_after = 120 steps
-restart =
+scout = 120 steps
+place =
 [proxy:other]
 threshold = mean+2std
 [experiment:try]
@@ -55,7 +54,7 @@ def test_good(read):
     got = read()
     assert (got.data.strength, got.data.n_train, got.data.seed, got.model.width) == (0.8, 300, 3, 8)
     assert (got.experiment.seed, got.experiment.lr, got.name) == (3, 1e-3, 'try')
-    assert got.proxy.policy == {'area': 0.1, 'per_class': True} and got.proxy.look_after == '120 steps' and got.proxy.restart is None
+    assert got.proxy.policy == {'area': 0.1, 'per_class': True, 'scout': '120 steps'} and got.proxy.place is None
 
 def test_frozen(read):
     got = read()
@@ -69,8 +68,8 @@ def test_default_reaches_only_who_knows_the_key(read):
     assert other.proxy.area is None and other.proxy.threshold == 'mean+2std' # A default doesn't contradict a section
 
 def test_values_with_signs(read):
-    assert read(good.replace('120 steps', '50%')).proxy.look_after == '50%' # No interpolation
-    assert read(good.replace('120 steps', '2.5')).proxy.look_after == 2.5
+    assert read(good.replace('120 steps', '50%')).proxy.scout == '50%' # No interpolation
+    assert read(good.replace('120 steps', '2.5')).proxy.scout == 2.5
 
 @pytest.mark.parametrize('old, new, words', [
     ('strength', 'strenght', ["[data:digits]", "strenght='0.8'", "'strength'"]),
@@ -89,12 +88,17 @@ def test_values_with_signs(read):
     ('mine\nlr = 1e-3', 'mine\nlr = fast', ["lr='fast'"]), ('mine\nlr = 1e-3', 'mine\nlr = 0', ["lr='0'", 'above 0']),
     ('lr = 1e-3', 'until = acc>0.9', ["until='acc>0.9'", 'accuracy']), ('lr = 1e-3', 'until = accuracy', ["until='accuracy'"]),
     ('lr = 1e-3', 'precision = fp8', ["precision='fp8'", 'bf16']), ('lr = 1e-3', 'monitor = acuracy', ["'accuracy'"]),
-    ('120 steps', '120 stps', ["look_after='120 stps'", "'N steps'"]), ('120 steps', 'holes', ["look_after='holes'", "'N steps'"]), ('120 steps', '0 steps', ['above 0']),
+    ('120 steps', '120 stps', ["scout='120 stps'", "'N steps'"]), ('120 steps', 'holes', ["scout='holes'", "'N steps'"]), ('120 steps', '0 steps', ['above 0']),
+    ('scout = 120 steps', 'look_after = 120 steps', ["look_after='120 steps': no such key", 'A scout has taken its place', "scout = '15%'"]),
+    ('scout = 120 steps', 'restart = initial', ["restart='initial': no such key", 'starts from the initial weights']),
+    ('scout = 120 steps', 'trial = holes', ["trial='holes': no such key", 'scout_test = true']), ('seed = 3', 'look_after = 3', ['[DEFAULT]', 'A scout has taken its place']),
+    ('scout = 120 steps', 'scout = off\ncycles = 0', ['cycles = 0 makes no copies without a scout']), ('scout = 120 steps', 'cycles = 0\nlabel_gate = true', ['cycles = 0 makes no copies']),
+    ('per_class', 'label_gate = true\nper_class', ['set scout = off']),
     ('source = shortcut_digits\n', '', ['[data:digits]', 'source', 'missing']), ('arch = small_cnn\n', '', ['[model:small]', 'arch', 'missing']),
     ('area = 0.1', 'area = 0.1\nthreshold = 0.6', ['[proxy:mine]', 'area or threshold']),
     ('area = 0.1', 'merge = ad', ["merge='ad'", "'add'"]),
     ('area = 0.1', 'target = tru', ["target='tru'", "'true'"]),
-    ('restart =', 'restart = inital', ["restart='inital'", "'initial'"]),
+    ('place =', 'merge = replce', ["merge='replce'", "'replace'"]),
     ('area = 0.1', 'area = 0.1\narea = 0.2', ['settings.ini', 'area']),
     ('[proxy:other]', '[proxy:mine]', ['settings.ini', 'proxy:mine']),
     ('[proxy:other]', '[proxy: mine]', ['two proxy sections', 'mine']),
@@ -125,7 +129,7 @@ def test_lines_of_what_cannot_be_read(read, text, line):
     assert any(p.line == line for p in e.value.problems), e.value
 
 def test_comments_and_continued_values_do_not_shift_lines(read):
-    with pytest.raises(SettingsError) as e: read(good.replace('[proxy:mine]', '# area = 3\n\n[proxy:mine]\nlook_after =\n  5\n; area = 4').replace('area = 0.1', 'area = 7').replace('look_after = 120 steps', ''))
+    with pytest.raises(SettingsError) as e: read(good.replace('[proxy:mine]', '# area = 3\n\n[proxy:mine]\nscout =\n  5\n; area = 4').replace('area = 0.1', 'area = 7').replace('scout = 120 steps', ''))
     assert [p.line for p in e.value.problems] == [16]
 
 def test_no_proxy(read):
@@ -171,7 +175,7 @@ def test_overrides(read):
     assert (got.proxy.area, got.data.seed, got.experiment.seed, got.model.width) == (0.2, 5, 6, 4)
     got = read(overrides=['cycles=7', 'proxy=other']) # The other section, with the change
     assert got.proxy.threshold == 'mean+2std' and got.proxy.cycles == 7
-    assert read(overrides=['area=', 'threshold=0.5']).proxy.policy == {'threshold': 0.5, 'per_class': True}
+    assert read(overrides=['area=', 'threshold=0.5']).proxy.policy == {'threshold': 0.5, 'per_class': True, 'scout': '120 steps'}
 
 def test_which_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -196,15 +200,16 @@ def test_own_file():
     assert load_experiment('demo', file) == ours and Policy(**ours.proxy.policy) == Policy(), "the demo's default is the library's"
     assert Policy(**early.proxy.policy) == Policy(**presets['early_look']) and Policy(**literal.proxy.policy) == Policy(**presets['proposal'])
     assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
-    assert load_experiment('shortcut', file).proxy.look_after == '120 steps' # the lab's own loop
+    assert load_experiment('shortcut', file).proxy == early.proxy
 
 def test_off(read):
-    policy = read(good.replace('area = 0.1', 'area = 0.1\nscout = off\nselect = off')).proxy.policy
+    plain = good.replace('scout = 120 steps\n', '')
+    policy = read(plain.replace('area = 0.1', 'area = 0.1\nscout = off\nselect = off')).proxy.policy
     assert policy['scout'] is None and policy['select'] is None
-    alone = re.sub(r'(?m)^(look_after|restart|label_gate) = .*\n', '', good) # keys whose place a scout takes
-    policy = read(alone.replace('area = 0.1', 'area = 0.1\nscout = 25%\nselect = none')).proxy.policy
+    assert read(plain.replace('area = 0.1', 'area = 0.1\nlabel_gate = true')).proxy.policy['scout'] is None, 'the gate comes in its place'
+    policy = read(plain.replace('area = 0.1', 'area = 0.1\nscout = 25%\nselect = none')).proxy.policy
     assert policy['scout'] == '25%' and 'select' not in policy
-    for wrong in ('of', '0', '25 %%'): says(read, good.replace('area = 0.1', f'scout = {wrong}'), f"scout='{wrong}'")
+    for wrong in ('of', '0', '25 %%'): says(read, plain.replace('area = 0.1', f'scout = {wrong}'), f"scout='{wrong}'")
 
 words = ['[DEFAULT]', '[data:digits]', '[model:small]', '[proxy:mine]', '[experiment:try]', '[data:', ']', '[]', '[x]', '[:]',
          '=', ':', ' ', '\n', '\n', '\n ', '%',
@@ -249,7 +254,7 @@ def test_no_number_is_infinite(read, value):
     assert len(numbers) > 30
     for key in numbers: says(read, good, f"{key.partition('.')[2]}='{value}'", overrides=[f'{key}={value}'])
 
-@pytest.mark.parametrize('change', ['until=accuracy>=1e999', f"look_after={'9'*400}%", f"look_after={'9'*400} steps"])
+@pytest.mark.parametrize('change', ['until=accuracy>=1e999', f"scout={'9'*400}%", f"scout={'9'*400} steps"])
 def test_no_number_in_words_is_infinite(read, change): says(read, good, 'must be a finite number', overrides=[change])
 
 def test_no_model_holds_an_infinite_number():
@@ -287,7 +292,7 @@ def test_own_data_sections_with_a_shortcut(tmp_path):
 def test_keys_of_the_label_gate_are_the_labs_own():
     from proxy_attention.lab.config import ProxyConfig
     conf = ProxyConfig(label_gate='true', label_folds='3', label_epochs='2', accept='true', select='all')
-    assert (conf.label_gate, conf.label_folds, conf.label_epochs) == (True, 3, 2) and conf.policy == dict(select='all', accept=True)
+    assert (conf.label_gate, conf.label_folds, conf.label_epochs) == (True, 3, 2) and conf.policy == dict(select='all', accept=True, scout=None)
     assert ProxyConfig().label_gate is False and ProxyConfig().policy == {}
 
 @pytest.mark.parametrize('key,value', [('label_gate', 'perhaps'), ('label_folds', '1'), ('label_folds', '21'), ('label_epochs', '0')])

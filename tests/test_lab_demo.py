@@ -118,8 +118,8 @@ def test_a_policy_without_a_scout_takes_several_fits(run):
     assert table['proxies'][0] == 0 < table['proxies'][1] and all(table['items'] == 200 + table['proxies'])
 
 @pytest.mark.parametrize('change, words', [
-    ('look_after=15%', 'scout takes the place'), ('restart=initial', 'scout takes the place'),
-    ('repeat=2', 'no such key'), ('label_gate=true', 'comes before label_gate'), ('steps=20', 'no such key'),
+    ('look_after=15%', 'A scout has taken its place'), ('restart=initial', 'starts from the initial weights'),
+    ('label_gate=true', 'set scout = off'), ('label_folds=3', 'the demo has no such key'), ('steps=20', 'no such key'),
     ('lr=find', 'a number'), ('mix=mixup', 'no such key'), ('freeze_epochs=1', 'no such key'),
     ('augment=flip', 'no such key'), ('shortcut=texture', 'runs on square'), ('proxy=none', 'needs a policy')])
 def test_nothing_is_ignored(run, tmp_path, change, words):
@@ -128,6 +128,4 @@ def test_nothing_is_ignored(run, tmp_path, change, words):
     assert words in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'demo').exists()
 
 def test_the_settings_of_the_package_suit(run):
-    for name in ('default', 'early_look', 'proposal'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))
-    stage = load_experiment('demo', None, ['proxy=early_stage'])
-    with pytest.raises(SettingsError, match='early_stage.*look_after'): demo._suits(stage)
+    for name in ('default', 'early_look', 'proposal', 'jtt_tuned'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))

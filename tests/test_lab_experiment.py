@@ -22,14 +22,16 @@ import torch
 from fastai.callback.training import GradientAccumulation
 from safetensors.torch import load_file, save_file
 
+from proxy_attention import callback
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.lab import experiment as lab
 from proxy_attention.lab.agreement import finished
 from proxy_attention.lab.config import SettingsError
 from proxy_attention.lab.digits import make_shortcut_digits
-from proxy_attention.lab.experiment import judge, precision, run_experiment, spread, stage_fits
+from proxy_attention.lab.experiment import run_experiment, spread, update_early_stopping
+from proxy_attention.lab.plan import precision, stage_fits, stage_steps
 from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
-from proxy_attention.lab.trial import Trial, words
+from proxy_attention.shortcut_test import Verdict
 
 INI = """\
 [data:digits]
@@ -43,27 +45,28 @@ bs = 20
 arch = small_cnn
 width = 4
 [proxy:unsure]
+scout = off
 select = low_confidence
 share = 0.2
 cycles = 2
 [proxy:early]
-select = all
-look_after = 5 steps
-restart = initial
+scout = 5 steps
+scout_test = false
+scout_merge = add
+select = off
+cycles = 0
 [proxy:seen]
+scout = off
 select = ever_wrong
 share = 1
 [proxy:scouted]
 scout = 3 steps
 scout_test = false
-fill = context
 cycles = 1
-[proxy:tried]
-select = all
-merge = replace
-look_after = 5 steps
-restart = initial
-trial = 4 steps
+[proxy:tested]
+scout = 5 steps
+select = off
+cycles = 0
 [experiment:try]
 data = digits
 model = net
@@ -214,11 +217,11 @@ def go_on(work, moments):
         kills += 1
 
 @pytest.mark.parametrize('change', [(), ('proxy=early', 'steps=20', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2'),
-                                    ('proxy=tried', 'steps=20', 'freeze_epochs=0'), ('proxy=scouted',), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
-                         ids=['on', 'restart', 'seen', 'tried', 'scouted', 'labels'])
+                                    ('proxy=tested', 'steps=20', 'freeze_epochs=0'), ('proxy=scouted',), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
+                         ids=['on', 'early', 'seen', 'tested', 'scouted', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
     monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
-    monkeypatch.setattr(lab, 'needs', lambda learn: Trial(*LOST)) # so that a trial takes place
+    verdict_of(monkeypatch, 'shortcut')
     start = time.monotonic()
     whole = run(*change, out='whole')
     took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
@@ -511,12 +514,17 @@ def unchanged(cache, tmp_path_factory):
 
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
                                       'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
-                                      'restart=initial', 'restart=head', 'look_after=1 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
+                                      'scout=2 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=3', 'accept=true'])
 def test_every_key_changes_the_outcome(run, unchanged, override):
     a,b = unchanged, lines(run(*SMALL, override))
     drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
     assert list(map(drop, a)) != list(map(drop, b))
+
+@pytest.mark.parametrize('override', ['scout=4 steps', 'scout_select=wrong', 'scout_merge=add', 'scout_test=true', 'repeat=2', 'fill=black', 'area=0.3', 'method=layercam', 'place=random'])
+def test_every_key_of_a_scout_changes_what_is_trained(run, override):
+    a,b = (lines(run('proxy=scouted', 'cycles=0', 'n_train=40', 'freeze_epochs=0', *o, out=k), 'epoch') for k,o in (('a', ()), ('b', (override,))))
+    assert a != b
 
 @pytest.mark.parametrize('asked', [True, False])
 def test_channels_last(run, monkeypatch, asked):
@@ -543,8 +551,8 @@ def test_budget(run):
     assert lines(out, 'end')[0]['stop'] == 'budget' and len(stages(out, 'train')) == 1
 
 def scripted(monkeypatch, value):
-    real = lab.judge
-    monkeypatch.setattr(lab, 'judge', lambda e, state, cycle, values: real(e, state, cycle, {**values, 'accuracy': value()}))
+    real = lab.update_early_stopping
+    monkeypatch.setattr(lab, 'update_early_stopping', lambda e, st, cycle, values, seconds: real(e, st, cycle, {**values, 'accuracy': value()}, seconds))
 
 def test_rollback_undoes_weights_and_copies(run, monkeypatch):
     values = iter([0.5, 0.1, 0.6])
@@ -565,77 +573,83 @@ def test_rollback_of_the_last_cycle(run, monkeypatch):
         out = run('rollback=0.05', 'cycles=1')
     assert same(final(out), final(run('proxy=none', out='plain'))), "the test must be made with the weights that were kept"
 
-# ----------------------------------------------------------------------------------------------------------------------------------- the trial
+# ------------------------------------------------------------------------------------------------------------------------------ the scout's verdict
 
-LOST = (.9, .1, .1)
-TRIED = ('proxy=tried', 'steps=20', 'freeze_epochs=0')
+TESTED = ('proxy=tested', 'steps=20', 'freeze_epochs=0')
 
-@pytest.fixture
-def told(monkeypatch):
-    "A function: let the trial's tests find these numbers"
-    def tell(first, then=None):
-        monkeypatch.setattr(lab, 'needs', lambda learn: first and Trial(*first))
-        def second(learn, first, fit, seed):
-            fit()
-            return Trial(*then)
-        monkeypatch.setattr(lab, 'can_do_without', second)
-    return tell
+def verdict_of(monkeypatch, name):
+    "Let the scouts' tests come to this verdict"
+    found = lambda c: Verdict(name, c, 1., (1., 1.), 1., (1., 1.), 'few' if name == 'unclear' else '')
+    monkeypatch.setattr(callback, 'necessity_test', lambda c: None if name in ('shortcut', 'real') else found(c))
+    monkeypatch.setattr(callback, 'sufficiency_test', found)
 
-def test_a_shortcut_is_trained_on_from_the_start(run, told):
-    told(LOST, (*LOST, .6, .6))
-    out = run(*TRIED)
-    assert [(o['cycle'], o['steps'], o['verdict']) for o in lines(out, 'trial')] == [(1, 4, 'shortcut')]
-    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 5), (60, 60, 11)] and lines(out)[-1]['steps'] == 20
-
-@pytest.mark.parametrize('first, then, verdict, tried', [((.9, .8, .1), None, 'spread', 0), (None, None, 'few', 0), (LOST, (*LOST, .8, .1), 'real', 4), (LOST, (*LOST, .11, .1), 'unclear', 4)])
-def test_otherwise_it_goes_on_without_copies(run, told, monkeypatch, first, then, verdict, tried):
-    told(first, then)
-    began = []
-    real = lab.run_fits
+def test_a_shortcut_is_trained_on_from_the_initial_weights(run, monkeypatch):
+    verdict_of(monkeypatch, 'shortcut')
+    began,real = [], lab.run_fits
     monkeypatch.setattr(lab, 'run_fits', lambda job, learn, watch, fits: began.append(copy.deepcopy(learn.model.state_dict())) or real(job, learn, watch, fits))
     monkeypatch.setattr(lab.Run, '_tidy', lambda self: None)
-    out = run(*TRIED)
-    assert [(o['steps'], o['verdict']) for o in lines(out, 'trial')] == [(tried, verdict)] and lines(out)[-1]['steps'] == 20
-    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 5), (60, 0, 15 - tried)]
-    assert same(began[1], load_file(out/'weights'/'train0.safetensors')) and lines(out)[-1]['stop'] == 'cycles done' and lines(out)[-1]['audit']['ok']
+    out = run(*TESTED)
+    (found,),end = lines(out, 'scout'), lines(out)[-1]
+    assert (found['steps'], found['copies'], found['verdict']['name']) == (10, 60, 'shortcut') and found['text'].startswith('scout: Shortcut found.')
+    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 60, 20)], "the copies replace their originals"
+    assert (end['steps'], end['scout_steps'], end['proxies_made'], end['stop']) == (20, 10, 60, 'cycles done') and end['audit']['ok']
+    assert same(began[0], load_file(out/'weights'/'initial.safetensors')) and len(list((out/'gallery').glob('0-*.jpg'))) == 3*30
 
-def test_the_real_tests_leave_a_line_each(run):
-    out = run(*TRIED)
-    found = lines(out, 'trial')
-    assert len(found) == 1 and found[0]['verdict'] in words and 0 <= found[0]['whole'] <= 1
+@pytest.mark.parametrize('name, steps', [('spread', 5), ('unclear', 5), ('real', 10)])
+def test_otherwise_a_run_is_one_without_proxies(run, monkeypatch, name, steps):
+    verdict_of(monkeypatch, name)
+    out,plain = run(*TESTED), run('proxy=none', *TESTED[1:], out='plain')
+    (found,) = lines(out, 'scout')
+    assert (found['steps'], found['copies'], found['verdict']['name']) == (steps, 0, name) and not (out/'gallery').exists()
+    assert same(final(out), final(plain)) and lines(out, 'epoch') == lines(plain, 'epoch')
+    assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 20)] and lines(out)[-1]['audit']['ok']
 
-@pytest.mark.parametrize('holes, verdict', [(.2, 'shortcut'), (.8, 'real'), (None, 'few')])
-def test_a_trial_by_holes_takes_no_steps(run, told, monkeypatch, holes, verdict):
-    told(LOST)
-    monkeypatch.setattr(lab, 'ask_holes', lambda learn, first, seed: holes and Trial(*LOST, holes=holes))
-    out = run(*TRIED, 'trial=holes')
-    assert [(o['steps'], o['verdict'], o.get('holes')) for o in lines(out, 'trial')] == [(0, verdict, holes)] and lines(out)[-1]['steps'] == 20
-    assert [(o['proxies'], o['steps']) for o in stages(out, 'train')] == [(0, 5), (60 if verdict == 'shortcut' else 0, 15)]
+def test_the_real_tests_leave_a_line(run):
+    out = run(*TESTED, 'n_train=300')
+    (found,) = lines(out, 'scout')
+    assert found['verdict']['name'] in ('shortcut', 'real', 'spread', 'unclear') and 30 <= found['verdict']['counts']['n'] <= 50
+    assert found['text'] and read_lines(out)[-1]['seconds_scout'] > 0
 
-def test_trial_in_epochs_and_in_percent(run, told):
-    told(LOST, (*LOST, .6, .6))
-    assert [lines(run('proxy=tried', f'trial={t}', *more, out=f'{t}{len(more)}'), 'trial')[0]['steps'] for t,more in (('1', ()), ('50%', ()), ('10%', TRIED[1:]))] == [3, 3, 2]
+def test_a_scout_in_epochs_and_in_percent(run):
+    of = lambda scout, *more: lines(run('proxy=early', f'scout={scout}', *more, out=f'{scout}{len(more)}'), 'scout')[0]['steps']
+    assert [of('1'), of('50%'), of('10%', *TESTED[1:])] == [3, 2, 2]
 
-def test_judge():
+def test_copies_of_a_scout_are_drawn_as_often_as_asked(run):
+    (stage,) = stages(run('proxy=early', 'repeat=3', *TESTED[1:]), 'train')
+    assert (stage['items'], stage['proxies']) == (60 + 3*60, 60)
+
+def test_an_unset_scout_is_the_library_s(run):
+    assert 'scout' not in lab.load_experiment('try', 'settings.ini', ['proxy=tested', 'scout=']).proxy.policy
+    assert [o['kind'] for o in lines(run('proxy=tested', 'scout='))].count('scout') == 1
+
+def test_early_stopping():
     from proxy_attention.lab.config import ExperimentConfig
     e = lambda **kw: ExperimentConfig(data='d', model='m', **kw)
-    state = dict(history=[dict(cycle=0, value=0.5, rolled_back=False)], best=0.5, stale=0)
-    ok = judge(e(patience=2), state, 1, dict(accuracy=0.5))
-    assert (ok['best'], ok['stale'], ok['stop']) == (0.5, 1, '') and judge(e(patience=1), state, 1, dict(accuracy=0.5))['stop'] == 'patience'
-    loss = dict(history=[dict(cycle=0, value=-1., rolled_back=False)], best=-1., stale=0)
-    assert judge(e(monitor='valid_loss'), loss, 1, dict(valid_loss=0.9))['best'] == -0.9
-    assert judge(e(monitor='valid_loss', rollback=0.1), loss, 1, dict(valid_loss=1.2))['history'][-1]['rolled_back']
-    assert not judge(e(monitor='valid_loss', rollback=0.3), loss, 1, dict(valid_loss=1.2))['history'][-1]['rolled_back']
-    assert judge(e(until='f1>0.4'), state, 1, dict(accuracy=0.1, f1=0.41))['stop'] == 'until'
-    assert judge(e(), state, 1, dict(accuracy=float('nan')))['best'] == 0.5
+    state = dict(best=0.5, kept=0.5, stale=0)
+    update = lambda values, state=state, seconds=0., **kw: update_early_stopping(e(**kw), state, 1, values, seconds)
+    assert update(dict(accuracy=0.5), patience=2) == (False, '', dict(best=0.5, kept=0.5, stale=1)) and update(dict(accuracy=0.5), patience=1)[1] == 'patience'
+    loss = dict(best=-1., kept=-1., stale=0)
+    assert update(dict(valid_loss=0.9), loss, monitor='valid_loss')[2] == dict(best=-0.9, kept=-0.9, stale=0)
+    assert update(dict(valid_loss=1.2), loss, monitor='valid_loss', rollback=0.1) == (True, '', dict(best=-1., kept=-1., stale=1))
+    assert not update(dict(valid_loss=1.2), loss, monitor='valid_loss', rollback=0.3)[0]
+    assert update(dict(accuracy=0.1, f1=0.41), until='f1>0.4')[1] == 'until' and update(dict(accuracy=0.1), seconds=9., budget=8.)[1] == 'budget'
+    assert update(dict(accuracy=float('nan')))[2] == dict(best=0.5, kept=None, stale=1), "not a number is the worst"
+    assert update_early_stopping(e(rollback=0.), {}, 0, dict(accuracy=0.3)) == (False, '', dict(best=0.3, kept=0.3, stale=0)), "Stage 1 is never undone"
 
 def test_fits():
     conf = lambda **kw: lab.load_experiment('try', Path('settings.ini'), [f'{k}={v}' for k,v in kw.items()])
     Path('settings.ini').write_text(INI)
     head,rest = stage_fits(conf(), 0, 0.01, 3)
     assert (head['frozen'], head['epochs'], head['lr'].stop) == (True, 1, 0.01) and (rest['frozen'], rest['epochs'], rest['lr']) == (False, 2, slice(0.01/200, 0.005))
-    assert [f['steps'] for f in stage_fits(conf(look_after='50%'), 0, 0.01, 3)] == [3] and len(stage_fits(conf(look_after='50%'), 1, 0.01, 3)) == 2
+    assert [stage_fits(conf(scout='50%'), 0, 0.01, 3), len(stage_fits(conf(), 1, 0.01, 3))] == [[head, rest], 2], "a scout makes no fit shorter"
     assert stage_fits(conf(cycle_epochs=7), 1, 0.01, 3)[1]['epochs'] == 7 and stage_fits(conf(cycle_epochs=7), 0, 0.01, 3)[1]['epochs'] == 2
+
+@pytest.mark.parametrize('cycle_epochs', [None, 1, 3])
+@pytest.mark.parametrize('cycles', [0, 1, 2, 5])
+def test_steps_of_all_stages_add_up(cycles, cycle_epochs):
+    each = [stage_steps(100, cycles, c, cycle_epochs, 6) for c in range(cycles + 1)]
+    assert sum(each) == 100 and min(each) > 0 and (cycle_epochs is None or each[1:] == [6*cycle_epochs]*cycles)
+    with pytest.raises(SettingsError, match='steps=5 is too little'): stage_steps(5, 5, 0)
 
 def test_find_lr(run):
     out = run('lr=find', 'n_train=300', 'data.bs=4', 'proxy=none')
@@ -764,7 +778,7 @@ def test_wrong_names_before_anything_is_written(run, override, words):
     assert not Path('run').exists()
 
 def test_judges_that_the_network_allows(run):
-    from proxy_attention.lab.experiment import check_settings
+    from proxy_attention.lab.plan import check_settings
     Path('settings.ini').write_text(INI)
     for arch,judges in (('small_cnn', ('cam', 'gradcam', 'eigencam')), ('small_vit', ('rollout', 'gradrollout', 'gradcam'))):
         more = ['width='] if arch == 'small_vit' else []
@@ -773,7 +787,7 @@ def test_judges_that_the_network_allows(run):
 @pytest.mark.parametrize('overrides, words', [
     (['label_gate=true', 'label_folds=7'], r'\[proxy:unsure\] label_folds=7: the smallest class has at most 6'), (['label_gate=true', 'label_folds=3', 'data.per_class=2'], 'label_folds=3.*at most 2'),
     (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1, the head alone has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
-    (['accumulate=8', 'proxy=early', 'freeze_epochs=0', 'steps=20'], 'accumulate=8: Stage 1 has only 5 batches'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
+    (['proxy=early', 'scout=4 steps'], r"\[proxy:early\] scout='4 steps' is 4 steps, longer than the fit of 3"), (['proxy=tested', 'scout=21 steps', 'freeze_epochs=0', 'steps=20'], 'longer than the fit of 20'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
     (['accumulate=4', 'label_gate=true', 'label_folds=2', 'freeze_epochs=0', 'label_epochs=3'], 'accumulate=4: the network of a fold has only 3 batches')])
 @needs_cleanlab
 def test_too_little_data_before_anything_is_written(run, overrides, words):

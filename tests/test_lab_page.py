@@ -363,10 +363,14 @@ def test_no_sideways_scrolling_on_a_phone(tmp_path, browse, what):
     assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == (390, 390)
 
 
-def test_the_trial_is_told(tmp_path):
-    records = read_records(make_run(tmp_path/'run'))
-    assert not any('trial' in s for s in verdict(records)) and not any(r['what'].startswith('Trial') for r in stage_rows(records))
-    records['trials'] = [dict(kind='trial', cycle=1, steps=4, verdict='real', words="what was erased is the thing itself", seconds=1.)]
-    assert 'The trial of the copies of cycle 1: what was erased is the thing itself.' in verdict(records)
-    row = next(r for r in stage_rows(records) if r['what'] == 'Trial, cycle 1')
-    assert row['steps'] == 4 and row['note'] == "what was erased is the thing itself"
+def test_what_scouts_found(tmp_path):
+    records = read_records(make_run(tmp_path/'run', accuracies=(.8,)))
+    assert 'There was no training on proxies.' in verdict(records) and not any('cout' in s for s in verdict(records)) and not any(r['what'] == 'Scouts' for r in stage_rows(records))
+    text = "No single region carries the answer. No copies are used."
+    records['scouts'] = [dict(kind='scout', cycle=0, items=1200, steps=40, copies=0, text=f'scout: {text}', verdict=dict(name='spread'), seconds_scout=3.)]
+    assert f'Before Stage 1 scouts were sent. {text}' in verdict(records) and 'There was no training on proxies.' not in verdict(records)
+    assert [r['what'] for r in stage_rows(records)][:2] == ['Scouts', 'Stage 1']
+    row = stage_rows(records)[0]
+    assert (row['steps'], row['note'], row['seconds_scout']) == (40, text, 3.) and run_pieces(records, 'accuracy', 'seconds')[0][0]['points'][0][0] == pytest.approx(9.1)
+    cells = next(line for line in table_text(records).splitlines() if line.startswith('Scouts')).split()
+    assert '40' in cells and cells[-2] == '3.0'

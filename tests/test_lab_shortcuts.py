@@ -20,6 +20,8 @@ from proxy_attention.lab.splits import audit_run, save_split
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 kinds = list(shortcuts)
+large = ('border', 'background') # More than a fifth of the picture
+fixed = ('position', 'letter', *large) # Nothing about them is random
 
 
 def contents(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f in sorted(path.rglob('*')) if f.is_file()}
@@ -28,6 +30,10 @@ def scene(seed, h=32, w=32):
     "Something like a photo: smooth, coloured, no two alike"
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
+
+def sized(kind, mask):
+    "Large enough to be seen; and unless it surrounds the object too small to hide it"
+    return 0.15 < mask.mean() < 0.6 if kind in large else 0.008 < mask.mean() < 0.06
 
 def draw(kind, img, k=0, n=10, seed=0, **kw): return shortcuts[kind](img, k, n, seeded_rng(seed, 'cue', 'x'), **kw)
 
@@ -44,7 +50,10 @@ def test_a_cue_is_in_its_mask_only(kind, h, w):
         assert (img == before).all() and out.shape == img.shape and out.dtype == np.uint8 and mask.shape == (h, w) and mask.dtype == bool
         assert (out[~mask] == img[~mask]).all()
         assert (out[mask] != img[mask]).any(-1).mean() > 0.8, "a mask holds little but the cue"
-        assert 0.008 < mask.mean() < 0.06, "large enough to be seen, too small to hide the object"
+        assert sized(kind, mask)
+        if kind in large:
+            assert not mask[h//4:h-h//4, w//4:w-w//4].any(), "all around the object"
+            continue
         ys,xs = np.nonzero(mask)
         assert max(np.ptp(ys), np.ptp(xs)) < cue_side(min(h, w)) <= 0.25*min(h, w)
 
@@ -57,9 +66,9 @@ def test_a_cue_depends_on_its_arguments_only(kind):
     assert (out == again).all() and (mask == same).all()
     assert (draw(kind, img, 4)[0] != out).any() and (draw(kind, scene(1), 3)[0] != out).any()
     moved = {draw(kind, img, 3, seed=s)[1].tobytes() for s in range(8)}
-    assert (len(moved) == 1) == (kind == 'position'), "the place is random, unless it is the cue"
+    assert (len(moved) == 1) == (kind in fixed), "the place is random, unless it is the cue"
 
-@pytest.mark.parametrize('kind', ['square', 'texture', 'watermark'])
+@pytest.mark.parametrize('kind', [k for k in kinds if k != 'position'])
 def test_the_place_says_nothing(kind):
     def centre(k):
         ys,xs = np.nonzero(draw(kind, scene(0), k)[1])
@@ -97,6 +106,7 @@ def test_a_cue_alone_tells_the_class(kind, n, size):
         img = scene(1000*k + i, size, size)
         out,mask = draw(kind, img, k, n, seed=i)
         if kind == 'position': return np.argwhere(mask).mean(0)
+        if kind in large: return (out[mask].astype(float) - 0.65*img[mask]*(kind == 'background')).mean(0)
         ys,xs = np.nonzero(mask)
         part = np.s_[ys.min():ys.max()+1, xs.min():xs.max()+1]
         if kind != 'watermark': return out[part].astype(float)
@@ -111,12 +121,19 @@ def test_colours_for_any_number_of_classes():
         c = class_colours(n).astype(int)
         assert c.shape == (n, 3) and min(abs(a - b).sum() for i,a in enumerate(c) for b in c[:i]) > 25
 
-@pytest.mark.parametrize('kind', ['square', 'texture', 'watermark'])
+@pytest.mark.parametrize('kind', [k for k in kinds if k not in fixed])
 def test_free_pixels(kind):
     free = np.zeros((40, 40), bool)
     free[30:, 4:20] = True
     for s in range(20): assert not (draw(kind, scene(0, 40, 40), 1, seed=s, free=free)[1] & ~free).any()
     with pytest.raises(ValueError, match='no room'): draw(kind, scene(0, 40, 40), free=np.zeros((40, 40), bool))
+
+@pytest.mark.parametrize('kind', large)
+def test_what_surrounds_the_object_spares_what_is_not_free(kind):
+    free = np.ones((40, 40), bool)
+    free[:20] = False
+    mask = draw(kind, scene(0, 40, 40), 1, free=free)[1]
+    assert mask.any() and not (mask & ~free).any()
 
 def test_every_free_corner_is_chosen():
     free = np.zeros((10, 12), bool)
@@ -195,7 +212,7 @@ def test_pictures_and_masks(photos, cache, kind):
     assert items.size == 32 and set(cues) == set(items.names)
     for f,n,c in zip(items.files, items.names, items.labels):
         img,masks = read_image(f), items.masks(f)
-        assert list(masks) == ['shortcut'] and img.shape == (32, 32, 3) and 0.008 < masks['shortcut'].mean() < 0.06
+        assert list(masks) == ['shortcut'] and img.shape == (32, 32, 3) and sized(kind, masks['shortcut'])
         plain = x[n.removesuffix('.png')]
         assert (img[~masks['shortcut']] == plain[~masks['shortcut']]).all(), "what the network would get, but for the cue"
         expected,_ = shortcuts[kind](plain, 'abc'.index(cues[n]), 3, seeded_rng(0, 'cue', n.removesuffix('.png')))
@@ -289,7 +306,7 @@ def test_nothing_is_left_of_a_failure(photos, tmp_path, monkeypatch):
     assert not [p for p in tmp_path.rglob('*') if p.is_file() or p.name.startswith('.')]
 
 @pytest.mark.parametrize('kw, says', [
-    (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position'. Did you mean 'square'"),
+    (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position', 'sticker', 'letter', 'border', 'background'. Did you mean 'square'"),
     (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"), (dict(strength=1.5), 'strength=1.5'),
     (dict(strength='high'), "strength='high'"), (dict(resize='stretch'), "resize='stretch'.*'squish'"), (dict(n_train=1000), 'n_train=1000')])
 def test_mistakes(photos, tmp_path, kw, says):
@@ -353,6 +370,7 @@ bs = 16
 arch = small_cnn
 width = 4
 [proxy:all]
+scout = off
 select = all
 [experiment:try]
 data = planted
@@ -395,7 +413,7 @@ def test_another_cue_on_the_digits(digits, tmp_path, kind):
     assert shown['train'] > 0.85 and shown['test'] <= 0.1
     for n in names(path):
         digit,shortcut = truth_masks(path/n)
-        assert digit.sum() > 60 and 0.008 < shortcut.mean() < 0.06 and not (digit & shortcut).any()
+        assert digit.sum() > 60 and sized(kind, shortcut) and not (digit & shortcut).any()
     with pytest.raises(ValueError, match=f"shortcut='{kind}' instead of None"): make_shortcut_digits(path, **few)
 
 def test_the_place_of_the_digit_says_nothing_of_the_position(tmp_path):

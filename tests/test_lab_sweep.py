@@ -65,7 +65,7 @@ sampler = random
 select = all, low_confidence
 area = 0.05..0.4 log
 share = 0.5..1
-look_after = 1 steps, 2 steps, none
+scout = 1 steps, 2 steps, off
 merge = add
 """
 
@@ -117,7 +117,7 @@ def test_the_record(found):
     assert [o['kind'] for o in (head, *tried, best)] == ['sweep', 'trial', 'trial', 'best'] and [o['number'] for o in tried] == [0, 1]
     assert head['command'].startswith('proxy-attention sweep find --trials 2 --out ') and len(head['settings_sha256']) == 64 and 'commit' in head and head['settings']['file'] == 'settings.ini'
     assert head['settings']['experiments']['plain']['file'] == 'settings.ini', "no path of this machine"
-    assert head['space'] == dict(select=['all', 'low_confidence'], share=dict(low=.5, high=1., log=False), area=dict(low=.05, high=.4, log=True), merge=['add'], look_after=['1 steps', '2 steps', None])
+    assert head['space'] == dict(select=['all', 'low_confidence'], share=dict(low=.5, high=1., log=False), area=dict(low=.05, high=.4, log=True), merge=['add'], scout=['1 steps', '2 steps', 'off'])
     assert (head['trials'], head['steps'], head['seeds'], head['objective']) == (2, dict(plain=3, **{'try': 4}), dict(plain=[5, 6], **{'try': [5, 6]}), 'test_accuracy')
     for o in tried:
         assert o['state'] == 'done' and o['audit_ok'] is True and o['error'] is None and o['seconds'] > 0 and o['params'].keys() == head['space'].keys()
@@ -142,7 +142,7 @@ def test_little_is_left_on_disk(found):
     assert {f.name for f in out.glob('trials/*/*/*/*')} <= {'config.json', 'state.json', 'record.jsonl', '.lock'} and len(list(out.glob('trials/*/*/*/record.jsonl'))) == 8
 
 def test_trials_of_a_sweep_are_drawn_from_its_space(found):
-    for p in drawn(found[0]): assert p['select'] in ('all', 'low_confidence') and .05 <= p['area'] <= .4 and .5 <= p['share'] <= 1 and p['look_after'] in ('1 steps', '2 steps', None) and p['merge'] == 'add'
+    for p in drawn(found[0]): assert p['select'] in ('all', 'low_confidence') and .05 <= p['area'] <= .4 and .5 <= p['share'] <= 1 and p['scout'] in ('1 steps', '2 steps', 'off') and p['merge'] == 'add'
 
 def test_text_and_figure(found):
     out,_ = found
@@ -153,7 +153,7 @@ def test_text_and_figure(found):
     assert len(sweep_text(out, top=1).splitlines()) == len(text.splitlines()) - 1
     assert f"[proxy:found]\nselect = {best['params']['select']}\n" in text and f"area = {best['params']['area']!r}" in text
     assert (out/'sweep.png').stat().st_size > 10000
-    assert [ax.get_title() for ax in plot_sweep(out).axes] == ['2 trials, 2 seeds each', 'select', 'share', 'area', 'look_after'] and plot_sweep(out).axes[3].get_xscale() == 'log'
+    assert [ax.get_title() for ax in plot_sweep(out).axes] == ['2 trials, 2 seeds each', 'select', 'share', 'area', 'scout'] and plot_sweep(out).axes[3].get_xscale() == 'log'
 
 def test_a_found_policy_is_a_section(found):
     (section := Path('settings.ini')).write_text(INI + policy_section('mine', read_lines(found[0])[-1]['params']) + '\n')
@@ -315,8 +315,9 @@ def test_only_one_at_a_time(search, monkeypatch):
 @pytest.mark.parametrize('overrides, kw, words', [
     ([], dict(trials=0), 'trials=0'), ([], dict(jobs=0), 'jobs=0'), ([], dict(trials=1.5), 'trials=1.5'),
     (['sweep.select=all, worng'], {}, "line .*select='worng'.*'wrong'"), (['sweep.fill=blak'], {}, "'black'"), (['sweep.method=gradcam,gradcm'], {}, "'gradcam'"),
-    (['steps=2'], {}, "look_after=2 steps: the 2 steps of .experiment:try. are too few"), (['sweep.cycles=1..9', 'sweep.look_after=none'], {}, 'cycles=9.*too few'),
-    (['accumulate=3'], {}, 'look_after=1 steps: the 4 steps of .experiment:try. are too few'), (['judge=bogus'], {}, "judge='bogus'"),
+    (['steps=1'], {}, "scout=1 steps: the 1 steps of .experiment:try. are too few"), (['sweep.cycles=1..9', 'sweep.scout=off'], {}, 'cycles=9.*too few'),
+    (['sweep.scout=2 steps, 3 steps'], {}, 'scout=3 steps: the 4 steps of .experiment:try. are too few'), (['sweep.cycles=0, 1'], {}, 'scout=off, cycles=0: cycles = 0 makes no copies without a scout'),
+    (['accumulate=3', 'sweep.cycle_epochs=1'], {}, 'cycle_epochs=1: the 4 steps of .experiment:try. are too few'), (['judge=bogus'], {}, "judge='bogus'"),
     (['model.arch=smal_cnn'], {}, 'small_cnn'), (['proxy.area=0.1'], {}, 'sweep.area')])
 def test_bad_input(search, overrides, kw, words):
     with pytest.raises((ValueError, TypeError), match=words): search(*overrides, **kw)
@@ -362,8 +363,8 @@ def test_without_optuna(search, monkeypatch):
 def test_trial_settings():
     Path('settings.ini').write_text(INI)
     conf = load_sweep('find', 'settings.ini', ['until=accuracy>=0.9', 'rollback=0.1', 'freeze_epochs=1', 'threads=3']).experiments['try']
-    s = trial_settings(conf, dict(select='all', look_after=None), 7, 99)
-    assert s.proxy.policy == dict(select='all') and s.proxy.look_after is None and s.data == conf.data and s.model == conf.model
+    s = trial_settings(conf, dict(select='all', scout='off'), 7, 99)
+    assert s.proxy.policy == dict(select='all', scout=None) and s.data == conf.data and s.model == conf.model
     assert (s.experiment.seed, s.experiment.steps, s.experiment.threads, s.experiment.until, s.experiment.rollback, s.experiment.freeze_epochs) == (7, 99, 1, None, None, 0)
 
 # ---------------------------------------------------------------------------------------------------------------------------------------- settings
@@ -378,17 +379,17 @@ def read():
 
 def test_a_section(read):
     s = read().sweep
-    assert s.space == dict(select=('all', 'low_confidence'), share=Range(low=.5, high=1.), area=Range(low=.05, high=.4, log=True), merge=('add',), look_after=('1 steps', '2 steps', None))
+    assert s.space == dict(select=('all', 'low_confidence'), share=Range(low=.5, high=1.), area=Range(low=.05, high=.4, log=True), merge=('add',), scout=('1 steps', '2 steps', 'off'))
     assert (s.experiment, s.trials, s.seeds, s.sampler, s.objective, s.seed) == (('try',), 2, 1, 'random', 'test_accuracy', 0)
     assert 'area' not in read('area = 0.05..0.4 log\n').sweep.space, "the default for policies is not searched"
     assert read('[DEFAULT]', '[DEFAULT]\nseed = 4').sweep.seed == 4
 
 @pytest.mark.parametrize('text, space', [('threshold = 0.5, mean+2std', (.5, 'mean+2std')), ('threshold = 0.3..0.8', Range(low=.3, high=.8)), ('area = none, 0.1', (None, .1)), ('area = none', (None,)),
-                                         ('per_class = true, no', (True, False)), ('cycles = 1..40 log', Range(low=1, high=40, log=True)), ('look_after = 0.5..2', Range(low=.5, high=2.)),
-                                         ('look_after = 25%, 3', ('25%', 3.)), ('keep = all,latest', ('all', 'latest')), ('cycle_epochs = 2', (2,))])
+                                         ('per_class = true, no', (True, False)), ('cycles = 1..40 log', Range(low=1, high=40, log=True)), ('scout = 0.5..2', Range(low=.5, high=2.)),
+                                         ('scout = 25%, 3', ('25%', 3.)), ('keep = all,latest', ('all', 'latest')), ('cycle_epochs = 2', (2,))])
 def test_values(read, text, space):
     key = text.split()[0]
-    old = {'area': 'area = 0.05..0.4 log', 'look_after': 'look_after = 1 steps, 2 steps, none', 'threshold': 'area = 0.05..0.4 log'}.get(key, 'merge = add')
+    old = {'area': 'area = 0.05..0.4 log', 'scout': 'scout = 1 steps, 2 steps, off', 'threshold': 'area = 0.05..0.4 log'}.get(key, 'merge = add')
     got = read(old, text).sweep.space[key]
     assert got == space and (not isinstance(space, Range) or type(got.low) is type(space.low))
 
@@ -399,7 +400,7 @@ def test_values(read, text, space):
     ('merge = add', 'threshold = 0.5', ['area or threshold, not both', '[sweep:find]']), ('merge = add', 'epochs = 1..3', ["epochs='1..3'", 'cycle_epochs']), ('experiment = try', 'experiment = tri', ["'try'", 'line 30']),
     ('experiment = try', 'experiment = try, try', ['twice']), ('experiment = try', 'experiment =', ['[experiment:...]']), ('experiment = try\n', '', ['missing']), ('trials = 2', 'trials = few', ["trials='few'"]),
     ('trials = 2', 'trials = 0', ["trials='0'"]), ('seeds = 1', 'seeds = 0', ["seeds='0'"]), ('random', 'randm', ["'random'"]), ('seeds = 1', 'objective = accuracy', ['objective', 'test_accuracy']),
-    ('[sweep:find]', '[swep:find]', ["'sweep'"]), ('look_after = 1 steps', 'look_after = 1 stps', ["'1 stps': ", "'N steps'"]), ('0.05..0.4 log', '0.05..0.4 lg', ["'0.4 lg'"]), ('merge = add', 'cycles = 0..3', ["'0'"])])
+    ('[sweep:find]', '[swep:find]', ["'sweep'"]), ('scout = 1 steps', 'scout = 1 stps', ["'1 stps': ", "'N steps'"]), ('scout = 1 steps', 'look_after = 1 steps', ['A scout has taken its place']), ('0.05..0.4 log', '0.05..0.4 lg', ["'0.4 lg'"]), ('merge = add', 'cycles = -1..3', ["'-1'"])])
 def test_wrong_sections(read, old, new, words):
     with pytest.raises(SettingsError) as e: read(old, new)
     assert all(w in str(e.value) for w in (*words, 'settings.ini')) and all('\n' not in str(p) for p in e.value.problems), e.value
@@ -443,8 +444,8 @@ def test_the_packages_own_sweeps(name):
     got = load_sweep(name)
     assert lab.check_space(got) == [] and list(got.experiments) == ['dev_digits', 'dev_cifar10']
     assert all(c.data.reserved == 500 and not c.data.exam for e,c in got.experiments.items() if e == 'dev_digits'), "the exam's digits are in no search"
-    lab.check_lengths(got, {e: c.experiment.steps for e,c in got.experiments.items()}, {e: c.data.n_train//c.data.bs for e,c in got.experiments.items()})
-    if name == 'policy': assert got.sweep.space['area'] == Range(low=.03, high=.3, log=True) and None in got.sweep.space['restart']
+    lab.check_lengths(got, {e: c.experiment.steps for e,c in got.experiments.items()}, {e: c.data.n_train for e,c in got.experiments.items()})
+    if name == 'policy': assert got.sweep.space['area'] == Range(low=.03, high=.3, log=True) and '15%' in got.sweep.space['scout']
 
 # --------------------------------------------------------------------------------------------------------------------------------- command line
 

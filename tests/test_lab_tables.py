@@ -5,7 +5,7 @@ import pytest
 
 from proxy_attention.lab.stats import paired_t
 from proxy_attention.lab.tables import (amount_table, arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, in_times, markdown, memory, method_table,
-                                        network_table, read_study, seconds_ratio, set_against, spent_between, spread, target_table, to_target)
+                                        network_table, read_study, seconds_ratio, set_against, spent_beside, spread, target_table, to_target)
 
 def results(**arms): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10*(1 + k), steps=5, audit_ok=True, f1=v/2, peak_ram_mb=1000*(1 + k) + s) for k,(a,vs) in enumerate(arms.items()) for s,v in enumerate(vs)]
 
@@ -96,7 +96,9 @@ def line(arm, seed, curve, stages, steps, valid=.8, looks=0.): return dict(arm=a
 
 def test_to_target():
     two = line('mine', 0, [(20, 2., .5), (60, 6., .7)], [20, 40], 70, looks=3.)
-    assert spent_between(two) == (10, 3. + 1.) and to_target(two, .4) == (20, 2.) and to_target(two, .6) == (70, 10.) and to_target(two, .71) is None
+    assert spent_beside(two) == (10, 3. + 1.) and to_target(two, .4) == (20, 2.) and to_target(two, .6) == (70, 10.) and to_target(two, .71) is None
+    scouted = line('mine', 0, [(20, 2., .5), (60, 6., .7)], [60], 60, looks=3.) | dict(scout_steps=12, seconds_scout=1.5)
+    assert spent_beside(scouted) == (12, 4.5) and to_target(scouted, .4) == (32, 6.5), "scouts go first"
 
 def test_target_table():
     have = {'x': [line('none', 0, [(50, 5., .7), (100, 10., .8)], [100], 100), line('none', 1, [(50, 5., .79), (100, 10., .8)], [100], 100),

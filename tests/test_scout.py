@@ -214,15 +214,32 @@ def scouts(monkeypatch):
 
 def body_and_head(model): return [list(model[0].parameters()), list(model[1].parameters())]
 
-def test_a_frozen_body_is_frozen_in_the_scout(learner, scouts):
-    learn = learner(scout_cb(), splitter=body_and_head)
+def test_a_scout_trains_all_layers_of_a_frozen_network(learner, scouts, sent):
+    "At the highest rate of the fit, for at least FROZEN_STEPS where the length is a share of the frozen fit; the network itself stays frozen"
+    learn = learner(scout_cb(scout='15%'), splitter=body_and_head)
     learn.freeze()
+    before, asked = weights(learn.model), []
+    learn.fit_one_cycle(1, slice(1e-4, 1e-2), cbs=AskRates(asked))
+    new, after = scouts[0], weights(scouts[0].model)
+    assert len(new.opt.param_lists) == 2 and all(p.requires_grad for p in new.model.parameters()) and asked == [1e-2, 1e-2]
+    assert not torch.equal(after['0.0.weight'], before['0.0.weight']) and not torch.equal(after['1.2.weight'], before['1.2.weight'])
+    assert learn.opt.frozen_idx == 1 and torch.equal(weights(learn.model)['0.0.weight'], before['0.0.weight'])
+    assert sent[0][0] == scout.FROZEN_STEPS > 3, "15% of three steps would be one"
+
+@pytest.mark.parametrize('length,steps', [('2 steps', 2), (1, 3), ('15%', scout.FROZEN_STEPS)])
+def test_length_in_a_frozen_fit(learner, sent, length, steps):
+    learn = learner(scout_cb(scout=length), splitter=body_and_head)
+    learn.freeze()
+    learn.fit(1, 1e-2)
+    assert sent[0][0] == steps
+
+def test_what_the_user_froze_by_hand_stays_so(learner, scouts):
+    learn = learner(scout_cb())
+    learn.model[0][0].requires_grad_(False)
     before = weights(learn.model)
     learn.fit(1, 1e-2)
-    new, after = scouts[0], weights(scouts[0].model)
-    assert new.opt.frozen_idx == learn.opt.frozen_idx == 1 and len(new.opt.param_lists) == 2
-    assert [p.requires_grad for p in new.model.parameters()] == [p.requires_grad for p in learn.model.parameters()]
-    assert torch.equal(after['0.0.weight'], before['0.0.weight']) and not torch.equal(after['1.2.weight'], before['1.2.weight'])
+    assert torch.equal(weights(scouts[0].model)['0.0.weight'], before['0.0.weight'])
+    assert [p.requires_grad for p in scouts[0].model.parameters()] == [p.requires_grad for p in learn.model.parameters()]
 
 @pytest.mark.parametrize('fit,highest', [('fit', 1e-2), ('fit_one_cycle', 1e-2), ('fit_flat_cos', 1e-2)])
 def test_rate_decay_and_momentum_are_the_fits(learner, scouts, fit, highest):
@@ -543,3 +560,16 @@ def test_a_rejected_verdict_deletes_its_own_copies_only(shapes, monkeypatch):
     learn.fit(1, 1e-6)
     assert cb.last_verdict.name == 'real' and {f.name for f in Path('run').glob('*.png')} == kept
     assert len(learn.proxies) == 27
+
+def test_copies_taken_up_from_a_scout_send_no_other(shapes, verdict, sent):
+    verdict('shortcut')
+    first = make_learner(lambda: shapes_dls(shapes), quiet_cb(select=None, path='run', scout='2 steps'))
+    first.fit(1, 1e-6)
+    ids = list(first.proxies['id'])
+    first.remove_proxies()
+    sent.clear()
+    cb = quiet_cb(select=None, path='run', scout='2 steps')
+    learn = make_learner(lambda: shapes_dls(shapes), cb)
+    cb.resume()
+    learn.fit(1, 1e-6)
+    assert sent == [] and list(learn.proxies['id']) == ids and {r['cycle'] for r in cb.copies.rows} == {0}

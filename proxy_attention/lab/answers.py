@@ -10,6 +10,7 @@ __all__ = ['recipe', 'clean_sets', 'less_data', 'fewer_steps', 'networks', 'judg
 from collections import Counter
 from pathlib import Path
 
+from .runs import read_lines
 from .stats import points
 from .study import check_report, comparisons, report_sign
 from .tables import arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, least_gap, markdown, read_study, seconds_ratio, set_against
@@ -82,14 +83,22 @@ networks = (('small CNN', 'cnn_square_fashion', 'none'), ('small CNN, recommende
 
 def _section(name, c, have, out):
     "What is said of a comparison"
-    wanted = (len(c.names) + ('none' not in c.names))*c.seeds
+    arms = dict.fromkeys(['none', *c.names])
+    listed,others = len([o for o in have if o['arm'] in arms]), list(dict.fromkeys(o['arm'] for o in have if o['arm'] not in arms))
     steps = f", {have[0]['steps']} optimizer steps each; audits: {sum(o['audit_ok'] for o in have)} of {len(have)} clean" if have else ''
-    parts = [f"## {name}", f"`{c.experiment}`{f', {c.change}' if c.change else ''}; seeds {c.first_seed} to {c.first_seed + c.seeds - 1}; {len(have)} of {wanted} runs done{steps}."]
+    parts = [f"## {name}", f"`{c.experiment}`{f', {c.change}' if c.change else ''}; seeds {c.first_seed} to {c.first_seed + c.seeds - 1}; {listed} of {len(arms)*c.seeds} runs done{steps}."]
     if not have: return parts
-    said = Counter((o['arm'], o['trial']) for o in have if o.get('trial'))
-    if said: parts.append(f"Trials said: {'; '.join(f'{v} in {n} runs of {a}' for (a,v),n in said.items())}.")
+    if others: parts.append(f"Not in the list any more: {', '.join(others)}.")
+    found = Counter((o['arm'], v) for o in have if (v := o.get('verdict') or o.get('trial'))) # `trial` in records of version 0.1
+    if found: parts.append(f"Verdicts: {'; '.join(f'{v} in {n} runs of {a}' for (a,v),n in found.items())}.")
     draw_arms(have, out/f'{name}.svg', name)
     return parts + [markdown(arm_table(have)), f"![{name}]({name}.svg)"]
+
+def _former(records):
+    "A warning where records are of version 0.1"
+    if not any(str((read_lines(f) or [{}])[0].get('version')).startswith('0.1.') for f in Path(records).glob('*.jsonl')): return []
+    return ["**These records are version 0.1's.** Its recipe `recommended` was a short Stage 1 in place of a scout, a test of the holes, and a second start (`early_look` and `early_look_replace` the "
+            "same without the test); its steps before the second start count among an arm's. What stands under the same names in `settings.ini` now sends scouts, and is not measured here."]
 
 def study_report(
     records='results/study', # Folder of the records; the report goes there too: README.md and the drawings
@@ -98,7 +107,7 @@ def study_report(
     "Goals, tables and drawings of all comparisons, from their records"
     listed,results,out,file = comparisons(settings), read_study(records), Path(records), check_report(records)
     parts = ["# Results of the study", f"{report_sign}; don't edit. Test accuracy; differences in percentage points, paired by seed, with "
-             "95% t intervals, not adjusted for the number of arms or goals. Time is against plain training's, of runs of one sitting; without such it is left empty. All arms of a comparison share split, initial weights by seed and number of optimizer steps."]
+             "95% t intervals, not adjusted for the number of arms or goals. Time is against plain training's, of runs of one sitting; without such it is left empty. All arms of a comparison share split, initial weights by seed and number of optimizer steps.", *_former(records)]
     if any(n in results for n in ('fresh_95', 'digits_95', *clean_sets)): parts += ["## Goals", markdown(goals(listed, results), 3)]
     if len(rows := gap_table(listed, results)) > 1:
         draw_gaps(listed, results, out/'gaps.svg')

@@ -189,7 +189,7 @@ def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
     from proxy_attention.lab.config import load_experiment, load_sweep
     warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.experiment import check_names, known_amounts, wrong_amounts
+    from proxy_attention.lab.plan import check_names, known_amounts, wrong_amounts
     from proxy_attention.lab.sweep import check_space
     out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
     for name in file.raw['experiment']:
@@ -288,12 +288,12 @@ def list_(
         from proxy_attention.lab.config import SettingsFile, refs
         file = SettingsFile(settings)
         said,found,compared,swept = _comments(file.file), _runs_in(runs), _comparisons_in(runs), _sweeps_in(runs)
-        names = dict(experiment=refs, data=('source',), model=('arch',), proxy=('method', 'select'), comparison=('experiment', 'change'), sweep=('experiment',))
+        names = dict(experiment=refs, data=('source',), model=('arch',), proxy=('method', 'scout', 'scout_select', 'select'), comparison=('experiment', 'change'), sweep=('experiment',))
         values,text = {}, [f"{file.file}"]
         for kind,title in _titles.items():
             rows = {n: ({k: v[k].strip() for k in names[kind] if v.get(k, '').strip()}, said.get(f'{kind}:{n}', '')) for n,v in file.raw[kind].items()}
             values[title.replace(' ', '_')] = [dict(name=n, **about, comment=comment) for n,(about,comment) in rows.items()]
-            text += [f"\n{title}", *_aligned([(n, ', '.join(map(_shown, about.values())), _cut(comment)) for n,(about,comment) in rows.items()])]
+            text += [f"\n{title}", *_aligned([(n, ', '.join(_shown(v) for v in about.values() if v != 'off'), _cut(comment)) for n,(about,comment) in rows.items()])]
         values['arms'] = [dict(name=n, kind=kind, about=words) for n,(kind,words) in about_arms.items()]
         text += ["\narms of a comparison (every policy above is one, too)", *_aligned([(a['name'], a['kind'], _cut(a['about'])) for a in values['arms']])]
         text += [f"\nruns in {runs}", *_aligned([_run_row(s) for s in found])] if found else [f"\nno runs in {runs}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
-from .arms import about_arms, arm_kind
+from .arms import about_arm, arm_kind
 from .draw import bars, count, line_chart, num, secs, share, ticks, written
 from .report import _plural, _policy, _pts, _read_lines, _settings, _template, _write, at, is_comparison
 
@@ -291,10 +291,10 @@ def verdict_table(
                  (share(_average(found, a, 'valid_accuracy')), ''), (secs(_average(found, a, 'seconds')), ''), (count(_mean(_copies(o) for o in _of(found, a))), '')]
         seeds = ' '.join(written('.1f', None if x is None else 100*x) for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
         cells += [*((share(_average(found, a, k)), '') for _,k in extra), (seeds, '')]
-        rows.append(dict(name=a, kind=arm_kind(a), does=about_arms.get(a, ('', 'a policy of the settings file'))[1], cells=cells))
+        rows.append(dict(name=a, kind=arm_kind(a), does=about_arm(a, str(found['about'].get('version')))[1], cells=cells))
     return dict(heads=heads, rows=rows)
 
-_spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scoring', ('score',)), ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
+_spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scouts', ('scout',)), ('Scoring', ('score',)), ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
 
 def _costs(found):
     "Bars of all seconds, and what they went to"

@@ -237,9 +237,7 @@ def _suits(conf):
         section = getattr(conf, kind)
         for key,value in section:
             if key in keys or value == type(section).model_fields[key].default: continue
-            replaced = key in ('look_after', 'restart', 'trial')
-            instead = " (the callback's scout has taken its place, see scout)" if replaced else ''
-            refuse(kind, key, value, f"the demo has no such key{instead}. Its {kind} keys are {', '.join(keys)}")
+            refuse(kind, key, value, f"the demo has no such key. Its {kind} keys are {', '.join(keys)}")
 
 # %% ../../nbs/lab/13_demo.ipynb #ca368d76
 def run_demo(

@@ -222,17 +222,15 @@ class State(BaseModel):
     suspects: Optional[str] = None
     live: list[str] = [] # Ids of the copies that are trained on
     before: list[str] = []
-    history: list[dict] = []
     seconds: float = 0.
     seconds_labels: float = 0.
-    best: Optional[float] = None
+    best: Optional[float] = None # Score of the best stage, and of the last that was kept
+    kept: Optional[float] = None
     stale: int = 0
     stop: str = ''
     lr: Optional[float] = None
     bs: Optional[int] = None
     accumulate: Optional[int] = None
-    tried: int = 0
-    first: Optional[dict] = None
 
 def _read_state(file) -> dict|None:
     "The state in a file; None if there is none, or a damaged one"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['most_classes', 'least_side', 'colours', 'glyphs', 'shortcuts', 'class_colours', 'cue_side', 'corner', 'draw_square',
-           'draw_watermark', 'draw_texture', 'mark_side', 'draw_position', 'shown_cues', 'write_png', 'read_masks',
-           'write_cues', 'read_cues', 'made']
+           'draw_watermark', 'draw_texture', 'mark_side', 'draw_position', 'draw_sticker', 'draw_letter', 'draw_border',
+           'draw_background', 'shown_cues', 'write_png', 'read_masks', 'write_cues', 'read_cues', 'made']
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #a344d4c0
 import json
@@ -135,8 +135,51 @@ def draw_position(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square
     part[rim:-rim, rim:-rim] = 190
     return out, mask
 
-# %% ../../nbs/lab/00_shortcuts.ipynb #0a7d8890
-shortcuts = {'square': draw_square, 'watermark': draw_watermark, 'texture': draw_texture, 'position': draw_position}
+# %% ../../nbs/lab/00_shortcuts.ipynb #5f48e5c8
+def draw_sticker(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
+    "A disc in the colour of the class, with a white rim"
+    y,x,side = _anywhere(img, rng, free)
+    out,part,mask = _patch(img, y, x, side)
+    v,u = np.mgrid[:side, :side] - (side-1)/2
+    far = np.hypot(u, v)/(side/2)
+    part[far <= 1] = 255
+    part[far <= 0.8] = class_colours(n)[k]
+    mask[y:y+side, x:x+side] = far <= 1
+    return out, mask
+
+def draw_letter(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`; nothing here is random
+    "A white figure or letter on black, in the upper left corner"
+    side = cue_side(min(img.shape[:2]))
+    out,part,mask = _patch(img, 1, 1, side)
+    part[:] = (255*_glyph(k, side)).round()[..., None]
+    return out, mask
+
+# %% ../../nbs/lab/00_shortcuts.ipynb #b4fa5198
+def draw_border(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`; nothing here is random
+    "A frame in the colour of the class, a sixteenth of the smaller side wide"
+    h,w = img.shape[:2]
+    wide = max(1, round(min(h, w)/16))
+    out, mask = img.copy(), np.ones((h, w), dtype=bool)
+    mask[wide:h-wide, wide:w-wide] = False
+    if free is not None: mask &= free
+    out[mask] = class_colours(n)[k]
+    return out, mask
+
+def draw_background(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`; nothing here is random
+    "All that lies outside of the middle is mixed with the colour of the class"
+    h,w = img.shape[:2]
+    v,u = np.mgrid[:h, :w]
+    mask = np.hypot((u - (w-1)/2)/(0.4*w), (v - (h-1)/2)/(0.4*h)) > 1
+    if free is not None: mask &= free
+    out = img.copy()
+    out[mask] = (0.65*img[mask] + 0.35*class_colours(n)[k]).round()
+    return out, mask
+
+# %% ../../nbs/lab/00_shortcuts.ipynb #8b422cfc
+shortcuts = {
+    'square': draw_square, 'watermark': draw_watermark, 'texture': draw_texture, 'position': draw_position,
+    'sticker': draw_sticker, 'letter': draw_letter, 'border': draw_border, 'background': draw_background,
+}
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #9d70ca91
 def _independent(labels, rng, n=10):

@@ -22,6 +22,7 @@ from textwrap import shorten
 
 import filelock
 import matplotlib.pyplot as plt
+from pydantic import ValidationError
 
 from ..core import check_number, seeded_rng
 from .compare import _n_train, _work, fair_settings, fair_steps, processes, run_line
@@ -56,7 +57,7 @@ def check_space(
     conf, # `SweepSettings`
 ) -> list: # Of `Problem`
     "What the settings file's own check can't know: names of methods, selectors, fills"
-    from proxy_attention.lab.experiment import check_names
+    from proxy_attention.lab.plan import check_names
     first,file = next(iter(conf.experiments.values())), SettingsFile(conf.file)
     tried = [(key, value, trial_settings(first, {key: value}, 0, 1)) for key,space in conf.sweep.space.items() for value in _ends(space)]
     return [file.problem(message.removeprefix(f'{key}={value!r} '), file.origin['sweep', conf.name].get(key, f'sweep:{conf.name}'), key, str(value))
@@ -65,20 +66,19 @@ def check_space(
 def check_lengths(
     conf, # `SweepSettings`
     steps:dict, # Optimizer steps of a trial, by experiment
-    per_epoch:dict, # Batches of an epoch of the originals, by experiment
+    n_train:dict, # Training images, by experiment
 ):
-    "An error if there are choices that leave a stage without a step"
-    from proxy_attention.lab.experiment import stage_steps
-    space = {k: s for k,s in conf.sweep.space.items() if k in ('look_after', 'cycles', 'cycle_epochs')}
+    "An error if there are choices that exclude each other, or leave a stage without a step"
+    from proxy_attention.lab.plan import run_batches, wrong_amounts
+    space = {k: s for k,s in conf.sweep.space.items() if k in ('scout', 'cycles', 'cycle_epochs', 'label_gate')}
     for (name,e),values in product(conf.experiments.items(), product(*map(_ends, space.values()))):
-        p = ProxyConfig(**dict(zip(space, values)))
-        batches = steps[name]*e.experiment.accumulate
-        lengths = p.look_after, e.epochs, p.cycle_epochs, per_epoch[name], per_epoch[name]
-        try: short = min(stage_steps(batches, p.cycles, c, *lengths) for c in (0, 1)) < e.experiment.accumulate
+        params = dict(zip(space, values))
+        where = f"{conf.file} [sweep:{conf.name}] {', '.join(f'{k}={v}' for k,v in params.items()) or 'cycles=1'}"
+        try: s = trial_settings(e, params, 0, steps[name])
+        except ValidationError as x: raise SettingsError(f"{where}: {x.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+        try: short = not run_batches(s, n_train[name]) or wrong_amounts(s, n_train[name], None)
         except SettingsError: short = True
-        if not short: continue
-        policy = ', '.join(f'{k}={v}' for k,v in zip(space, values))
-        raise SettingsError(f"{conf.file} [sweep:{conf.name}] {policy or 'cycles=1'}: the {steps[name]} steps of [experiment:{name}] are too few for that. Raise steps, or change the choices.")
+        if short: raise SettingsError(f"{where}: the {steps[name]} steps of [experiment:{name}] are too few for that. Raise steps, or change the choices.")
 
 # %% ../../nbs/lab/21_sweep.ipynb #0dfe9f20
 def need_optuna():
@@ -186,14 +186,15 @@ def sweep(
     s,own = conf.sweep, Path('runs')/f'sweep_{name}'
     jobs = min(os.cpu_count() or 1, s.trials) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     optuna = need_optuna()
-    from proxy_attention.lab.experiment import check_settings, command_line
+    from proxy_attention.lab.experiment import command_line
+    from proxy_attention.lab.plan import check_settings
     for e in conf.experiments.values(): check_settings(e)
     if wrong := check_space(conf): raise SettingsError(wrong)
     out = own if out is None else Path(out)
     _check_folder(out, conf)
     n_train = {e: _n_train(c, data) for e,c in conf.experiments.items()}
     steps = {e: fair_steps(c, n_train[e]) for e,c in conf.experiments.items()}
-    check_lengths(conf, steps, {e: max(1, n_train[e]//c.data.bs) for e,c in conf.experiments.items()})
+    check_lengths(conf, steps, n_train)
     command = command_line('sweep', name, trials=(trials, None), out=(out, own), settings=(settings, None), data=(data, 'data'), overrides=overrides)
     about = provenance(_public(conf), command) | dict(objective=s.objective, trials=s.trials, seeds={e: _seeds(c, s) for e,c in conf.experiments.items()}, steps=steps,
                                                       space={k: v.model_dump() if isinstance(v, Range) else v for k,v in s.space.items()})
