@@ -1,4 +1,4 @@
-"""Time Grad-CAM, with the layer given and by the default call, against a bare forward pass, pytorch-grad-cam, torchcam and captum."""
+"""Time Grad-CAM, with the layer given and by the default call, and expected gradients, against a bare forward pass, pytorch-grad-cam, torchcam and captum."""
 import argparse
 import warnings
 from importlib.util import find_spec
@@ -24,13 +24,15 @@ args = p.parse_args()
 
 
 def contestants(model, layer):
-    "Functions of a batch by name, each of which computes the Grad-CAM maps for class 0"
+    "Functions of a batch by name, each of which computes maps for class 0: Grad-CAM's unless it says otherwise"
     found = feature_layer(model, torch.randn(1, 3, args.size, args.size), layer)
     def bare(x):
         with torch.no_grad(): model(x)
     def layer_given(x): saliency_maps(model, x, 0, layer=found)
     def default(x): saliency_maps(model, x, 0)
-    return {'bare forward': bare, 'layer given': layer_given, 'default call': default, **peers(model, found)}
+    def expected(x): saliency_maps(model, x, 0, 'expected_gradients')
+    ours = {'layer given': layer_given, 'default call': default, 'expected gradients': expected}
+    return {'bare forward': bare, **ours, **peers(model, found)}
 
 
 def peers(model, found):

@@ -33,8 +33,9 @@ from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
+from .saliency import InputGradients
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
-from .scan import layer_of, merge_scans, predict_classes, scan
+from .scan import draw_baselines, layer_of, merge_scans, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
@@ -157,12 +158,14 @@ class ProxyAttentionCB(Callback):
         thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
         place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
         accept:bool=False, # Keep a copy only if what its map explains is less probable on it than on its original?
+        samples:int=6, # `expected_gradients`: passes, each set against another training image
+        blur:float=1/12, # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
         scout:str|float|None='15%', # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
         scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
-        layer=None, # Module or dotted name to look at; None: the last spatial one. Attention methods take none
+        layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
         format:str='png', # 'png', exact; 'jpg', faster and smaller
@@ -370,6 +373,9 @@ def _scan(self:ProxyAttentionCB, model, only=None, wants=None, clock=None) -> Sc
     "Scores and maps of the originals (or of items `only`) by `model`"
     data = self.prepared
     found = data.task.layer if model is self.learn.model else layer_of(model, data.task.layer, self.reshape)
+    if isinstance(found, InputGradients):
+        baselines = draw_baselines(model, data.dls, data.items.base, data.items.n, self.samples, self.seed)
+        found = InputGradients(baselines, self.samples, self.blur)
     return scan(model, data.dls, data.items.base, data.items.n, found, self.method, self.target,
                 wants, only, self.thresh, clock, self._progress)
 

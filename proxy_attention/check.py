@@ -17,7 +17,9 @@ from fastai.data.load import DataLoader, SkipItemException
 from .core import no_footprint
 from .dataloaders import ProxyDataset, Source, as_validation, eval_dl, pixels
 from .scan import plain_batch
-from .saliency import OnAttention, class_scores, method_layer, raw_maps, saliency_methods
+from proxy_attention.saliency import (
+    InputGradients, OnAttention, class_scores, method_layer, raw_maps, saliency_methods,
+)
 
 # %% ../nbs/11_check.ipynb #8e8f03a6
 class TrainingSet(NamedTuple):
@@ -89,8 +91,9 @@ def check_task(
         if not multilabel and k < 2:
             raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
         found = method_layer(model, x, method, layer, reshape)
-        if method == 'cam' or isinstance(saliency_methods[method], OnAttention):
-            raw_maps(model, x, found, method, lambda logits: class_scores(logits, logits.argmax(1)))
+        asked = InputGradients(x, samples=1) if isinstance(found, InputGradients) else found
+        if method == 'cam' or isinstance(saliency_methods[method], OnAttention) or asked is not found:
+            raw_maps(model, x, asked, method, lambda logits: class_scores(logits, logits.argmax(1)))
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
     chunk_size = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))

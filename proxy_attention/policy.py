@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from .core import check_choice, check_flag, check_number, steps_of
 from .erase import check_rule, fills
 from .targets import placements, targets
-from .saliency import saliency_methods
+from .saliency import check_samples, saliency_methods
 from .select import selectors
 
 # %% ../nbs/12_policy.ipynb #db08648b
@@ -23,6 +23,8 @@ class Policy:
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
     method: str = 'gradcam' # A key of `saliency_methods`
+    samples: int = 6 # `expected_gradients`: passes, each set against another training image
+    blur: float = 1/12 # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
     target: str = 'pred' # Class explained: 'pred', 'true' or 'contrast'
     select: str|None = 'wrong' # Which items get a copy after each fit: a key of `selectors`; None: none
     share: float|None = None # At most this share of the training items; None: 0.3, and 1 for 'all'
@@ -50,6 +52,7 @@ class Policy:
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('repeat', self.repeat, 1, 100, whole=True)
         check_number('thresh', self.thresh, 0, 1)
+        check_samples(self.samples, self.blur)
         for name in ('per_class', 'accept', 'scout_test'): check_flag(name, getattr(self, name))
         check_rule(self.area, self.threshold)
 

@@ -15,10 +15,10 @@ import torch
 from fastai.torch_core import to_device
 from fastcore.basics import GetAttr
 
-from .core import Clock, no_footprint
+from .core import Clock, no_footprint, seeded_rng
 from .dataloaders import ProxyDataset, as_validation, eval_dl
-from .layers import FeatureLayer, attention_blocks, unwrap
-from .saliency import flat_maps, normalise, raw_maps
+from .layers import AttentionBlocks, FeatureLayer, attention_blocks, unwrap
+from .saliency import InputGradients, flat_maps, normalise, raw_maps
 from .select import Scores, score_batch
 from .targets import explained_classes, explained_probability, targets
 
@@ -84,7 +84,8 @@ def scan(
                 what = None if coefs is None else explained_classes(coefs)
                 probs = None if what is None else explained_probability(logits, what, y.dim() == 2)
                 wanted.extend([part, want, what, probs, perf_counter()])
-                return coefs
+                if coefs is None or not isinstance(layer, InputGradients): return coefs
+                return coefs * torch.from_numpy(want).to(coefs)[:, None] # the others cost nothing
             _,raw = raw_maps(model, x, layer, method, score)
             part,want,what,prob,scored = wanted
             if scores is None: scores = part.room(len(idxs))
@@ -122,9 +123,35 @@ def merge_scans(a:Scan, b:Scan) -> Scan:
                 a.dl, both(a.classes, b.classes), both(a.explained, b.explained))
 
 def layer_of(model, found, reshape=None):
-    "The layer of a copy of a network that is the layer `found` of the network itself"
+    "What `method_layer` found in a network, in a copy of it"
     if isinstance(found, FeatureLayer): return found._replace(module=unwrap(model).get_submodule(found.name))
-    return attention_blocks(model, reshape)
+    if isinstance(found, InputGradients): return found
+    if isinstance(found, AttentionBlocks): return attention_blocks(model, reshape)
+    return tuple(layer_of(model, part) for part in found)
+
+def draw_baselines(
+    model, # Whose device and precision the images get
+    dls, # Whose validation transforms are used
+    base, # The user's training set
+    n:int, # How many of its items to draw from
+    samples:int, # How many to draw; fewer if fewer can be read
+    seed:int=0,
+) -> torch.Tensor: # (S,C,H,W)
+    "Training images as validation sees them, drawn by `seed`, for all images of a scan to be set against"
+    found = []
+    with as_validation(base):
+        for i in seeded_rng(seed, 'baselines').permutation(n):
+            if len(found) == samples: break
+            dl = eval_dl(dls, Subset(base, [i]), 1, bs=1, num_workers=0)
+            try: batch = dl.one_batch()
+            except OSError: continue # it can't be read
+            if batch is not None: found.append(plain_batch(batch, model)[0])
+    if not found: raise OSError("no training item can be read.")
+    if len({x.shape for x in found}) > 1:
+        sizes = ', '.join(sorted({str(tuple(x.shape[1:])) for x in found}))
+        raise ValueError("method='expected_gradients' sets images against each other, and those of the training set "
+                         f"have several sizes: {sizes}. Give all the same size with item_tfms=Resize(…).")
+    return torch.cat(found)
 
 def predict_classes(
     model,

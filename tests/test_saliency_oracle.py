@@ -16,7 +16,7 @@ from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 
 from proxy_attention.layers import feature_layer
-from proxy_attention.saliency import (OnAttention, class_scores, eigencam, features_and_grads, flat_maps, gradcam, gradcam_pp, hirescam, layercam,
+from proxy_attention.saliency import (OnAttention, OnInput, class_scores, eigencam, features_and_grads, flat_maps, gradcam, gradcam_pp, hirescam, layercam,
                                       normalise, saliency_maps, saliency_methods, xgradcam)
 
 oracles = {'gradcam': GradCAM, 'gradcam++': GradCAMPlusPlus, 'layercam': LayerCAM, 'hirescam': HiResCAM, 'xgradcam': XGradCAM}
@@ -277,6 +277,11 @@ def x(): return torch.randn(4, 3, 32, 40, generator=torch.Generator().manual_see
 
 methods = [m for m,f in saliency_methods.items() if m != 'cam' and not isinstance(f, OnAttention)] # those: test_rollout.py
 
+def set_against(method):
+    "What makes a map of one image possible: baselines, for the methods that need some"
+    if not isinstance(saliency_methods[method], OnInput): return {}
+    return dict(baselines=torch.randn(3, 3, 32, 40, generator=torch.Generator().manual_seed(5)))
+
 @pytest.mark.parametrize('method', methods)
 def test_shape_type_and_range(model, x, method):
     maps = saliency_maps(model, x, method=method)
@@ -286,14 +291,14 @@ def test_shape_type_and_range(model, x, method):
 @pytest.mark.parametrize('method', methods)
 def test_a_batch_is_its_images(model, x, method):
     target = torch.tensor([0, 1, 2, 3])
-    together = saliency_maps(model, x, target, method)
-    alone = torch.cat([saliency_maps(model, x[i:i+1], int(target[i]), method) for i in range(4)])
+    together = saliency_maps(model, x, target, method, **set_against(method))
+    alone = torch.cat([saliency_maps(model, x[i:i+1], int(target[i]), method, **set_against(method)) for i in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 @pytest.mark.parametrize('method', methods)
 def test_order_of_a_batch(model, x, method):
-    turned = saliency_maps(model, x.flip(0), 1, method).flip(0)
-    torch.testing.assert_close(turned, saliency_maps(model, x, 1, method), atol=1e-4, rtol=0)
+    turned = saliency_maps(model, x.flip(0), 1, method, **set_against(method)).flip(0)
+    torch.testing.assert_close(turned, saliency_maps(model, x, 1, method, **set_against(method)), atol=1e-4, rtol=0)
 
 @pytest.mark.parametrize('method', with_gradients)
 def test_no_gradient_no_map(model, x, method):

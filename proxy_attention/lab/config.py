@@ -84,6 +84,8 @@ class ModelConfig(Section):
 class ProxyConfig(Section):
     "A proxy policy, and how many cycles follow Stage 1"
     method: Optional[str] = None # Saliency method
+    samples: Optional[int] = Field(None, ge=1) # expected_gradients: passes, each set against another training image
+    blur: Optional[float] = Field(None, ge=0, le=.5) # expected_gradients: standard deviation of the blur as a share of the side; 0: none
     target: Optional[Literal['pred', 'true', 'contrast']] = None # Class explained
     select: Optional[str] = None # Which training items get a copy after each fit; off: none
     share: Optional[float] = Field(None, gt=0, le=1) # At most this share of the training items

@@ -40,6 +40,7 @@ from ..gallery import proxy_images
 from .config import load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
 from .labels import find_label_errors, fold_indices, fold_probs, fold_seed
+from .maps import compared
 from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
 from .models import input_stats, make_learner, quiet
 from .plan import check_amounts, check_batches, check_settings, named_fits, precision, stage_fits
@@ -461,7 +462,13 @@ def judge_method(conf):
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
 def loader_maps(model, dl, method):
     "Maps (N,H,W) of every image of a loader, of the classes that the network predicts"
-    with no_footprint(model): return torch.cat([saliency_maps(model, plain_batch(b, model)[0], method=method).cpu() for b in dl])
+    maps,others = [],None
+    with no_footprint(model):
+        for b in dl:
+            x = plain_batch(b, model)[0]
+            others = compared(method, x) if others is None else others # the first batch's, for all
+            maps.append(saliency_maps(model, x, method=method, **others).cpu())
+    return torch.cat(maps)
 
 def truth(items, idxs, side):
     "Masks (N,K,side,side) of images whose truth is known, and the K names of what they show"

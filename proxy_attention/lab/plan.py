@@ -21,6 +21,7 @@ from ..core import check_choice, preserve_rng, steps_of
 from .config import Problem, SettingsError
 from .data import datasets, load_items, splits_of
 from .labels import most_folds, need_cleanlab
+from .maps import compared
 from .models import find_net, make_model
 from .shortcuts import shortcuts
 from ..saliency import saliency_maps, saliency_methods
@@ -79,7 +80,8 @@ def allowed_judge(
 def _try_judge(method, arch, width, size):
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
-        try: saliency_maps(model, torch.zeros(1, 3, size, size), method=method)
+        blank = torch.zeros(1, 3, size, size)
+        try: saliency_maps(model, blank, method=method, **compared(method, blank))
         except (ValueError, RuntimeError) as e:
             raise ValueError(f"judge={method!r} is not for arch={arch!r}: {e}") from None
 

@@ -15,6 +15,7 @@ from fastai.vision.core import TensorImage
 from ..core import check_choice, check_number, no_footprint, seeded_rng
 from ..erase import check_rule, saliency_masks
 from ..scan import plain_batch
+from .maps import compared
 from ..saliency import saliency_maps, saliency_methods
 
 # %% ../../nbs/lab/15_probes.ipynb #751110a4
@@ -98,10 +99,12 @@ def erased_vs_whole(
     area,threshold = check_rule(area, threshold)
     looker = model if looker is None else looker
     n = flat = right = right_erased = changed = 0
+    others = None
     covered = 0.
     with no_footprint(looker), _batches(model, dl) as batches:
         for x,y,black in batches:
-            maps = saliency_maps(looker, x.float(), y if target == 'true' else None, method, layer).cpu()
+            others = compared(method, x.float()) if others is None else others # the first batch's, for all
+            maps = saliency_maps(looker, x.float(), y if target == 'true' else None, method, layer, **others).cpu()
             empty = ~maps.flatten(1).any(1)
             masks = torch.from_numpy(saliency_masks(maps.numpy(), None, area, threshold)) & ~empty[:, None, None]
             whole, erased = model(x.clone()).argmax(1), model(torch.where(masks[:, None].to(x.device), black, x)).argmax(1)
