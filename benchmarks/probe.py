@@ -1,7 +1,8 @@
 """Does a linear probe of the early layers find a shortcut, and nothing where there is none? Pretrained and untrained networks that are not trained here at all.
 
 Fourfold cross-validation on the training images of development data: each image's evidence, its erased copy and the answers are of a probe that was fitted
-without it. `elsewhere` is the control: the place of another image is erased. `refitted` is right on whole images after it was fitted on copies.
+without it. `elsewhere` is the control: as large a square is erased at a random place; `shuffled`: at the place of another image. `refitted` is right on whole
+images after it was fitted on copies.
 """
 import argparse
 import json
@@ -77,6 +78,15 @@ def load(arch, weights, experiment, changes, seed, tmp):
     return model, x, y, torch.from_numpy(cue)
 
 
+def brightest(maps, area, size):
+    "Masks (n,H,W) of the brightest `area`"
+    import torch
+    import torch.nn.functional as F
+    flat = F.interpolate(maps[:, None], size, mode='bilinear', align_corners=False).flatten(1)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    return mask.scatter_(1, flat.topk(round(area*flat.shape[1]), 1).indices, True).view(len(maps), *size)
+
+
 def read_by_folds(model, x, y, cue, seed, area):
     "Accuracies of the probes on images, copies, copies erased elsewhere, and after refitting; how much of the cue is erased"
     import numpy as np
@@ -105,13 +115,15 @@ def read_by_folds(model, x, y, cue, seed, area):
             if not of.any(): continue
             evidence = class_evidence(probes[f], [m[of] for m in maps], classes[at[of]])
             windows[at[of]] = F.interpolate(window_maps(evidence, area)[:, None], x.shape[2:], mode='bilinear', align_corners=False)[:, 0]
-    flat = windows.flatten(1)
-    place = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(round(area*flat.shape[1]), 1).indices, True).view_as(windows)
+    place = brightest(windows, area, x.shape[2:])
     rng = seeded_rng(seed, 'fill')
     donors = x[torch.from_numpy((np.arange(n) + 1 + rng.integers(n-1, size=n)) % n)]
-    copies, elsewhere = (features(torch.where(m[:, None], donors, x)) for m in (place, place.roll(1, 0)[torch.from_numpy(rng.permutation(n))]))
+    centres = torch.zeros(n, 24, 24)
+    centres[torch.arange(n), torch.from_numpy(rng.integers(24, size=n)), torch.from_numpy(rng.integers(24, size=n))] = 1
+    anywhere, others = brightest(window_maps(centres, area), area, x.shape[2:]), place[torch.from_numpy(rng.permutation(n))]
+    copies, elsewhere, shuffled = (features(torch.where(m[:, None], donors, x)) for m in (place, anywhere, others))
     again = [fit_probe(copies[fold != f], y[fold != f], k) for f in range(FOLDS)]
-    found = dict(images=right(probes, z), copies=right(probes, copies), elsewhere=right(probes, elsewhere), refitted=right(again, z))
+    found = dict(images=right(probes, z), copies=right(probes, copies), elsewhere=right(probes, elsewhere), shuffled=right(probes, shuffled), refitted=right(again, z))
     return {k: round(v, 4) for k,v in (found | dict(cue_erased=((place & cue).sum()/cue.sum()).item(), chance=y.bincount().max().item()/n)).items()} | dict(n=n)
 
 

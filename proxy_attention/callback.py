@@ -32,13 +32,17 @@ from .core import no_footprint, seeded_rng
 from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
+from .layers import early_layers
 from .policy import Policy, policy_fields, presets
 from .saliency import InputGradients
+from .probe_scan import FOLDS, MAX_FITTED, draw_folds, fit_folds, fold_scores
+from .probe_scan import item_features, probe_scan
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
-from .scan import draw_baselines, layer_of, merge_scans, predict_classes, scan
+from .scan import draw_baselines, layer_of, merge_scans, plain_batch, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
-from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
+from .shortcut_test import MIN_HELD_OUT, Verdict, count_right, necessity_test, sufficiency_test
+from .shortcut_test import verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
 from .targets import place_maps
 
@@ -164,6 +168,7 @@ class ProxyAttentionCB(Callback):
         scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
+        probe:bool=False, # Where a tested scout finds no single region: ask a linear probe of early layers too?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
@@ -405,10 +410,10 @@ def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, un
     return chosen
 
 @patch
-def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False) -> list:
+def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **other) -> list:
     "Manifest rows of copies: entry `k` of `chosen` is item `idxs[k]`, with the `k`th of the scores"
     data = self.prepared
-    how = dict(method=self.method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place)
+    how = dict(method=self.method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place) | other
     def row(k):
         i, path = int(idxs[k]), data.source.path(int(idxs[k]))
         return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=data.split,
@@ -553,7 +558,14 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
 
 @patch
 def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the copies that are to be trained on
-    "Train scouts, erase, test"
+    "Train scouts, erase, test; where they find no single region, ask a probe"
+    rows = self._send_and_test(report, clock, steps)
+    asked = self.scout_test and self.probe and (report.verdict is None or report.verdict.name in ('spread', 'unclear'))
+    return self._ask_probe(report, clock) if asked and report.steps == steps else rows
+
+@patch
+def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
+    "Train a scout; test what it relies on with a second one"
     data, labels = self.prepared, self.prepared.labels()
     readable = np.flatnonzero(labels >= 0)
     held = readable[held_out_items(labels[readable], self.seed)] if self.scout_test else np.zeros(0, int)
@@ -631,6 +643,76 @@ def _dls_of(self:ProxyAttentionCB, originals, rows=()):
 @patch
 def _train_scout(self:ProxyAttentionCB, dls, steps, text):
     return train_scout(self.learn, dls, steps, self.seed, text, self.verbose)
+
+# %% ../nbs/16_callback.ipynb #2449a27c
+@patch
+def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the copies that are to be trained on
+    "Does a linear probe of early layers find a shortcut? The report changes only if it does"
+    data, model, area = self.prepared, self.learn.model, self.policy.rule['area']
+    if area is None or self.place != 'salient' or self.accept: return []
+    labels = data.labels()
+    idxs = np.flatnonzero((labels >= 0) & ~np.isin(np.arange(data.items.n), data.suspects))
+    some = np.sort(seeded_rng(self.seed, 'probe').permutation(idxs)[:MAX_FITTED])
+    with as_validation(data.items.base): 
+        one = eval_dl(data.dls, data.items.base, data.items.n, bs=1, num_workers=0).one_batch()
+    with no_footprint(model):
+        try: layers = early_layers(model, plain_batch(one, model)[0])
+        except ValueError: return [] # Images so small that no layer has enough cells
+        with clock('score'):
+            features, ok = self._probe_features(Subset(data.items.base, some), layers)
+            some, features = some[ok], features[torch.from_numpy(ok)]
+            folds, classes = dict(zip(some, draw_folds(labels[some], self.seed))), len(data.task.names)
+            fold_of = np.array([folds.get(i, i % FOLDS) for i in range(data.items.n)])
+            if len(some) < MIN_HELD_OUT: return []
+            probes = fit_folds(features, labels[some], fold_of[some], classes)
+        with clock('saliency'):
+            base, folds = data.items.base, fold_of[idxs]
+            seen = probe_scan(model, data.dls, base, idxs, layers, probes, folds, area, self._progress)
+        found = self._test_probe(seen, some, features, layers, probes, fold_of, clock)
+        if found is None or found.name != 'shortcut': return []
+        share = None if self.scout_select == 'all' else self.share
+        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
+        eraser = self._eraser(seen, chosen, 0)
+        how = dict(method='probe', target='pred')
+        rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
+        rows = self._write_copies(report, model, seen, eraser, rows, clock)
+    self.candidates, report.text = (rows, eraser), ''
+    return self._decide(report, found, rows)
+
+@patch
+def _test_probe(self:ProxyAttentionCB, seen, some, features, layers, probes, fold_of, clock) -> Verdict|None:
+    "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
+    labels = self.prepared.labels()
+    excluded = np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0)
+    at = np.flatnonzero(np.isin(seen.idxs, some) & ~excluded)
+    idxs = seen.idxs[at]
+    if len(at) < MIN_HELD_OUT: return None
+    anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
+    rows = self._rows(0, seen.scores, seen.idxs, at)
+    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0), layers, clock) for s in (seen, anywhere))
+    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], fold_of[idxs]
+    def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
+    said = [answers(probes, z) for z in (features, copies, elsewhere)]
+    counts = count_right(labels[idxs], *said[:2], control=said[2])
+    if (verdict := necessity_test(counts)) is not None: return verdict
+    again = fit_folds(copies, labels[idxs], folds, len(self.prepared.task.names))
+    return sufficiency_test(count_right(labels[idxs], *said[:2], answers(again, features), said[2]))
+
+@patch
+def _probe_features(self:ProxyAttentionCB, dataset, layers, **kwargs):
+    data = self.prepared
+    with as_validation(data.items.base):
+        return item_features(self.learn.model, data.dls, dataset, layers, self._progress, **kwargs)
+
+@patch
+def _erased_features(self:ProxyAttentionCB, rows, eraser, layers, clock):
+    "Pooled features (n,D) of erased copies that are never written"
+    data, out = self.prepared, []
+    for part in [rows[i:i + data.task.chunk_size] for i in range(0, len(rows), data.task.chunk_size)]:
+        with clock('erase'), as_validation(data.items.base): images = eraser(part)
+        copies = Unsaved(data.source, images, [r['index'] for r in part], data.task.kind)
+        with clock('score'): out.append(self._probe_features(copies, layers, num_workers=0)[0])
+    return torch.cat(out)
 
 # %% ../nbs/16_callback.ipynb #1a962c46
 @patch

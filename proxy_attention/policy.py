@@ -22,6 +22,7 @@ class Policy:
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
+    probe: bool = False # Where a tested scout finds no single region: ask a linear probe of early layers too?
     method: str = 'gradcam' # A key of `saliency_methods`
     samples: int = 6 # `expected_gradients`: passes, each set against another training image
     blur: float = 1/12 # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
@@ -53,7 +54,7 @@ class Policy:
         check_number('repeat', self.repeat, 1, 100, whole=True)
         check_number('thresh', self.thresh, 0, 1)
         check_samples(self.samples, self.blur)
-        for name in ('per_class', 'accept', 'scout_test'): check_flag(name, getattr(self, name))
+        for name in ('per_class', 'accept', 'scout_test', 'probe'): check_flag(name, getattr(self, name))
         check_rule(self.area, self.threshold)
 
     @property

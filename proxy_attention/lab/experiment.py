@@ -171,7 +171,8 @@ class Watch(Callback):
         self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
         self.report, self.probs, self.diverged, self.scout = None, [], False, None
     def before_train(self):
-        if self.scout is None and (found := scouted(self.learn)) is not None: # before copies are made after the fit
+        first = self.scout is None and self.where['cycle'] == 0 # later stages take up what the scouts found
+        if first and (found := scouted(self.learn)) is not None: # before copies are made after the fit
             self.scout = found
             if found['ids']: save_gallery(self.gallery, self.learn, 0)
         self.start, self.seen = time.perf_counter(), 0

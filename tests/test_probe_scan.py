@@ -1,0 +1,131 @@
+"""The probe in the callback: it is asked where a tested scout finds no single region, finds a planted dot, and leaves no trace where it finds nothing."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
+from proxy_attention import callback
+from proxy_attention.audit import audit
+from proxy_attention.callback import ProxyAttentionCB
+from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, fold_scores
+from proxy_attention.shortcut_test import Counts, Verdict, necessity_test, sufficiency_test, verdict_text
+
+DOT = 8
+
+
+def cued(root, strength=1., per_class=36):
+    "Noise with faint stripes that tell the class, all over, and a coloured dot that tells it too, at a random place"
+    rng = np.random.default_rng(0)
+    for c,name in enumerate(CLASSES):
+        (root/name).mkdir(parents=True)
+        for k in range(per_class):
+            img = rng.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+            img[::c + 2] += 35
+            colour = c if rng.random() < strength else rng.integers(3)
+            y,x = rng.integers(0, SIDE - DOT, 2)
+            img[y:y+DOT, x:x+DOT] = np.eye(3, dtype=np.uint8)[2 - colour]*250
+            Image.fromarray(img).save(root/name/f'{name}_{k:02}.png')
+    return root
+
+@pytest.fixture(scope='module')
+def dots(tmp_path_factory): return cued(tmp_path_factory.mktemp('dots')/'images')
+
+@pytest.fixture
+def spread(monkeypatch):
+    "A scout's necessity test says spread; a probe's is its own"
+    def test(c): return Verdict('spread', c, 0.1, (0., 0.2)) if c.control is None else necessity_test(c)
+    monkeypatch.setattr(callback, 'necessity_test', test)
+
+def fitted(root, **kwargs):
+    seed_all(1)
+    learn = make_learner(lambda: shapes_dls(root), quiet_cb(**dict(select=None, probe=True, scout='2 steps', fill='context', path='run') | kwargs))
+    learn.fit(1, 1e-3)
+    return learn
+
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()])
+
+def test_a_dot_is_found_and_erased(dots, spread):
+    learn = fitted(dots)
+    cb, report = cb_of(learn), cb_of(learn).last_report
+    assert cb.last_verdict.name == 'shortcut' and cb.last_verdict.counts.control is not None and 'linear probe' in report.text
+    assert len(learn.proxies) == report.proxies == 81 and set(learn.proxies['method']) == {'probe'}
+    assert len(learn.dls.train_ds) == 81, "in their originals' place"
+    gone = []
+    for row in learn.proxies.itertuples():
+        before, after = read_rgb(row.original), read_rgb(row.path)
+        dot = before.max(-1) == 250
+        gone.append((before != after).any(-1)[dot].mean())
+    assert np.mean(gone) > 0.8 and np.allclose(learn.proxies['erased'], 0.1, atol=0.03)
+    assert audit(cb.run_path, near=None)
+    learn.show_proxies(2)
+
+def test_off_asks_none(dots, spread):
+    learn = fitted(dots, probe=False)
+    assert cb_of(learn).last_verdict.name == 'spread' and not len(learn.proxies)
+
+@pytest.mark.parametrize('kwargs', [dict(place='random'), dict(accept=True), dict(threshold=0.5), dict(scout_test=False, scout_merge='add')], ids=str)
+def test_where_it_is_not_asked(dots, spread, monkeypatch, kwargs):
+    monkeypatch.setattr(callback, 'probe_scan', lambda *args: pytest.fail('asked'))
+    fitted(dots, **kwargs)
+
+def test_real_evidence_is_not_asked_again(dots, monkeypatch):
+    monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
+    monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    monkeypatch.setattr(callback, 'probe_scan', lambda *args: pytest.fail('asked'))
+    assert cb_of(fitted(dots)).last_verdict.name == 'real'
+
+@pytest.mark.parametrize('why', ['nothing to find', 'real'])
+def test_no_trace_where_it_finds_nothing(tmp_path, dots, spread, monkeypatch, why):
+    root = dots if why == 'real' else cued(tmp_path/'none', strength=0.)
+    if why == 'real': monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    seed_all(1)
+    without = make_learner(lambda: shapes_dls(root))
+    without.fit(1, 1e-3)
+    learn = fitted(root)
+    assert torch.equal(weights(learn), weights(without)) and not len(learn.proxies) and learn.dls.train_ds is not None
+    assert not any(m._forward_hooks for m in learn.model.modules()) and cb_of(learn).last_verdict.name == 'spread'
+    assert cb_of(learn).last_report.verdict.counts.control is None, "what is reported is the scout's"
+
+def test_the_same_seed_makes_the_same_copies(dots, spread):
+    made = [fitted(dots, path=p).proxies.drop(columns='path') for p in ('a', 'b')]
+    assert made[0].equals(made[1])
+
+def test_suspects_get_no_copy(dots, spread):
+    learn = fitted(dots, suspects=[0, 5, 9])
+    assert len(learn.proxies) == 78 and len(learn.dls.train_ds) == 81
+
+def test_images_too_small_for_early_layers(shapes, spread):
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select=None, probe=True, scout='2 steps'))
+    learn.model[0][0].stride = (4, 4)
+    learn.fit(1, 1e-3)
+    assert cb_of(learn).last_verdict.name == 'spread'
+
+def test_true_or_false():
+    with pytest.raises(TypeError, match='probe='): ProxyAttentionCB(probe=1)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------------------------------------
+
+def test_folds_hold_a_part_of_each_class():
+    labels = np.repeat([0, 1, 2], [40, 9, 3])
+    folds = draw_folds(labels)
+    assert [np.bincount(folds[labels == c], minlength=FOLDS).tolist() for c in (0, 2)] == [[10]*4, sorted([1, 1, 1, 0], reverse=True)]
+    assert (draw_folds(labels) == folds).all() and (draw_folds(labels, 1) != folds).any()
+
+def test_each_is_judged_by_a_probe_that_does_not_know_it():
+    g = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(80, 200, generator=g), np.arange(80) % 2
+    folds = draw_folds(labels)
+    probes = fit_folds(features, labels, folds, 2)
+    assert (fold_scores(probes, features, folds).argmax(1).numpy() == labels).mean() < 0.75, "noise can't be known"
+    assert (fold_scores(probes, features, (folds + 1) % FOLDS).argmax(1).numpy() == labels).mean() > 0.95, "but learnt by heart"
+
+@pytest.mark.parametrize('copies,elsewhere,refitted,name', [(100, 340, 200, 'shortcut'), (100, 340, 45, 'real'), (300, 340, None, 'spread'), (190, 345, None, 'unclear')])
+def test_verdicts(copies, elsewhere, refitted, name):
+    c = Counts(400, copies, 380 - copies, 0, refitted, 0.1, elsewhere)
+    v = necessity_test(c)
+    if v is None: v = sufficiency_test(c)
+    assert v.name == name and np.isclose(v.necessity, (elsewhere - copies)/(380 - 40))
+    text = verdict_text(v)
+    assert name == 'unclear' or ('linear probe' in text and f"{100*elsewhere/400:.0f}%" in text)
