@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
-from proxy_attention import callback
+from proxy_attention import callback, gallery  # noqa: F401  (show_proxies is patched in by it)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, fold_scores
