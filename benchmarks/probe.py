@@ -26,7 +26,7 @@ p.add_argument('--record', default=str(ROOT/'results'/'bench_probe.jsonl'))
 p.add_argument('--report', action='store_true', help='print the table of the record, run nothing')
 args = p.parse_args()
 
-FOLDS, FIRST_SEED = 4, 60
+FIRST_SEED = 60
 LITE0, SMALL = ('tf_efficientnet_lite0', 'imagenet'), ('small_cnn', 'none')
 asl, cifar = ['size=96'], ['data=square_cifar10', 'size=96', 'n_train=600']
 cues = ('square', 'sticker', 'texture', 'position', 'letter', 'watermark', 'border', 'background')
@@ -95,18 +95,16 @@ def read_by_folds(model, x, y, cue, seed, area):
 
     from proxy_attention.core import seeded_rng
     from proxy_attention.layers import early_layers
-    from proxy_attention.probe import class_evidence, fit_probe, layer_outputs, pooled_features, window_maps
+    from proxy_attention.probe import class_evidence, layer_outputs, pooled_features, window_maps
+    from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, fold_scores
     n, k, layers = len(x), int(y.max()) + 1, early_layers(model, x)
-    fold = np.empty(n, int)
-    for c in range(k):
-        of = np.flatnonzero(y.numpy() == c)
-        fold[seeded_rng(seed, 'fold', c).permutation(of)] = np.arange(len(of)) % FOLDS
-    fold = torch.from_numpy(fold)
+    folds = draw_folds(y.numpy(), seed)
+    fold = torch.from_numpy(folds)
     def features(images): return torch.cat([pooled_features(layer_outputs(model, b, layers)) for b in images.split(64)])
-    def right(probes, z): return torch.cat([torch.stack([p.scores(z).argmax(1) for p in probes])[fold, torch.arange(n)] == y]).float().mean().item()
+    def right(probes, z): return (fold_scores(probes, z, folds).argmax(1) == y).float().mean().item()
     z = features(x)
-    probes = [fit_probe(z[fold != f], y[fold != f], k) for f in range(FOLDS)]
-    classes = torch.stack([p.scores(z).argmax(1) for p in probes])[fold, torch.arange(n)]
+    probes = fit_folds(z, y.numpy(), folds, k)
+    classes = fold_scores(probes, z, folds).argmax(1)
     windows = torch.empty(n, *x.shape[2:])
     for at in torch.arange(n).split(64):
         maps = layer_outputs(model, x[at], layers)
@@ -122,7 +120,7 @@ def read_by_folds(model, x, y, cue, seed, area):
     centres[torch.arange(n), torch.from_numpy(rng.integers(24, size=n)), torch.from_numpy(rng.integers(24, size=n))] = 1
     anywhere, others = brightest(window_maps(centres, area), area, x.shape[2:]), place[torch.from_numpy(rng.permutation(n))]
     copies, elsewhere, shuffled = (features(torch.where(m[:, None], donors, x)) for m in (place, anywhere, others))
-    again = [fit_probe(copies[fold != f], y[fold != f], k) for f in range(FOLDS)]
+    again = fit_folds(copies, y.numpy(), folds, k)
     found = dict(images=right(probes, z), copies=right(probes, copies), elsewhere=right(probes, elsewhere), shuffled=right(probes, shuffled), refitted=right(again, z))
     return {k: round(v, 4) for k,v in (found | dict(cue_erased=((place & cue).sum()/cue.sum()).item(), chance=y.bincount().max().item()/n)).items()} | dict(n=n)
 

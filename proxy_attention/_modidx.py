@@ -69,6 +69,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyAttentionCB._copies_of_wrong': ( 'callback.html#proxyattentioncb._copies_of_wrong',
                                                                                                           'proxy_attention/callback.py'),
+                                          'proxy_attention.callback.ProxyAttentionCB._copy_first': ( 'callback.html#proxyattentioncb._copy_first',
+                                                                                                     'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyAttentionCB._copy_items': ( 'callback.html#proxyattentioncb._copy_items',
                                                                                                      'proxy_attention/callback.py'),
                                           'proxy_attention.callback.ProxyAttentionCB._decide': ( 'callback.html#proxyattentioncb._decide',

@@ -560,8 +560,8 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
 def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the copies that are to be trained on
     "Train scouts, erase, test; where they find no single region, ask a probe"
     rows = self._send_and_test(report, clock, steps)
-    asked = self.scout_test and self.probe and (report.verdict is None or report.verdict.name in ('spread', 'unclear'))
-    return self._ask_probe(report, clock) if asked and report.steps == steps else rows
+    undecided = report.verdict is None or report.verdict.sufficiency is None # There was no second scout
+    return self._ask_probe(report, clock) if self.scout_test and self.probe and undecided else rows
 
 @patch
 def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
@@ -580,13 +580,8 @@ def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manif
             if (verdict := necessity_test(first.counts())) is not None: return self._decide(report, verdict)
             seen = merge_scans(seen, self._scan(model, rest, None, clock))
         else: seen = self._scan(model, None, None, clock)
-        share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
-        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
         self._note_doubts(seen)
-        eraser = self._eraser(seen, chosen, 0)
-        rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace')
-        rows = self._write_copies(report, model, seen, eraser, rows, clock)
-    self.candidates = rows, eraser
+        rows = self._copy_first(report, model, seen, clock)
     if not self.scout_test: return rows
     del model
     held = set(held.tolist())
@@ -595,6 +590,17 @@ def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manif
     report.steps += steps
     with clock('score'): whole = self._predict(second, Subset(data.items.base, first.idxs))[0]
     return self._decide(report, sufficiency_test(first.counts(whole)), rows)
+
+@patch
+def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, **how) -> list: # Their manifest rows
+    "Copies made before the first fit, as `scout_select` and `scout_merge` have it"
+    share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
+    chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
+    eraser = self._eraser(seen, chosen, 0)
+    rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
+    rows = self._write_copies(report, model, seen, eraser, rows, clock)
+    self.candidates = rows, eraser
+    return rows
 
 @patch
 def _decide(self:ProxyAttentionCB, report, verdict, rows=()):
@@ -661,42 +667,36 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
         with clock('score'):
             features, ok = self._probe_features(Subset(data.items.base, some), layers)
             some, features = some[ok], features[torch.from_numpy(ok)]
-            folds, classes = dict(zip(some, draw_folds(labels[some], self.seed))), len(data.task.names)
-            fold_of = np.array([folds.get(i, i % FOLDS) for i in range(data.items.n)])
             if len(some) < MIN_HELD_OUT: return []
-            probes = fit_folds(features, labels[some], fold_of[some], classes)
+            folds = np.arange(data.items.n) % FOLDS
+            folds[some] = draw_folds(labels[some], self.seed)
+            probes = fit_folds(features, labels[some], folds[some], len(data.task.names))
         with clock('saliency'):
-            base, folds = data.items.base, fold_of[idxs]
-            seen = probe_scan(model, data.dls, base, idxs, layers, probes, folds, area, self._progress)
-        found = self._test_probe(seen, some, features, layers, probes, fold_of, clock)
+            base = data.items.base
+            seen = probe_scan(model, data.dls, base, idxs, layers, probes, folds[idxs], area, self._progress)
+        found = self._test_probe(seen, some, features, layers, probes, folds, clock)
         if found is None or found.name != 'shortcut': return []
-        share = None if self.scout_select == 'all' else self.share
-        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
-        eraser = self._eraser(seen, chosen, 0)
-        how = dict(method='probe', target='pred')
-        rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
-        rows = self._write_copies(report, model, seen, eraser, rows, clock)
-    self.candidates, report.text = (rows, eraser), ''
+        rows = self._copy_first(report, model, seen, clock, method='probe', target='pred')
+    report.text = '' # What was said of the scout's maps
     return self._decide(report, found, rows)
 
 @patch
-def _test_probe(self:ProxyAttentionCB, seen, some, features, layers, probes, fold_of, clock) -> Verdict|None:
+def _test_probe(self:ProxyAttentionCB, seen, some, features, layers, probes, folds, clock) -> Verdict|None:
     "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
-    labels = self.prepared.labels()
     excluded = np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0)
     at = np.flatnonzero(np.isin(seen.idxs, some) & ~excluded)
-    idxs = seen.idxs[at]
+    idxs, labels = seen.idxs[at], seen.scores.label[at]
     if len(at) < MIN_HELD_OUT: return None
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
     rows = self._rows(0, seen.scores, seen.idxs, at)
     copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0), layers, clock) for s in (seen, anywhere))
-    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], fold_of[idxs]
+    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], folds[idxs]
     def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
     said = [answers(probes, z) for z in (features, copies, elsewhere)]
-    counts = count_right(labels[idxs], *said[:2], control=said[2])
+    counts = count_right(labels, *said[:2], control=said[2])
     if (verdict := necessity_test(counts)) is not None: return verdict
-    again = fit_folds(copies, labels[idxs], folds, len(self.prepared.task.names))
-    return sufficiency_test(count_right(labels[idxs], *said[:2], answers(again, features), said[2]))
+    again = fit_folds(copies, labels, folds, len(self.prepared.task.names))
+    return sufficiency_test(count_right(labels, *said[:2], answers(again, features), said[2]))
 
 @patch
 def _probe_features(self:ProxyAttentionCB, dataset, layers, **kwargs):
