@@ -1,6 +1,6 @@
-"""What the default one-liner does: `fit_one_cycle` with and without `ProxyAttentionCB()`, on development data with a cue and without.
+"""What the one line does: fits with and without `ProxyAttentionCB()`, on development data with a cue and without, small networks and a pretrained one.
 
-A run that the record holds already isn't made again: the command can be stopped and goes on. Times are CPU seconds of one thread.
+A fit that the record holds already isn't made again: the command can be stopped and goes on. Times are CPU seconds of one thread.
 """
 import argparse
 import json
@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common import ROOT, commit_of, data_folder
@@ -15,41 +16,96 @@ from common import ROOT, commit_of, data_folder
 warnings.filterwarnings('ignore')
 os.environ['OMP_NUM_THREADS'] = '1'
 
+FIRST_SEED = 60
+
+
+@dataclass
+class Row:
+    "Fits of one network on one data set, with the cue and without"
+    experiment: str # Of settings.ini
+    changes: tuple # Of its settings, for all arms
+    cue: tuple # The same, where the cue tells the class
+    without: tuple|None # Where it tells nothing; None: the row is without a cue itself
+    steps: int = 720
+    lr: float = 0.01
+    fit: str = 'fit_one_cycle' # All layers; or 'fine_tune': an epoch of the head first
+
+
+def photos(cue, *changes, steps=96, **kwargs):
+    "ASL photos and a pretrained network"
+    given = ('data.size=96', *changes, f'data.shortcut={cue}')
+    return Row('dev_asl', given, (), ('strength=0',), steps, lr=0.003, **kwargs)
+
+
+digits = 'dev_digits', ('n_train=800', 'n_valid=100')
+cifar = 'dev_cifar10', ('n_train=4000',)
+lite0 = 'dev_asl', ('data=dev_cifar10', 'data.size=96', 'n_train=600')
+rows = {
+    'digits, square 0.95': Row(*digits, ('strength=0.95',), ('strength=0',)),
+    'digits, square 0.99': Row(*digits, ('strength=0.99',), ('strength=0',)),
+    'digits, texture': Row(*digits, ('data.shortcut=texture',), ('data.shortcut=texture', 'strength=0')),
+    'digits, position': Row(*digits, ('data.shortcut=position',), ('data.shortcut=position', 'strength=0')),
+    'CIFAR-10, square': Row(*cifar, ('strength=0.95',), ('strength=0',)),
+    'digits, nothing to tell': Row(*digits, ('strength=0',), None),
+    'CIFAR-10, nothing to tell': Row(*cifar, ('strength=0',), None),
+} | {
+    f'ASL photos, {c}': photos(c) for c in ('square', 'sticker', 'texture', 'position', 'letter', 'watermark', 'border', 'background')
+} | {
+    'ASL photos, nothing to tell': Row('dev_asl', ('data.size=96', 'data.shortcut=square', 'strength=0'), (), None, 96, 0.003),
+    'ASL photos, square, fine_tune': photos('square', fit='fine_tune'),
+    'ASL photos at 224, square': photos('square', 'data.size=224', steps=48),
+    'ASL photos at 224, letter': photos('letter', 'data.size=224', steps=48),
+    'CIFAR-10 at 96, square': Row(*lite0, (), ('strength=0',), 96, 0.003),
+    'CIFAR-10 at 96, nothing to tell': Row(*lite0, ('strength=0',), None, 96, 0.003),
+}
+arms = { # Arguments of the callback
+    'plain': None,
+    'callback': {},
+}
+
 p = argparse.ArgumentParser(description=__doc__)
-p.add_argument('--seeds', type=int, default=2)
-p.add_argument('--rows', nargs='*', help='only these rows of the table, by name')
+p.add_argument('--seeds', type=int, nargs='*', default=[FIRST_SEED, FIRST_SEED + 1])
+p.add_argument('--rows', nargs='*', default=[*rows], choices=[*rows], metavar='ROW', help='only these rows of the table, by name')
+p.add_argument('--arms', nargs='*', default=['plain', 'callback'], choices=[*arms])
 p.add_argument('--data', help='folder that holds photos')
 p.add_argument('--record', default=str(ROOT/'results'/'bench_scouts.jsonl'))
 p.add_argument('--report', action='store_true', help='print the table of the record, run nothing')
 args = p.parse_args()
 
-STEPS, LR, FIRST_SEED = 720, 0.01, 60
-digits = ('dev_digits', ['n_train=800', 'n_valid=100'])
-cifar = ('dev_cifar10', ['n_train=4000'])
-# name: experiment, changes with the cue, changes without it; None: the row is without a cue itself
-rows = {
-    'digits, square 0.95': (*digits, ['strength=0.95'], ['strength=0']),
-    'digits, square 0.99': (*digits, ['strength=0.99'], ['strength=0']),
-    'digits, texture': (*digits, ['data.shortcut=texture'], ['data.shortcut=texture', 'strength=0']),
-    'digits, position': (*digits, ['data.shortcut=position'], ['data.shortcut=position', 'strength=0']),
-    'CIFAR-10, square': (*cifar, ['strength=0.95'], ['strength=0']),
-    'digits, nothing to tell': (*digits, ['strength=0'], None),
-    'CIFAR-10, nothing to tell': (*cifar, ['strength=0'], None),
-}
 
-
-def key(o): return o['experiment'], tuple(o['changes']), o['arm'], o['seed']
+def key(row, changes, arm, seed): return row.experiment, (*row.changes, *changes), arm, seed, row.fit
 
 
 def read():
     path = Path(args.record)
-    return {key(o): o for o in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(o['experiment'], tuple(o['changes']), o['arm'], o['seed'], o.get('fit', 'fit_one_cycle')): o for o in found}
 
 
-def trained(experiment, changes, arm, seed, tmp):
-    "Fit once; accuracy on test images whose cue says nothing, verdict, CPU seconds, and a digest of the weights"
+def cue_erased(learn, items):
+    "Of the cue's pixels the share that the first copies have lost, on average; None: there are no copies or no cue"
+    import numpy as np
+
+    from proxy_attention.lab.reading import read_image
+    shares = []
+    for r in learn.proxies.query('cycle == 0').itertuples():
+        mask = items.masks(Path(r.original))['shortcut']
+        before, after = (np.asarray(read_image(f, 'RGB')) for f in (r.original, r.path))
+        shares.append((before != after).any(2)[mask].mean())
+    return float(np.mean(shares)) if shares else None
+
+
+def worst_class(right, y, differs):
+    "The lowest accuracy of a class on images that show another class' cue"
+    return min(float(right[(y == c) & differs].mean()) for c in set(y[differs].tolist()))
+
+
+def trained(row, changes, arm, seed, tmp):
+    "Fit once: accuracy on test images whose cue says nothing, verdict, CPU seconds, a digest of the weights"
+    import numpy as np
     import torch
     from fastai.callback import schedule  # noqa: F401
+    from fastai.callback.core import Callback
     from fastai.torch_core import set_seed
 
     from proxy_attention.callback import ProxyAttentionCB
@@ -58,27 +114,42 @@ def trained(experiment, changes, arm, seed, tmp):
     from proxy_attention.lab.data import load_items, make_dls, splits_of, test_dl
     from proxy_attention.lab.models import make_learner, quiet
     from proxy_attention.scan import predict_classes
+
+    class Note(Callback):
+        "Keeps what the scouts reported; later reports are of other cycles"
+        report = None
+        def before_train(self): self.report = self.report or self.learn.proxy_attention_cb.last_report
+
     torch.set_num_threads(1)
-    conf = load_experiment(experiment, ROOT/'settings.ini', changes)
+    changes = [*row.changes, *changes]
+    conf = load_experiment(row.experiment, ROOT/'settings.ini', changes)
     items = load_items(conf.data, Path(tmp)/'data')
     splits = splits_of(items, conf.data)
     set_seed(seed)
     dls = make_dls(items, splits, conf.data, device='cpu')
-    cbs = [ProxyAttentionCB(path=Path(tmp)/f'copies_{time.time_ns()}', verbose=False)] if arm == 'callback' else []
-    learn = make_learner(dls, conf.model.arch, cbs=cbs)
+    cbs = [] if arms[arm] is None else [ProxyAttentionCB(path=Path(tmp)/f'copies_{time.time_ns()}', verbose=False, **arms[arm]), Note()]
+    learn = make_learner(dls, conf.model.arch, conf.model.weights, cbs=cbs)
+    if conf.channels_last: learn.model.to(memory_format=torch.channels_last)
+    epochs = round(row.steps/len(dls.train))
     set_seed(seed)
     start = time.process_time()
-    with quiet(learn): learn.fit_one_cycle(round(STEPS/len(dls.train)), LR)
+    with quiet(learn):
+        if row.fit == 'fine_tune': learn.fine_tune(epochs - 1, row.lr)
+        else:
+            learn.unfreeze()
+            learn.fit_one_cycle(epochs, row.lr)
     seconds = time.process_time() - start
     pred,y = predict_classes(learn.model, test_dl(learn.dls, items, splits))
+    differs = np.array([items.subgroup(items.files[i]) == 'cue differs' for i in splits['test']])
     weights = digest(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values()))
-    out = dict(experiment=experiment, changes=changes, arm=arm, seed=seed, steps=round(STEPS/len(dls.train))*len(splits['train'])//conf.data.bs,
-               accuracy=float((pred == y).mean()), n_test=len(y), seconds=round(seconds, 2), weights=weights[:16], commit=commit_of())
-    if arm == 'callback':
-        cb = learn.proxy_attention_cb
-        v = cb.last_verdict
-        found = dict(name=None, reason='', necessity=None, sufficiency=None) if v is None else v.to_dict()
-        out.update(found, verdict=found['name'], copies=len(learn.proxies))
+    out = dict(experiment=row.experiment, changes=changes, arm=arm, seed=seed, fit=row.fit,
+               steps=epochs*len(splits['train'])//conf.data.bs, accuracy=float((pred == y).mean()), worst=worst_class(pred == y, y, differs),
+               n_test=len(y), seconds=round(seconds, 2), weights=weights[:16], commit=commit_of())
+    if cbs:
+        r = cbs[1].report
+        found = dict(name=None, reason='', necessity=None, sufficiency=None) if r.verdict is None else r.verdict.to_dict()
+        spent = {k: v for k,v in asdict(r).items() if k.startswith('seconds') or k == 'steps'}
+        out.update(found, verdict=found['name'], said=r.text, scouts=spent, copies=int((learn.proxies.cycle == 0).sum()), erased=cue_erased(learn, items))
         learn.remove_proxies(purge=True)
     return out
 
@@ -87,33 +158,43 @@ def run():
     os.environ.setdefault('PROXY_ATTENTION_DATA', str(data_folder(args.data)))
     known = read()
     with tempfile.TemporaryDirectory() as tmp:
-        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-            for name in args.rows or rows:
-                experiment,base,cue,none = rows[name]
-                wanted = [(cue, 'plain'), (cue, 'callback')] + ([] if none is None else [(none, 'plain')])
+        for seed in args.seeds:
+            for name in args.rows:
+                row = rows[name]
+                wanted = [(row.cue, a) for a in args.arms]
+                if row.without is not None and 'plain' in args.arms: wanted.append((row.without, 'plain'))
                 for changes,arm in wanted:
-                    asked = dict(experiment=experiment, changes=base + changes, arm=arm, seed=seed)
-                    if key(asked) in known: continue
-                    got = known[key(asked)] = trained(**asked, tmp=tmp)
+                    k = key(row, changes, arm, seed)
+                    if k in known: continue
+                    got = known[k] = trained(row, changes, arm, seed, tmp)
                     with open(args.record, 'a') as f: f.write(json.dumps(got) + '\n')
                     print(name, arm, seed, f"{got['accuracy']:.3f}", got.get('verdict', ''), f"{got['seconds']:.0f} s", flush=True)
 
 
+def percent(v): return '' if v is None else f"{100*v:.0f}%"
+
+
 def report():
     known = read()
-    print('| data | seed | plain | callback | without the cue | gap closed | verdict | necessity | sufficiency | equal to plain | CPU time |')
-    print('|---|---|---|---|---|---|---|---|---|---|---|')
-    for name,(experiment,base,cue,none) in rows.items():
-        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-            plain,ours,clean = (known.get((experiment, tuple(base + c), arm, seed)) for c,arm in ((cue, 'plain'), (cue, 'callback'), (none or cue, 'plain')))
-            if None in (plain, ours, clean): continue
-            gap = clean['accuracy'] - plain['accuracy']
-            closed = '' if none is None else f"{100*(ours['accuracy'] - plain['accuracy'])/gap:.0f}%"
-            share = ['' if ours.get(k) is None else f"{100*ours[k]:.0f}%" for k in ('necessity', 'sufficiency')]
-            cells = [name, seed, f"{plain['accuracy']:.3f}", f"{ours['accuracy']:.3f}", '' if none is None else f"{clean['accuracy']:.3f}", closed,
-                     f"{ours['verdict']}{' (' + ours['reason'] + ')' if ours['reason'] else ''}", *share,
-                     'to the bit' if ours['weights'] == plain['weights'] else 'no', f"{ours['seconds']/plain['seconds']:.2f}×"]
-            print('| ' + ' | '.join(map(str, cells)) + ' |')
+    columns = ('data', 'seed', 'plain', *(a for a in args.arms if a != 'plain'), 'without the cue', 'gap closed', 'worst class, plain', 'worst class', 'verdict',
+               'necessity', 'sufficiency', 'cue erased', 'equal to plain', 'scouts, CPU', 'CPU time')
+    print('| ' + ' | '.join(columns) + ' |')
+    print('|' + '---|'*len(columns))
+    for name in args.rows:
+        row = rows[name]
+        for seed in args.seeds:
+            plain,clean = (known.get(key(row, c, 'plain', seed)) for c in (row.cue, row.without or row.cue))
+            for arm in args.arms:
+                ours = known.get(key(row, row.cue, arm, seed))
+                if arm == 'plain' or None in (plain, ours, clean): continue
+                gap = clean['accuracy'] - plain['accuracy']
+                closed = '' if row.without is None else f"{100*(ours['accuracy'] - plain['accuracy'])/gap:.0f}%"
+                cells = [name, seed, f"{plain['accuracy']:.3f}", f"{ours['accuracy']:.3f}", '' if row.without is None else f"{clean['accuracy']:.3f}", closed,
+                         percent(plain.get('worst')), percent(ours.get('worst')), f"{ours['verdict']}{' (' + ours['reason'] + ')' if ours['reason'] else ''}",
+                         percent(ours['necessity']), percent(ours['sufficiency']), percent(ours.get('erased')),
+                         'to the bit' if ours['weights'] == plain['weights'] else 'no', f"{ours['scouts']['seconds']/plain['seconds']:.2f}×" if 'scouts' in ours else '',
+                         f"{ours['seconds']/plain['seconds']:.2f}×"]
+                print('| ' + ' | '.join(map(str, cells)) + ' |')
 
 
 if not args.report: run()
