@@ -128,8 +128,8 @@ def trained(row, changes, arm, seed, tmp):
     set_seed(seed)
     dls = make_dls(items, splits, conf.data, device='cpu')
     cbs = [] if arms[arm] is None else [ProxyAttentionCB(path=Path(tmp)/f'copies_{time.time_ns()}', verbose=False, **arms[arm]), Note()]
-    learn = make_learner(dls, conf.model.arch, conf.model.weights, cbs=cbs)
-    if conf.channels_last: learn.model.to(memory_format=torch.channels_last)
+    learn = make_learner(dls, conf.model.arch, conf.model.weights or 'none', cbs=cbs)
+    if conf.experiment.channels_last: learn.model.to(memory_format=torch.channels_last)
     epochs = round(row.steps/len(dls.train))
     set_seed(seed)
     start = time.process_time()

@@ -56,6 +56,8 @@ class PreparedData:
     files: list # Of the training items
     held_out: list # Files of validation and test items
     task: object = None # The `Task`, once the network has been asked
+    asked: tuple|None = None # Method, layer and reshape of that
+    maps_noted: bool = False # Has it been said where maps come from?
     split: str|None = None # Name of the split file
     leaks: dict|None = None # Held-out file by index of the training item with the same content; None: not known yet
     suspects: np.ndarray|None = None # Indices of the items whose label is in doubt; None: not known yet
@@ -148,7 +150,7 @@ class ProxyAttentionCB(Callback):
     order, run_valid, _only_train_loop, remove_on_fetch = 90, False, True, True
 
     def __init__(self,
-        method:str='gradcam', # Saliency: a key of `saliency_methods`
+        method:str='auto', # Saliency: a key of `saliency_methods`, or 'auto', which goes by the last layer's cells
         target:str='pred', # Class explained: 'pred' (what misled the network), 'true' or 'contrast' (pred minus true)
         select:str|None='wrong', # Which training items get a copy after each fit: a key of `selectors`; None: none
         share:float|None=None, # At most this share of the training items, hardest first; None: 0.3, and 1 for 'all'
@@ -168,7 +170,7 @@ class ProxyAttentionCB(Callback):
         scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
-        probe:bool=False, # Where a tested scout finds no single region: ask a linear probe of early layers too?
+        probe:bool=True, # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
@@ -285,9 +287,10 @@ def after_fit(self:ProxyAttentionCB):
 def prepare(self:ProxyAttentionCB):
     "Check the learner, open the folder, and see that the copies are all there; `fit` does it"
     self._adopt()
-    data = self.prepared
-    if data.task is None or data.task.method != self.method:
+    data, asked = self.prepared, (self.method, self.layer, self.reshape)
+    if data.task is None or data.asked != asked:
         data.task = check_task(self.learn, data.items, self.layer, self.reshape, self.method)
+        data.asked = asked
     if self.per_class and data.task.multilabel:
         raise ValueError("per_class=True needs one label an item; these have several.")
     if self.fill in needs_donor and data.items.n < 2:
@@ -377,11 +380,12 @@ def _new_run():
 def _scan(self:ProxyAttentionCB, model, only=None, wants=None, clock=None) -> Scan:
     "Scores and maps of the originals (or of items `only`) by `model`"
     data = self.prepared
-    found = data.task.layer if model is self.learn.model else layer_of(model, data.task.layer, self.reshape)
+    method, found = data.task.maps.method, data.task.maps.reads
+    if model is not self.learn.model: found = layer_of(model, found, self.reshape)
     if isinstance(found, InputGradients):
         baselines = draw_baselines(model, data.dls, data.items.base, data.items.n, self.samples, self.seed)
         found = InputGradients(baselines, self.samples, self.blur)
-    return scan(model, data.dls, data.items.base, data.items.n, found, self.method, self.target,
+    return scan(model, data.dls, data.items.base, data.items.n, found, method, self.target,
                 wants, only, self.thresh, clock, self._progress)
 
 @patch
@@ -413,7 +417,8 @@ def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, un
 def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **other) -> list:
     "Manifest rows of copies: entry `k` of `chosen` is item `idxs[k]`, with the `k`th of the scores"
     data = self.prepared
-    how = dict(method=self.method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place) | other
+    method = data.task.maps.method
+    how = dict(method=method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place) | other
     def row(k):
         i, path = int(idxs[k]), data.source.path(int(idxs[k]))
         return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=data.split,
@@ -558,10 +563,13 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
 
 @patch
 def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the copies that are to be trained on
-    "Train scouts, erase, test; where they find no single region, ask a probe"
+    "Ask a probe first where maps are coarse, and otherwise where scouts find no single region"
+    asks, coarse = self.scout_test and self.probe, self.prepared.task.maps.coarse is not None
+    rows = self._ask_probe(report, clock) if asks and coarse else []
+    if report.verdict is not None: return rows
     rows = self._send_and_test(report, clock, steps)
     undecided = report.verdict is None or report.verdict.sufficiency is None # There was no second scout
-    return self._ask_probe(report, clock) if self.scout_test and self.probe and undecided else rows
+    return self._ask_probe(report, clock) if asks and not coarse and undecided else rows
 
 @patch
 def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
@@ -671,11 +679,14 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
             folds = np.arange(data.items.n) % FOLDS
             folds[some] = draw_folds(labels[some], self.seed)
             probes = fit_folds(features, labels[some], folds[some], len(data.task.names))
-        with clock('saliency'):
-            base = data.items.base
-            seen = probe_scan(model, data.dls, base, idxs, layers, probes, folds[idxs], area, self._progress)
+        def look(at):
+            with clock('saliency'):
+                return probe_scan(model, data.dls, data.items.base, at, layers, probes, folds[at], area, self._progress)
+        seen = look(some)
         found = self._test_probe(seen, some, features, layers, probes, folds, clock)
         if found is None or found.name != 'shortcut': return []
+        rest = np.setdiff1d(idxs, some)
+        if len(rest): seen = merge_scans(seen, look(rest))
         rows = self._copy_first(report, model, seen, clock, method='probe', target='pred')
     report.text = '' # What was said of the scout's maps
     return self._decide(report, found, rows)
@@ -683,8 +694,7 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
 @patch
 def _test_probe(self:ProxyAttentionCB, seen, some, features, layers, probes, folds, clock) -> Verdict|None:
     "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
-    excluded = np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0)
-    at = np.flatnonzero(np.isin(seen.idxs, some) & ~excluded)
+    at = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     idxs, labels = seen.idxs[at], seen.scores.label[at]
     if len(at) < MIN_HELD_OUT: return None
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
@@ -805,8 +815,10 @@ def _progress(self:ProxyAttentionCB, it):
 
 @patch
 def _say(self:ProxyAttentionCB, report):
-    "Keep the report and print its line"
-    self.last_report = report
+    "Keep the report and print its line, once with where maps come from, if they aren't the last layer's"
+    self.last_report, data = report, self.prepared
+    if report.text and data.task.maps.coarse is not None and not data.maps_noted:
+        report.text, data.maps_noted = f"{report.text.rstrip('.')}. {data.task.maps}.", True
     if self.verbose and report.text: print(report)
     return report
 

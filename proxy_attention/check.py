@@ -17,9 +17,7 @@ from fastai.data.load import DataLoader, SkipItemException
 from .core import no_footprint
 from .dataloaders import ProxyDataset, Source, as_validation, eval_dl, pixels
 from .scan import plain_batch
-from proxy_attention.saliency import (
-    InputGradients, OnAttention, class_scores, method_layer, raw_maps, saliency_methods,
-)
+from .map_source import MapSource, map_source
 
 # %% ../nbs/11_check.ipynb #8e8f03a6
 class TrainingSet(NamedTuple):
@@ -60,8 +58,7 @@ class Task(NamedTuple):
     multilabel: bool # Several labels an item?
     names: list # Of the classes
     kind: type # Of the training images
-    method: str # A key of `saliency_methods`
-    layer: object # Where it looks, from `method_layer`
+    maps: MapSource # Where maps come from
     chunk_size: int # How many images are erased at a time: as many as make a million pixels
 
 # %% ../nbs/11_check.ipynb #f62ed243
@@ -70,7 +67,7 @@ def check_task(
     data:TrainingSet,
     layer=None, # As in `feature_layer`
     reshape=None,
-    method:str='gradcam', # A key of `saliency_methods`; what not every network allows is tried
+    method:str='auto', # As in `map_source`; what not every network allows is tried
 ) -> Task:
     "Ask the learner about one training item; an error says what is missing"
     model = learn.model
@@ -90,17 +87,14 @@ def check_task(
         k = logits.shape[1]
         if not multilabel and k < 2:
             raise ValueError(f"the model has {k} output and one label an item: there must be at least two classes.")
-        found = method_layer(model, x, method, layer, reshape)
-        asked = InputGradients(x, samples=1) if isinstance(found, InputGradients) else found
-        if method == 'cam' or isinstance(saliency_methods[method], OnAttention) or asked is not found:
-            raw_maps(model, x, asked, method, lambda logits: class_scores(logits, logits.argmax(1)))
+        maps = map_source(model, x, method, layer, reshape)
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
     chunk_size = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
     vocab = getattr(learn.dls, 'vocab', None)
     names = list(map(str, vocab)) if vocab is not None and len(vocab) == k else [str(i) for i in range(k)]
     if not multilabel: _check_classes(source, data.n)
-    return Task(multilabel, names, type(img), method, found, chunk_size)
+    return Task(multilabel, names, type(img), maps, chunk_size)
 
 def _is_multilabel(y, logits, what):
     if y.dim() == 1 and not y.is_floating_point(): return False

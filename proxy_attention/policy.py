@@ -22,8 +22,8 @@ class Policy:
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
-    probe: bool = False # Where a tested scout finds no single region: ask a linear probe of early layers too?
-    method: str = 'gradcam' # A key of `saliency_methods`
+    probe: bool = True # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
+    method: str = 'auto' # A key of `saliency_methods`, or 'auto', which goes by the last layer's cells
     samples: int = 6 # `expected_gradients`: passes, each set against another training image
     blur: float = 1/12 # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
     target: str = 'pred' # Class explained: 'pred', 'true' or 'contrast'
@@ -42,7 +42,7 @@ class Policy:
 
     def __post_init__(self):
         choices = dict(
-            method=saliency_methods, target=targets, scout_select=selectors, fill=fills, place=placements,
+            method=('auto', *saliency_methods), target=targets, scout_select=selectors, fill=fills, place=placements,
             keep=('latest', 'all'), merge=('add', 'replace'), scout_merge=('add', 'replace'),
         )
         for name,known in choices.items(): check_choice(name, getattr(self, name), known)

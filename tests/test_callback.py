@@ -745,7 +745,7 @@ def test_an_empty_cycle(learner, monkeypatch, keep, left):
 
 def test_layer(outcome):
     earlier, automatic = outcome(layer='0.2'), outcome()
-    assert cb_of(earlier).prepared.task.layer.name == '0.2' and copied_files(earlier) == copied_files(automatic)
+    assert cb_of(earlier).prepared.task.maps.reads.name == '0.2' and copied_files(earlier) == copied_files(automatic)
     assert copy_bytes(earlier) != copy_bytes(automatic)
     model = tiny_model()
     assert copy_bytes(outcome(layer='0.5')) == copy_bytes(automatic) and isinstance(model[0][5], nn.ReLU)
@@ -755,7 +755,7 @@ def test_layer_as_a_module(learner):
     model = tiny_model()
     learn = learner(quiet_cb(layer=model[0][2]), model=model)
     learn.fit(1, LOW)
-    assert cb_of(learn).prepared.task.layer.name == '0.2' and len(learn.proxies)
+    assert cb_of(learn).prepared.task.maps.reads.name == '0.2' and len(learn.proxies)
 
 def mirror(out): return out.flip(-1)
 
@@ -811,7 +811,7 @@ def test_presets(outcome):
     assert (masktune.select, masktune.threshold, masktune.merge) == ('all', 'mean+2std', 'replace')
     assert ProxyAttentionCB.preset('proposal', area=0.2).policy.rule == dict(area=0.2, threshold=None)
     assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(scout=None, share=1., threshold=0.4, fill='mean')
-    recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', scout_test=True, method='gradcam', target='pred', select='wrong', fill='context',
+    recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', scout_test=True, method='auto', probe=True, target='pred', select='wrong', fill='context',
                          merge='add', keep='latest')
     assert ProxyAttentionCB().policy == ProxyAttentionCB.preset('recommended').policy == Policy() == recommended
     early = ProxyAttentionCB.preset('early_look').policy

@@ -202,7 +202,8 @@ def agreement(
     idxs = images_of(on_, images)
     check_twice(jobs)
     for j in (ref, *jobs): check_images(j, on_, idxs) # All that is wrong is said before anything is looked at
-    erased = {j.conf.proxy.method or 'gradcam' for j in jobs if j.conf.proxy is not None}
+    erased = {j.conf.proxy.method or 'auto' for j in jobs if j.conf.proxy is not None}
+    if 'auto' in erased: erased |= {'gradcam', 'expected_gradients'}
     parts = truth(on_.items, idxs, on_.size) if on_.items.masks is not None else (None, [])
     with preserve_rng():
         about,theirs = seen_by(ref, on_, idxs, lambda model: judges['attention'] if kind_of(model) == 'attention' else judges['features'][:1])

@@ -457,7 +457,7 @@ def predictions(
 
 def judge_method(conf):
     "The saliency method that judges: the one that is asked for, else one that doesn't erase"
-    erases = conf.proxy.method if conf.proxy is not None and conf.proxy.method else 'gradcam'
+    erases = conf.proxy.method if conf.proxy is not None else None
     return conf.experiment.judge or ('layercam' if erases != 'layercam' else 'gradcam')
 
 # %% ../../nbs/lab/12_experiment.ipynb #8c84b66e
