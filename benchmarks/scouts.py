@@ -31,10 +31,10 @@ class Row:
     fit: str = 'fit_one_cycle' # All layers; or 'fine_tune': an epoch of the head first
 
 
-def photos(cue, *changes, steps=96, **kwargs):
+def photos(cue, *changes, steps=96, lr=0.003, **kwargs):
     "ASL photos and a pretrained network"
     given = ('data.size=96', *changes, f'data.shortcut={cue}')
-    return Row('dev_asl', given, (), ('strength=0',), steps, lr=0.003, **kwargs)
+    return Row('dev_asl', given, (), ('strength=0',), steps, lr=lr, **kwargs)
 
 
 digits = 'dev_digits', ('n_train=800', 'n_valid=100')
@@ -52,7 +52,7 @@ rows = {
     f'ASL photos, {c}': photos(c) for c in ('square', 'sticker', 'texture', 'position', 'letter', 'watermark', 'border', 'background')
 } | {
     'ASL photos, nothing to tell': Row('dev_asl', ('data.size=96', 'data.shortcut=square', 'strength=0'), (), None, 96, 0.003),
-    'ASL photos, square, fine_tune': photos('square', fit='fine_tune'),
+    'ASL photos, square, fine_tune': photos('square', fit='fine_tune', lr=0.02),
     'ASL photos at 224, square': photos('square', 'data.size=224', steps=48),
     'ASL photos at 224, letter': photos('letter', 'data.size=224', steps=48),
     'CIFAR-10 at 96, square': Row(*lite0, (), ('strength=0',), 96, 0.003),
@@ -85,12 +85,11 @@ def read():
 def cue_erased(learn, items):
     "Of the cue's pixels the share that the first copies have lost, on average; None: there are no copies or no cue"
     import numpy as np
-
-    from proxy_attention.lab.reading import read_image
+    from PIL import Image
     shares = []
     for r in learn.proxies.query('cycle == 0').itertuples():
         mask = items.masks(Path(r.original))['shortcut']
-        before, after = (np.asarray(read_image(f, 'RGB')) for f in (r.original, r.path))
+        before, after = (np.asarray(Image.open(f).convert('RGB')) for f in (r.original, r.path))
         shares.append((before != after).any(2)[mask].mean())
     return float(np.mean(shares)) if shares else None
 
