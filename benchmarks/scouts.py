@@ -45,6 +45,7 @@ rows = {
     'digits, square 0.99': Row(*digits, ('strength=0.99',), ('strength=0',)),
     'digits, texture': Row(*digits, ('data.shortcut=texture',), ('data.shortcut=texture', 'strength=0')),
     'digits, position': Row(*digits, ('data.shortcut=position',), ('data.shortcut=position', 'strength=0')),
+    'digits, position and square': Row(*digits, ('data.shortcut=position_and_square',), ('data.shortcut=position_and_square', 'strength=0')),
     'CIFAR-10, square': Row(*cifar, ('strength=0.95',), ('strength=0',)),
     'digits, nothing to tell': Row(*digits, ('strength=0',), None),
     'CIFAR-10, nothing to tell': Row(*cifar, ('strength=0',), None),
@@ -61,6 +62,7 @@ rows = {
 arms = { # Arguments of the callback
     'plain': None,
     'callback': {},
+    'rounds': dict(rounds=3),
 }
 
 p = argparse.ArgumentParser(description=__doc__)
@@ -69,6 +71,7 @@ p.add_argument('--rows', nargs='*', default=[*rows], choices=[*rows], metavar='R
 p.add_argument('--arms', nargs='*', default=['plain', 'callback'], choices=[*arms])
 p.add_argument('--data', help='folder that holds photos')
 p.add_argument('--record', default=str(ROOT/'results'/'bench_scouts.jsonl'))
+p.add_argument('--short', action='store_true', help='one line for all seeds, with fewer columns')
 p.add_argument('--report', action='store_true', help='print the table of the record, run nothing')
 args = p.parse_args()
 
@@ -173,27 +176,52 @@ def run():
 def percent(v): return '' if v is None else f"{100*v:.0f}%"
 
 
-def report():
+def closed(plain, ours, clean):
+    "Of what the cue costs, the share that is won back; nothing where it costs less than two points"
+    gap = clean['accuracy'] - plain['accuracy']
+    return f"{100*(ours['accuracy'] - plain['accuracy'])/gap:.0f}%" if gap >= 0.02 else ''
+
+
+def finished():
+    "(name, arm, seed, plain, with the callback, without the cue) of all fits that have their counterparts"
     known = read()
-    columns = ('data', 'seed', 'plain', *(a for a in args.arms if a != 'plain'), 'without the cue', 'gap closed', 'worst class, plain', 'worst class', 'verdict',
-               'necessity', 'sufficiency', 'cue erased', 'equal to plain', 'scouts, CPU', 'CPU time')
-    print('| ' + ' | '.join(columns) + ' |')
-    print('|' + '---|'*len(columns))
     for name in args.rows:
         row = rows[name]
-        for seed in args.seeds:
-            plain,clean = (known.get(key(row, c, 'plain', seed)) for c in (row.cue, row.without or row.cue))
-            for arm in args.arms:
+        for arm in args.arms:
+            for seed in args.seeds:
+                plain,clean = (known.get(key(row, c, 'plain', seed)) for c in (row.cue, row.without or row.cue))
                 ours = known.get(key(row, row.cue, arm, seed))
-                if arm == 'plain' or None in (plain, ours, clean): continue
-                gap = clean['accuracy'] - plain['accuracy']
-                closed = '' if row.without is None else f"{100*(ours['accuracy'] - plain['accuracy'])/gap:.0f}%"
-                cells = [name, seed, f"{plain['accuracy']:.3f}", f"{ours['accuracy']:.3f}", '' if row.without is None else f"{clean['accuracy']:.3f}", closed,
-                         percent(plain.get('worst')), percent(ours.get('worst')), f"{ours['verdict']}{' (' + ours['reason'] + ')' if ours['reason'] else ''}",
-                         percent(ours['necessity']), percent(ours['sufficiency']), percent(ours.get('erased')),
-                         'to the bit' if ours['weights'] == plain['weights'] else 'no', f"{ours['scouts']['seconds']/plain['seconds']:.2f}×" if 'scouts' in ours else '',
-                         f"{ours['seconds']/plain['seconds']:.2f}×"]
-                print('| ' + ' | '.join(map(str, cells)) + ' |')
+                if arm != 'plain' and None not in (plain, ours, clean): yield name, arm, seed, plain, ours, None if row.without is None else clean
+
+
+def cells_of(plain, ours, clean):
+    "What the table says of a fit, by column"
+    verdict = f"{ours['verdict']}{' (' + ours['reason'] + ')' if ours['reason'] else ''}"
+    return {
+        'plain': f"{plain['accuracy']:.3f}", 'callback': f"{ours['accuracy']:.3f}", 'without the cue': '' if clean is None else f"{clean['accuracy']:.3f}",
+        'gap closed': '' if clean is None else closed(plain, ours, clean), 'verdict': verdict, 'necessity': percent(ours['necessity']),
+        'sufficiency': percent(ours['sufficiency']), 'cue erased': percent(ours.get('erased')),
+        'worst class, plain': percent(plain.get('worst')), 'worst class': percent(ours.get('worst')),
+        'equal to plain': 'to the bit' if ours['weights'] == plain['weights'] else 'no', 'CPU time': f"{ours['seconds']/plain['seconds']:.2f}×",
+    }
+
+
+def print_table(lines):
+    "Dicts of the same columns as Markdown"
+    for k,cells in enumerate([list(lines[0]), ['---']*len(lines[0]), *(list(d.values()) for d in lines)] if lines else []):
+        print('|' + '|'.join(cells) + '|' if k == 1 else '| ' + ' | '.join(map(str, cells)) + ' |')
+
+
+def report():
+    made = list(finished())
+    if not args.short:
+        return print_table([dict(data=name, arm=arm, seed=seed) | cells_of(*fits) for name,arm,seed,*fits in made])
+    lines = []
+    for name,arm in dict.fromkeys(m[:2] for m in made):
+        each = [cells_of(*fits) for n,a,_,*fits in made if (n, a) == (name, arm)]
+        shown = ('plain', 'callback', 'without the cue', 'gap closed', 'verdict', 'CPU time')
+        lines.append(dict(data=name) | {k: ', '.join(dict.fromkeys(c[k] for c in each) if k == 'verdict' else [c[k] for c in each if c[k]]) for k in shown})
+    print_table(lines)
 
 
 if not args.report: run()

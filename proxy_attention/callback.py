@@ -41,7 +41,8 @@ from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
 from .scan import draw_baselines, layer_of, merge_scans, plain_batch, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
-from .shortcut_test import MIN_HELD_OUT, Verdict, count_right, necessity_test, sufficiency_test
+from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, MIN_HELD_OUT, SUFFICIENCY_THRESHOLD
+from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
 from .shortcut_test import verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
 from .targets import place_maps
@@ -128,6 +129,7 @@ class CycleReport:
     live: int = 0 # Copies trained on from now on
     verdict: Verdict|None = None # Of the scout
     steps: int = 0 # Steps of scouts
+    rounds: int = 0 # In which scouts found a region
     seconds: float = 0.
     seconds_scout: float = 0.
     seconds_score: float = 0.
@@ -170,6 +172,7 @@ class ProxyAttentionCB(Callback):
         scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
+        rounds:int=1, # How many regions scouts may find, one behind the other; each round sends one scout more
         probe:bool=True, # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
@@ -428,14 +431,15 @@ def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **
     return [row(k) for k in chosen]
 
 @patch
-def _eraser(self:ProxyAttentionCB, seen, chosen, cycle):
-    "What erases: the maps of `seen`, rearranged where the place is a control"
+def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=()):
+    "What erases: the maps of `seen`, rearranged where the place is a control, and of former scans"
     data = self.prepared
     if self.place != 'salient':
         rng = seeded_rng(self.seed, 'place', cycle)
         maps = place_maps(seen.maps, chosen[chosen < len(seen.maps)], self.place, rng)
         seen = replace(seen, maps=maps)
-    return Eraser(data.source, seen, data.task.kind, data.items.n, **self.policy.rule, fill=self.fill, seed=self.seed)
+    how = dict(**self.policy.rule, fill=self.fill, seed=self.seed, former=former)
+    return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
 @patch
 def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, clock) -> list: # Their manifest rows
@@ -557,6 +561,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     report.seconds, report.live = time.perf_counter() - start, len(self.copies.rows)
     if not report.text and report.verdict:
         report.text = verdict_text(report.verdict, self.policy.erased, len(rows))
+        if report.rounds > 1: report.text += f" So many regions were found, one behind the other: {report.rounds}."
     elif not report.text: report.text = f"{len(rows)} copies, untested."
     report.text = f"scout: {report.text}"
     return self._say(report)
@@ -573,39 +578,67 @@ def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows
 
 @patch
 def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
-    "Train a scout; test what it relies on with a second one"
-    data, labels = self.prepared, self.prepared.labels()
+    "Train a scout; test what it relies on with a second one, which is the first one of the next round"
+    labels = self.prepared.labels()
     readable = np.flatnonzero(labels >= 0)
     held = readable[held_out_items(labels[readable], self.seed)] if self.scout_test else np.zeros(0, int)
     rest = np.setdiff1d(readable, held)
-    with clock('scout'): model = self._train_scout(self._dls_of(rest), steps, 'scout')
+    with clock('scout'): scouts = [self._train_scout(self._dls_of(rest), steps, 'scout')]
     report.steps += steps
-    with no_footprint(model):
-        if self.scout_test:
-            seen = self._scan(model, held, None, clock)
-            first = self._test_copies(report, model, seen, clock)
-            if first is None: return []
-            if (verdict := necessity_test(first.counts())) is not None: return self._decide(report, verdict)
-            seen = merge_scans(seen, self._scan(model, rest, None, clock))
-        else: seen = self._scan(model, None, None, clock)
-        self._note_doubts(seen)
-        rows = self._copy_first(report, model, seen, clock)
-    if not self.scout_test: return rows
-    del model
-    held = set(held.tolist())
-    copies = [r for r in rows if r['index'] not in held]
-    with clock('scout'): second = self._train_scout(self._dls_of([], copies), steps, 'second scout')
-    report.steps += steps
-    with clock('score'): whole = self._predict(second, Subset(data.items.base, first.idxs))[0]
-    return self._decide(report, sufficiency_test(first.counts(whole)), rows)
+    if not self.scout_test:
+        with no_footprint(scouts[0]):
+            seen = self._scan(scouts[0], None, None, clock)
+            self._note_doubts(seen)
+            return self._copy_first(report, scouts[0], seen, clock)
+    rows, eraser, former = [], None, ()
+    for _ in range(self.rounds):
+        verdict, found, mine = self._test_region(report, clock, steps, scouts, held, rest, former)
+        if former and (verdict is None or verdict.name != 'shortcut'): break
+        if verdict is None: return []
+        rows, eraser = self._decide(report, verdict, found), mine
+        if not rows: return []
+        former, report.rounds = (*former, mine.seen), report.rounds + 1
+    if self.rounds > 1: self._keep_round(report, rows, eraser)
+    return rows
 
 @patch
-def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, **how) -> list: # Their manifest rows
-    "Copies made before the first fit, as `scout_select` and `scout_merge` have it"
-    share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
-    chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
-    eraser = self._eraser(seen, chosen, 0)
+def _keep_round(self:ProxyAttentionCB, report, rows, eraser):
+    "The copies of the last round that found something; those of the others are deleted"
+    store, ids = self.copies.store, {r['id'] for r in rows}
+    store.prune(k for k,r in store.rows.items() if r['cycle'] or k in ids)
+    self.candidates, report.proxies = (rows, eraser), len(rows)
+
+@patch
+def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest, former) -> tuple:
+    "Verdict on what the scout relies on, rows of copies, their eraser; the next scout takes its place in `scouts`"
+    data, model = self.prepared, scouts.pop()
+    with no_footprint(model):
+        seen = self._scan(model, held, None, clock)
+        first = self._test_copies(report, model, seen, clock, former)
+        if first is None: return None, [], None
+        if (verdict := necessity_test(first.counts())) is not None: return verdict, [], None
+        seen = merge_scans(seen, self._scan(model, rest, None, clock))
+        if not former: self._note_doubts(seen)
+        rows = self._copy_first(report, model, seen, clock, former)
+    del model
+    eraser, held = self.candidates[1], set(held.tolist())
+    copies, name = [r for r in rows if r['index'] not in held], ('second scout', 'next scout')[bool(former)]
+    with clock('scout'): scouts.append(self._train_scout(self._dls_of([], copies), steps, name))
+    report.steps += steps
+    with clock('score'): whole = self._predict(scouts[0], Subset(data.items.base, first.idxs))[0]
+    bound = LATER_SUFFICIENCY_THRESHOLD if former else SUFFICIENCY_THRESHOLD
+    return sufficiency_test(first.counts(whole), bound), rows, eraser
+
+@patch
+def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), **how) -> list: # Their manifest rows
+    "Copies made before the first fit, as `scout_select` and `scout_merge` have it; later rounds' of the same items"
+    if former: chosen = np.flatnonzero(np.isin(seen.idxs, [r['index'] for r in self.candidates[0]]))
+    else:
+        share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
+        chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
+    eraser = self._eraser(seen, chosen, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
+    if former: rows = [{**r, 'id': f"{r['id']}-{len(former) + 1}"} for r in rows]
     rows = self._write_copies(report, model, seen, eraser, rows, clock)
     self.candidates = rows, eraser
     return rows
@@ -621,18 +654,19 @@ def _decide(self:ProxyAttentionCB, report, verdict, rows=()):
     return []
 
 @patch
-def _test_copies(self:ProxyAttentionCB, report, model, seen, clock):
+def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     "What the scout says of the held-out images and of their copies; None: no map says anything"
     data = self.prepared
     usable = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
-    eraser = self._eraser(seen, usable, 0)
+    eraser = self._eraser(seen, usable, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, usable)
     with clock('erase'), as_validation(data.items.base): images = eraser(rows)
     kept = [k for k,img in enumerate(images) if img is not None]
     rows, images, ks = [rows[k] for k in kept], [images[k] for k in kept], usable[kept]
-    self.candidates = rows, eraser
+    if not former: self.candidates = rows, eraser
     if len(kept) < max(2, len(seen.idxs)/2):
         h,w = seen.maps.shape[1:]
+        if former: return None
         report.flat = int(seen.flat.sum())
         report.text = (f"the maps of {len(seen.idxs)-len(kept)} of {len(seen.idxs)} held-out images say nothing "
                        f"(they have {h}×{w} cells), so that nothing can be erased: no copies. "

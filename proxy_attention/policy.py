@@ -22,6 +22,7 @@ class Policy:
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
+    rounds: int = 1 # How many regions scouts may find, one behind the other
     probe: bool = True # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
     method: str = 'auto' # A key of `saliency_methods`, or 'auto', which goes by the last layer's cells
     samples: int = 6 # `expected_gradients`: passes, each set against another training image
@@ -52,6 +53,7 @@ class Policy:
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
         if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
         check_number('repeat', self.repeat, 1, 100, whole=True)
+        check_number('rounds', self.rounds, 1, 10, whole=True)
         check_number('thresh', self.thresh, 0, 1)
         check_samples(self.samples, self.blur)
         for name in ('per_class', 'accept', 'scout_test', 'probe'): check_flag(name, getattr(self, name))

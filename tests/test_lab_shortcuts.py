@@ -19,7 +19,8 @@ from proxy_attention.lab.shortcuts import class_colours, corner, cue_side, least
 from proxy_attention.lab.splits import audit_run, save_split
 
 pytestmark = pytest.mark.filterwarnings('ignore')
-kinds = list(shortcuts)
+both = 'position_and_square' # Two cues in one picture
+kinds = [k for k in shortcuts if k != both]
 large = ('border', 'background') # More than a fifth of the picture
 fixed = ('position', 'letter', *large) # Nothing about them is random
 
@@ -114,6 +115,17 @@ def test_a_cue_alone_tells_the_class(kind, n, size):
         return cv2.resize(change/change.max(), (16, 16))
     features = [[feature(k, i) for i in range(6)] for k in range(n)]
     assert nearest([f[:3] for f in features], [f[3:] for f in features]) > 0.9
+
+@pytest.mark.parametrize('free', [None, 'half'])
+def test_two_cues_are_those_of_each_kind_side_by_side(free):
+    img = scene(3, 60, 60)
+    may = None if free is None else np.arange(60)[:, None]*np.ones(60) < 36
+    for k in range(10):
+        (out,mask), (_,mark) = (draw(kind, img, k, free=may) for kind in (both, 'position'))
+        square = mask & ~mark
+        assert (out[~mask] == img[~mask]).all() and mark.sum() + square.sum() == mask.sum() and square.sum() == cue_side(60)**2
+        assert (out[square] == class_colours(10)[k]).all() and (out[mark] == draw('position', img, k)[0][mark]).all()
+        assert may is None or may[square].all()
 
 def test_colours_for_any_number_of_classes():
     assert (class_colours(10) == module.colours).all() and (class_colours(4) == module.colours[:4]).all()
@@ -306,7 +318,7 @@ def test_nothing_is_left_of_a_failure(photos, tmp_path, monkeypatch):
     assert not [p for p in tmp_path.rglob('*') if p.is_file() or p.name.startswith('.')]
 
 @pytest.mark.parametrize('kw, says', [
-    (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position', 'sticker', 'letter', 'border', 'background'. Did you mean 'square'"),
+    (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position', 'sticker', 'letter', 'border', 'background', 'position_and_square'. Did you mean 'square'"),
     (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"), (dict(strength=1.5), 'strength=1.5'),
     (dict(strength='high'), "strength='high'"), (dict(resize='stretch'), "resize='stretch'.*'squish'"), (dict(n_train=1000), 'n_train=1000')])
 def test_mistakes(photos, tmp_path, kw, says):

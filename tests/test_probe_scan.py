@@ -71,14 +71,14 @@ def test_where_it_is_not_asked(dots, spread, monkeypatch, kwargs):
 
 def test_real_evidence_is_not_asked_again(dots, monkeypatch):
     monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
-    monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
     monkeypatch.setattr(callback, 'probe_scan', lambda *args: pytest.fail('asked'))
     assert cb_of(fitted(dots)).last_verdict.name == 'real'
 
 @pytest.mark.parametrize('why', ['nothing to find', 'real'])
 def test_no_trace_where_it_finds_nothing(tmp_path, dots, spread, monkeypatch, why):
     root = dots if why == 'real' else cued(tmp_path/'none', strength=0.)
-    if why == 'real': monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    if why == 'real': monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
     seed_all(1)
     without = make_learner(lambda: shapes_dls(root))
     without.fit(1, 1e-3)

@@ -24,8 +24,8 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 
-from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
-                 same_weights, seed_all, shapes_dls, tiny_model, weights)
+from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
+                 read_rgb, same_weights, seed_all, shapes_dls, tiny_model, weights)
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -53,7 +53,7 @@ def verdict(monkeypatch):
     "A function: whatever the scouts find, both are trained, copies are written, and this is the verdict"
     def give(name):
         monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
-        monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict(name, c, 1., (0.9, 1.), 0.5, (0.4, 0.6), 'sufficiency' if name == 'unclear' else ''))
+        monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict(name, c, 1., (0.9, 1.), 0.5, (0.4, 0.6), 'sufficiency' if name == 'unclear' else ''))
     return give
 
 
@@ -553,7 +553,7 @@ def test_a_rejected_verdict_deletes_its_own_copies_only(shapes, monkeypatch):
     kept = {Path(p).name for p in earlier.proxies.path}
     earlier.remove_proxies()
     monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
-    monkeypatch.setattr(callback, 'sufficiency_test', lambda c: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
     cb = quiet_cb(select=None, path='run', scout='2 steps')
     learn = make_learner(lambda: shapes_dls(shapes), cb)
     cb.resume()
@@ -573,3 +573,63 @@ def test_copies_taken_up_from_a_scout_send_no_other(shapes, verdict, sent):
     cb.resume()
     learn.fit(1, 1e-6)
     assert sent == [] and list(learn.proxies['id']) == ids and {r['cycle'] for r in cb.copies.rows} == {0}
+
+
+# -- rounds ---------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def rounds_find(monkeypatch):
+    "A function: what each round's sufficiency test says, one after the other; and the bounds that they are given"
+    def give(*names):
+        left, bounds = list(names), []
+        monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
+        def test(c, bound):
+            bounds.append(bound)
+            return Verdict(left.pop(0), c, 1., (0.9, 1.), 0.5, (0.4, 0.6))
+        monkeypatch.setattr(callback, 'sufficiency_test', test)
+        return bounds
+    return give
+
+def on_disk(learn): return {Path(f).name for f in Path(cb_of(learn).run_path).rglob('*.png')}
+
+@pytest.mark.parametrize('rounds, found, kept', [(1, ['shortcut'], 1), (2, ['shortcut', 'shortcut'], 2), (3, ['shortcut', 'shortcut', 'real'], 2),
+                                                 (3, ['shortcut', 'real'], 1), (2, ['shortcut', 'unclear'], 1), (3, ['real'], 0)])
+def test_rounds_go_on_while_they_find_a_shortcut(learner, sent, rounds_find, rounds, found, kept):
+    bounds = rounds_find(*found)
+    learn = learner(scout_cb(rounds=rounds))
+    learn.fit(1, 1e-2)
+    report = last_of(learn)
+    assert [text for _,text in sent] == ['scout', 'second scout', 'next scout', 'next scout'][:1 + len(found)] and report['steps'] == 2*(1 + len(found))
+    assert report['rounds'] == kept and len(learn.proxies) == report['proxies'] == (27 if kept else 0)
+    assert report['verdict']['name'] == (found[0] if kept < 1 else 'shortcut')
+    assert bounds == [0.15, 0.5, 0.5][:len(found)], "less would be the object itself"
+    assert on_disk(learn) == {Path(p).name for p in learn.proxies.path}, "what no one trains on is gone"
+    if kept: assert learn.proxies.erased.between(0.09, 0.1*kept + 0.01).all() and (kept == 1 or learn.proxies.erased.mean() > 0.104)
+    assert ('one behind the other: 2' in report['text']) == (kept == 2)
+
+def test_a_round_that_finds_nothing_leaves_the_former_copies(learner, rounds_find):
+    made = []
+    for rounds,found in ((1, ['shortcut']), (3, ['shortcut', 'real'])):
+        rounds_find(*found)
+        learn = learner(scout_cb(rounds=rounds))
+        learn.fit(1, 1e-2)
+        made.append((copy_bytes(learn), weights(learn.model), cb_of(learn).candidates[0]))
+    assert made[0][0] == made[1][0] and same_weights(made[0][1], made[1][1])
+    assert [r['id'] for r in made[0][2]] == [r['id'] for r in made[1][2]]
+
+def test_the_second_region_is_erased_beside_the_first(learner, rounds_find):
+    changed = []
+    for found in (['shortcut'], ['shortcut', 'shortcut']):
+        rounds_find(*found)
+        learn = learner(scout_cb(rounds=len(found)))
+        learn.fit(1, 1e-2)
+        changed.append({r.original: (read_rgb(r.original) != read_rgb(r.path)).any(-1) for r in learn.proxies.itertuples()})
+        assert audit(cb_of(learn).run_path, near=None)
+    assert set(changed[0]) == set(changed[1])
+    lost = [(one & ~changed[1][f]).sum()/one.sum() for f,one in changed[0].items()]
+    assert np.mean(lost) < 0.05, "a pixel may by chance be the donor's own colour"
+    assert np.mean([two.mean() for two in changed[1].values()]) > 1.04*np.mean([one.mean() for one in changed[0].values()])
+
+@pytest.mark.parametrize('bad', [0, -1, 1.5, 11, '2', True, None, float('nan')])
+def test_rounds_out_of_range(bad):
+    with pytest.raises((ValueError, TypeError), match=f'rounds={bad!r}'): ProxyAttentionCB(rounds=bad)

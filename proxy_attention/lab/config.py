@@ -103,7 +103,8 @@ class ProxyConfig(Section):
     scout_select: Optional[str] = None # Which training items get a copy from the scout
     scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
     scout_test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
-    probe: Optional[bool] = None # Where a tested scout finds no single region: ask a linear probe of early layers too?
+    rounds: Optional[int] = Field(None, ge=1, le=10) # How many regions scouts may find, one behind the other
+    probe: Optional[bool] = None # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
     repeat: Optional[int] = Field(None, ge=1, le=100) # How often an epoch draws each copy
     accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's

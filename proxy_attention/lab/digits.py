@@ -79,7 +79,7 @@ def _drawing(kind, cue, size, seed, i):
     "What `_draw` needs to draw a cue that isn't the square"
     if kind == 'square': return {}
     draw = shortcuts[kind]
-    return dict(cue=lambda img, free: draw(img, int(cue), 10, seeded_rng(seed, 'cue', int(i)), free), margin=mark_side(size) + 1 if kind in ('position', 'border') else 0)
+    return dict(cue=lambda img, free: draw(img, int(cue), 10, seeded_rng(seed, 'cue', int(i)), free), margin=mark_side(size) + 1 if kind in ('position', 'border', 'position_and_square') else 0)
 
 def _write_digits(tmp, recipe):
     "Images, masks and cues of a data set"

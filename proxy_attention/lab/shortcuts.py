@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['most_classes', 'least_side', 'colours', 'glyphs', 'shortcuts', 'class_colours', 'cue_side', 'corner', 'draw_square',
            'draw_watermark', 'draw_texture', 'mark_side', 'draw_position', 'draw_sticker', 'draw_letter', 'draw_border',
-           'draw_background', 'shown_cues', 'write_png', 'read_masks', 'write_cues', 'read_cues', 'made']
+           'draw_background', 'draw_position_and_square', 'shown_cues', 'write_png', 'read_masks', 'write_cues',
+           'read_cues', 'made']
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #a344d4c0
 import json
@@ -176,9 +177,16 @@ def draw_background(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_squa
     return out, mask
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #8b422cfc
+def draw_position_and_square(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
+    "Two cues, either of which tells the class: the mark at its place, and a square in its colour elsewhere"
+    out,mark = draw_position(img, k, n, rng)
+    out,square = draw_square(out, k, n, rng, ~mark if free is None else free & ~mark)
+    return out, mark | square
+
 shortcuts = {
     'square': draw_square, 'watermark': draw_watermark, 'texture': draw_texture, 'position': draw_position,
     'sticker': draw_sticker, 'letter': draw_letter, 'border': draw_border, 'background': draw_background,
+    'position_and_square': draw_position_and_square,
 }
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #9d70ca91
