@@ -35,8 +35,8 @@ from .erase import needs_donor
 from .layers import early_layers
 from .policy import Policy, policy_fields, presets
 from .saliency import InputGradients
-from .probe_scan import FOLDS, MAX_FITTED, draw_folds, fit_folds, fold_scores
-from .probe_scan import item_features, probe_scan
+from .probe_scan import FOLDS, LEFT_KNOWN, MAX_FITTED, SHARED_AREAS, draw_folds, fit_folds, fold_scores
+from .probe_scan import item_features, probe_scan, shared_map
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
 from .scan import draw_baselines, layer_of, merge_scans, plain_batch, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
@@ -136,6 +136,7 @@ class CycleReport:
     seconds_saliency: float = 0.
     seconds_erase: float = 0.
     seconds_write: float = 0.
+    erased: str = '' # What the tested copies lack, in words, if it isn't what the policy says
     why: str = '' # Why no copies were made, if something went wrong
     text: str = ''
 
@@ -431,14 +432,14 @@ def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **
     return [row(k) for k in chosen]
 
 @patch
-def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=()):
+def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None):
     "What erases: the maps of `seen`, rearranged where the place is a control, and of former scans"
     data = self.prepared
     if self.place != 'salient':
         rng = seeded_rng(self.seed, 'place', cycle)
         maps = place_maps(seen.maps, chosen[chosen < len(seen.maps)], self.place, rng)
         seen = replace(seen, maps=maps)
-    how = dict(**self.policy.rule, fill=self.fill, seed=self.seed, former=former)
+    how = (self.policy.rule if rule is None else rule) | dict(fill=self.fill, seed=self.seed, former=former)
     return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
 @patch
@@ -560,7 +561,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     report.spend(clock)
     report.seconds, report.live = time.perf_counter() - start, len(self.copies.rows)
     if not report.text and report.verdict:
-        report.text = verdict_text(report.verdict, self.policy.erased, len(rows))
+        report.text = verdict_text(report.verdict, report.erased or self.policy.erased, len(rows))
         if report.rounds > 1: report.text += f" So many regions were found, one behind the other: {report.rounds}."
     elif not report.text: report.text = f"{len(rows)} copies, untested."
     report.text = f"scout: {report.text}"
@@ -630,13 +631,13 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
     return sufficiency_test(first.counts(whole), bound), rows, eraser
 
 @patch
-def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), **how) -> list: # Their manifest rows
+def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, **how) -> list: # Their rows
     "Copies made before the first fit, as `scout_select` and `scout_merge` have it; later rounds' of the same items"
     if former: chosen = np.flatnonzero(np.isin(seen.idxs, [r['index'] for r in self.candidates[0]]))
     else:
         share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
         chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
-    eraser = self._eraser(seen, chosen, 0, former)
+    eraser, how = self._eraser(seen, chosen, 0, former, rule), how | ({} if rule is None else rule)
     rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
     if former: rows = [{**r, 'id': f"{r['id']}-{len(former) + 1}"} for r in rows]
     rows = self._write_copies(report, model, seen, eraser, rows, clock)
@@ -693,6 +694,10 @@ def _train_scout(self:ProxyAttentionCB, dls, steps, text):
     return train_scout(self.learn, dls, steps, self.seed, text, self.verbose)
 
 # %% ../nbs/16_callback.ipynb #2449a27c
+def _with_map(seen, one):
+    "A scan with one map for all items"
+    return replace(seen, maps=one.expand(len(seen.idxs), -1, -1), flat=np.zeros(len(seen.idxs), bool))
+
 @patch
 def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the copies that are to be trained on
     "Does a linear probe of early layers find a shortcut? The report changes only if it does"
@@ -717,23 +722,42 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
             with clock('saliency'):
                 return probe_scan(model, data.dls, data.items.base, at, layers, probes, folds[at], area, self._progress)
         seen = look(some)
-        found = self._test_probe(seen, some, features, layers, probes, folds, clock)
-        if found is None or found.name != 'shortcut': return []
+        asked = some, features, layers, probes, folds, clock
+        found, place = self._test_probe(seen, area, *asked), None
+        if found is None or found.name != 'shortcut': found, area, place = self._test_shared(seen, *asked)
+        if found is None: return []
         rest = np.setdiff1d(idxs, some)
         if len(rest): seen = merge_scans(seen, look(rest))
-        rows = self._copy_first(report, model, seen, clock, method='probe', target='pred')
+        if place is not None: seen = _with_map(seen, place)
+        rows = self._copy_first(report, model, seen, clock, rule=dict(area=area), method='probe', target='pred')
     report.text = '' # What was said of the scout's maps
+    if place is not None: report.erased = f"{100*area:g}% of each image, the same in all,"
     return self._decide(report, found, rows)
 
 @patch
-def _test_probe(self:ProxyAttentionCB, seen, some, features, layers, probes, folds, clock) -> Verdict|None:
+def _test_shared(self:ProxyAttentionCB, seen, some, features, layers, probes, folds, clock) -> tuple:
+    "Is there a shortcut at a place that all images share? Its verdict, area and map; the verdict is None if not"
+    data = self.prepared
+    with clock('saliency'):
+        at = seen.idxs
+        place = shared_map(self.learn.model, data.dls, data.items.base, at, layers, probes, folds[at], self._progress)
+    for area in SHARED_AREAS:
+        found = self._test_probe(_with_map(seen, place), area, some, features, layers, probes, folds, clock)
+        if found is None: break
+        left = found.counts.copy - found.counts.chance <= LEFT_KNOWN*(found.counts.image - found.counts.chance)
+        if left and found.name == 'shortcut': return found, area, place
+    return None, None, None
+
+@patch
+def _test_probe(self:ProxyAttentionCB, seen, area, some, features, layers, probes, folds, clock) -> Verdict|None:
     "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
     at = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     idxs, labels = seen.idxs[at], seen.scores.label[at]
     if len(at) < MIN_HELD_OUT: return None
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
     rows = self._rows(0, seen.scores, seen.idxs, at)
-    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0), layers, clock) for s in (seen, anywhere))
+    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0, rule=dict(area=area)), layers, clock)
+                           for s in (seen, anywhere))
     features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], folds[idxs]
     def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
     said = [answers(probes, z) for z in (features, copies, elsewhere)]
@@ -851,7 +875,8 @@ def _progress(self:ProxyAttentionCB, it):
 def _say(self:ProxyAttentionCB, report):
     "Keep the report and print its line, once with where maps come from, if they aren't the last layer's"
     self.last_report, data = report, self.prepared
-    if report.text and data.task.maps.coarse is not None and not data.maps_noted:
+    probed = report.verdict is not None and report.verdict.counts.control is not None
+    if report.text and data.task.maps.coarse is not None and not probed and not data.maps_noted:
         report.text, data.maps_noted = f"{report.text.rstrip('.')}. {data.task.maps}.", True
     if self.verbose and report.text: print(report)
     return report
