@@ -1,4 +1,6 @@
 """The probe in the callback: it is asked where a tested scout finds no single region, finds a planted dot, and leaves no trace where it finds nothing."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,57 @@ def test_images_too_small_for_early_layers(shapes, spread):
 
 def test_true_or_false():
     with pytest.raises(TypeError, match='probe='): ProxyAttentionCB(probe=1)
+
+
+# -- a place that all images share ----------------------------------------------------------------------------------------------------------------
+
+def framed(root, strength=1., per_class=36):
+    "Noise with faint stripes that tell the class, all over, and a frame whose colour tells it too"
+    cued(root, 0., per_class)
+    rng = np.random.default_rng(1)
+    for f in sorted(root.rglob('*.png')):
+        img, c = read_rgb(f).copy(), CLASSES.index(f.parent.name)
+        inner = img[2:-2, 2:-2].copy()
+        img[:] = np.eye(3, dtype=np.uint8)[2 - (c if rng.random() < strength else rng.integers(3))]*250
+        img[2:-2, 2:-2] = inner
+        Image.fromarray(img).save(f)
+    return root
+
+@pytest.fixture(scope='module')
+def frames(tmp_path_factory): return framed(tmp_path_factory.mktemp('frames')/'images')
+
+def test_a_frame_is_found_and_erased(frames, spread):
+    learn = fitted(frames)
+    cb, report = cb_of(learn), cb_of(learn).last_report
+    assert cb.last_verdict.name == 'shortcut' and '25% of each image, the same in all, is erased' in report.text and report.erased
+    assert len(learn.proxies) == 81 and np.allclose(learn.proxies['erased'], 0.25, atol=0.03)
+    rows = cb.copies.store.rows.values()
+    assert {r['area'] for r in rows} == {0.25} and {r['method'] for r in rows} == {'probe'}, "what a manifest says is what was done"
+    lost = np.mean([(read_rgb(r.original) != read_rgb(r.path)).any(-1) for r in learn.proxies.itertuples()], axis=0)
+    frame = np.ones((SIDE, SIDE), bool)
+    frame[2:-2, 2:-2] = False
+    middle = np.s_[SIDE//3:-(SIDE//3), SIDE//3:-(SIDE//3)]
+    assert lost[frame].mean() > 0.5 > 0.1 > lost[middle].mean(), "a donor's frame may have the same colour"
+    assert audit(cb.run_path, near=None)
+    learn.show_proxies(2)
+
+def test_a_frame_that_tells_nothing_is_none(tmp_path, spread):
+    assert not len(fitted(framed(tmp_path/'images', strength=0.)).proxies)
+
+def test_a_window_comes_first(dots, spread, monkeypatch):
+    monkeypatch.setattr(callback, 'shared_map', lambda *args: pytest.fail('asked'))
+    assert set(fitted(dots).proxies['method']) == {'probe'}
+
+@pytest.mark.parametrize('copy, name, found', [(0.30, 'shortcut', True), (0.60, 'shortcut', False), (0.30, 'real', False)])
+def test_enough_must_be_erased(frames, spread, monkeypatch, copy, name, found):
+    "The frame counts as erased only if hardly anything is known without it, and only as a shortcut"
+    n, asked = 81, []
+    def necessity(c): return Verdict('spread', c, 0.1, (0., 0.2)) if c.control is None or not asked.append(1) and len(asked) == 1 else None
+    def sufficiency(c, *_): return Verdict(name, replace(c, both=int(copy*n), copy_only=0, image_only=n - int(copy*n), n=n), 1., (.9, 1.), .5, (.4, .6))
+    monkeypatch.setattr(callback, 'necessity_test', necessity)
+    monkeypatch.setattr(callback, 'sufficiency_test', sufficiency)
+    learn = fitted(frames)
+    assert bool(len(learn.proxies)) == found and len(asked) == (2 if found else 3), "a window, then each area until one is found"
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------------------------------------
