@@ -99,7 +99,7 @@ def cue_erased(learn, items):
 
 def worst_class(right, y, differs):
     "The lowest accuracy of a class on images that show another class' cue"
-    return min(float(right[(y == c) & differs].mean()) for c in set(y[differs].tolist()))
+    return min((float(right[(y == c) & differs].mean()) for c in set(y[differs].tolist())), default=None)
 
 
 def trained(row, changes, arm, seed, tmp):
@@ -142,7 +142,7 @@ def trained(row, changes, arm, seed, tmp):
             learn.fit_one_cycle(epochs, row.lr)
     seconds = time.process_time() - start
     pred,y = predict_classes(learn.model, test_dl(learn.dls, items, splits))
-    differs = np.array([items.subgroup(items.files[i]) == 'cue differs' for i in splits['test']])
+    differs = np.array([items.subgroup(items.files[i]).endswith('differs') for i in splits['test']])
     weights = digest(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values()))
     out = dict(experiment=row.experiment, changes=changes, arm=arm, seed=seed, fit=row.fit,
                steps=epochs*len(splits['train'])//conf.data.bs, accuracy=float((pred == y).mean()), worst=worst_class(pred == y, y, differs),

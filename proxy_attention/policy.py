@@ -77,7 +77,7 @@ policy_fields = tuple(f.name for f in fields(Policy))
 # %% ../nbs/12_policy.ipynb #88ae7235
 presets = {
     'recommended': {},
-    'proposal': dict(scout=None, share=1., threshold=0.6, fill='black'),
+    'proposal': dict(scout=None, method='gradcam', share=1., threshold=0.6, fill='black'),
     'masktune': dict(scout=None, method='xgradcam', select='all', threshold='mean+2std', fill='black', merge='replace'),
     'early_look': dict(scout='25%', scout_test=False, scout_merge='add', select=None, fill='black'),
     'after_fit': dict(scout=None, fill='black'),

@@ -806,11 +806,11 @@ def test_the_line_says_what_to_do_when_few_are_wrong(learner, capsys):
     assert "Few are wrong: select='low_confidence'" in out and 'scout=' in out
 
 def test_presets(outcome):
-    assert ProxyAttentionCB.preset('proposal').policy == Policy(scout=None, select='wrong', share=1., threshold=0.6, fill='black')
+    assert ProxyAttentionCB.preset('proposal').policy == Policy(scout=None, method='gradcam', select='wrong', share=1., threshold=0.6, fill='black')
     masktune = ProxyAttentionCB.preset('masktune').policy
     assert (masktune.select, masktune.threshold, masktune.merge) == ('all', 'mean+2std', 'replace')
     assert ProxyAttentionCB.preset('proposal', area=0.2).policy.rule == dict(area=0.2, threshold=None)
-    assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(scout=None, share=1., threshold=0.4, fill='mean')
+    assert ProxyAttentionCB.preset('proposal', threshold=0.4, fill='mean').policy == Policy(scout=None, method='gradcam', share=1., threshold=0.4, fill='mean')
     recommended = Policy(scout='15%', scout_select='all', scout_merge='replace', scout_test=True, method='auto', probe=True, target='pred', select='wrong', fill='context',
                          merge='add', keep='latest')
     assert ProxyAttentionCB().policy == ProxyAttentionCB.preset('recommended').policy == Policy() == recommended

@@ -92,6 +92,11 @@ def test_what_the_scouts_found_comes_first_with_its_numbers(tmp_path):
     (tmp_path/'b'/'gallery.png').write_bytes(b'PNG')
     assert 'Candidates that were tested and are not used' in write_report(tmp_path/'b').read_text()
 
+def test_what_a_probe_found_is_told_as_such(tmp_path):
+    said = verdict(read_records(make_run(tmp_path/'a', scout=found | dict(words="Shortcut found in early layers.", control=.85, necessity_bound=.4))))
+    assert 'of 150 training images a probe that was fitted without them knows 95.0%, 9.0% where what it relies on is erased, 85.0% where' in said[1]
+    assert 'more than 40.0%' in said[1] and 'a probe fitted on copies knows 82.0% [75.0% to 89.0%]' in said[1] and 'scout' not in said[1]
+
 @pytest.mark.parametrize('odd', [dict(), dict(words=None), dict(words=hostile, held_out=9, reason=''), dict(found, necessity='x', image=None, held_out='y'),
                                  dict(found, sufficiency=float('1e308'), second=[]), dict(found, words={'a': 1}, reason=3)])
 def test_odd_lines_of_scouts(tmp_path, odd):

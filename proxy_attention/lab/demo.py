@@ -37,7 +37,7 @@ from .models import quiet, small_cnn
 from .report import read_records, table_text, verdict, write_report
 from ..policy import policy_fields
 from ..saliency import saliency_maps
-from ..shortcut_test import NECESSITY_THRESHOLD, SUFFICIENCY_THRESHOLD
+from ..shortcut_test import SUFFICIENCY_THRESHOLD, necessity_bound
 
 # %% ../../nbs/lab/13_demo.ipynb #e5de436d
 class Measure:
@@ -100,9 +100,9 @@ def _scout_line(report):
     if v is None: return line
     c,need,known = v.counts, v.necessity_interval, v.sufficiency_interval or (None, None)
     return line | dict(verdict=v.name, reason=v.reason, held_out=c.n,
-                       image=c.image, copy=c.copy, second=c.second_image, chance=c.chance,
+                       image=c.image, copy=c.copy, control=c.elsewhere, second=c.second_image, chance=c.chance,
                        necessity=v.necessity, necessity_low=need[0], necessity_high=need[1],
-                       necessity_bound=NECESSITY_THRESHOLD, sufficiency=v.sufficiency, sufficiency_low=known[0],
+                       necessity_bound=necessity_bound(c), sufficiency=v.sufficiency, sufficiency_low=known[0],
                        sufficiency_high=known[1], sufficiency_bound=SUFFICIENCY_THRESHOLD)
 
 def _spent(reports):

@@ -134,7 +134,12 @@ def _behind(s):
     "The numbers behind a verdict"
     part = lambda key: f"{share(s.get(key))} [{share(s.get(key + '_low'))} to {share(s.get(key + '_high'))}]"
     asked = num(s.get('sufficiency')) is not None
-    right = {k: share(s.get(k)) for k in ('image', 'copy', 'second', 'chance', 'necessity_bound', 'sufficiency_bound')}
+    right = {k: share(s.get(k)) for k in ('image', 'copy', 'control', 'second', 'chance', 'necessity_bound', 'sufficiency_bound')}
+    if num(s.get('control')) is not None: # A probe
+        out = (f"Behind that: of {count(s['held_out'])} training images a probe that was fitted without them knows {right['image']}, {right['copy']} where what "
+               f"it relies on is erased, {right['control']} where as much is erased elsewhere; chance is {right['chance']}. The difference is "
+               f"{part('necessity')} of what it knows above chance (a shortcut: more than {right['necessity_bound']})")
+        return f"{out}, and a probe fitted on copies knows {part('sufficiency')} of it (more than {right['sufficiency_bound']})." if asked else f"{out}."
     out = (f"Behind that: on {count(s['held_out'])} held-out images the scout is right on {right['image']}, on their erased "
            f"copies on {right['copy']}" + (f", the second scout on {right['second']}" if asked else '')
            + f"; chance is {right['chance']}. Of what the scout knows above chance it loses {part('necessity')} on the copies "
