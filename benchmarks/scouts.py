@@ -86,7 +86,7 @@ def read():
 
 
 def cue_erased(learn, items):
-    "Of the cue's pixels the share that the first copies have lost, on average; None: there are no copies or no cue"
+    "Of the cue's pixels the share that differ in the first copies (a donor may have the same there), on average; None: no copies"
     import numpy as np
     from PIL import Image
     shares = []
@@ -200,7 +200,7 @@ def cells_of(plain, ours, clean):
     return {
         'plain': f"{plain['accuracy']:.3f}", 'callback': f"{ours['accuracy']:.3f}", 'without the cue': '' if clean is None else f"{clean['accuracy']:.3f}",
         'gap closed': '' if clean is None else closed(plain, ours, clean), 'verdict': verdict, 'necessity': percent(ours['necessity']),
-        'sufficiency': percent(ours['sufficiency']), 'cue erased': percent(ours.get('erased')),
+        'sufficiency': percent(ours['sufficiency']), 'cue pixels changed': percent(ours.get('erased')),
         'worst class, plain': percent(plain.get('worst')), 'worst class': percent(ours.get('worst')),
         'equal to plain': 'to the bit' if ours['weights'] == plain['weights'] else 'no', 'CPU time': f"{ours['seconds']/plain['seconds']:.2f}×",
     }
