@@ -29,12 +29,13 @@ class Row:
     steps: int = 720
     lr: float = 0.01
     fit: str = 'fit_one_cycle' # All layers; or 'fine_tune': an epoch of the head first
+    channels_last: bool = False # Faster for the pretrained network
 
 
 def photos(cue, *changes, steps=96, lr=0.003, **kwargs):
     "ASL photos and a pretrained network"
     given = ('data.size=96', *changes, f'data.shortcut={cue}')
-    return Row('dev_asl', given, (), ('strength=0',), steps, lr=lr, **kwargs)
+    return Row('dev_asl', given, (), ('strength=0',), steps, lr=lr, channels_last=True, **kwargs)
 
 
 digits = 'dev_digits', ('n_train=800', 'n_valid=100')
@@ -52,12 +53,12 @@ rows = {
 } | {
     f'ASL photos, {c}': photos(c) for c in ('square', 'sticker', 'texture', 'position', 'letter', 'watermark', 'border', 'background')
 } | {
-    'ASL photos, nothing to tell': Row('dev_asl', ('data.size=96', 'data.shortcut=square', 'strength=0'), (), None, 96, 0.003),
+    'ASL photos, nothing to tell': Row('dev_asl', ('data.size=96', 'data.shortcut=square', 'strength=0'), (), None, 96, 0.003, channels_last=True),
     'ASL photos, square, fine_tune': photos('square', fit='fine_tune', lr=0.02),
     'ASL photos at 224, square': photos('square', 'data.size=224', steps=48),
     'ASL photos at 224, letter': photos('letter', 'data.size=224', steps=48),
-    'CIFAR-10 at 96, square': Row(*lite0, (), ('strength=0',), 96, 0.003),
-    'CIFAR-10 at 96, nothing to tell': Row(*lite0, ('strength=0',), None, 96, 0.003),
+    'CIFAR-10 at 96, square': Row(*lite0, (), ('strength=0',), 96, 0.003, channels_last=True),
+    'CIFAR-10 at 96, nothing to tell': Row(*lite0, ('strength=0',), None, 96, 0.003, channels_last=True),
 }
 arms = { # Arguments of the callback
     'plain': None,
@@ -131,7 +132,7 @@ def trained(row, changes, arm, seed, tmp):
     dls = make_dls(items, splits, conf.data, device='cpu')
     cbs = [] if arms[arm] is None else [ProxyAttentionCB(path=Path(tmp)/f'copies_{time.time_ns()}', verbose=False, **arms[arm]), Note()]
     learn = make_learner(dls, conf.model.arch, conf.model.weights or 'none', cbs=cbs)
-    if conf.experiment.channels_last: learn.model.to(memory_format=torch.channels_last)
+    if row.channels_last: learn.model.to(memory_format=torch.channels_last)
     epochs = round(row.steps/len(dls.train))
     set_seed(seed)
     start = time.process_time()
