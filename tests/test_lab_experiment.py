@@ -579,7 +579,7 @@ TESTED = ('proxy=tested', 'steps=20', 'freeze_epochs=0')
 
 def verdict_of(monkeypatch, name):
     "Let the scouts' tests come to this verdict"
-    found = lambda c: Verdict(name, c, 1., (1., 1.), 1., (1., 1.), 'few' if name == 'unclear' else '')
+    found = lambda c, *_: Verdict(name, c, 1., (1., 1.), 1., (1., 1.), 'few' if name == 'unclear' else '')
     monkeypatch.setattr(callback, 'necessity_test', lambda c: None if name in ('shortcut', 'real') else found(c))
     monkeypatch.setattr(callback, 'sufficiency_test', found)
 
