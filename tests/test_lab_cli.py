@@ -140,8 +140,9 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
         assert word in output.replace(os.sep, '/')
     fits = [o for o in lines if o['kind'] == 'fit']
     assert sum(f['steps'] for f in fits if f['arm'] == 'control') == sum(f['steps'] for f in fits if f['arm'] == policy) > 0
-    assert fits[0]['proxies'] == (200 if policy == 'early_look' else 0) and fits[-1]['proxies'] == 0
-    for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1 and f['items'] == 200 + f['proxies']
+    assert fits[0]['proxies'] == (0 if policy == 'proposal' else 200) and fits[-1]['proxies'] == 0, "the probe finds what two epochs don't tell a scout"
+    for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1
+    for f in fits: assert f['items'] == 200 + (0 if policy == 'default' else f['proxies']), "the default's copies replace their originals"
     config = json.loads((tmp_path/'demo/config.json').read_text())
     assert config['settings']['proxy']['select'] == {'early_look': 'off'}.get(policy, 'wrong') and config['settings']['data']['n_train'] == 200
     assert config['settings']['proxy']['scout'] == {'default': '15%', 'early_look': '3 steps', 'proposal': 'off'}[policy]
