@@ -1881,8 +1881,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'proxy_attention/probe_scan.py'),
                                             'proxy_attention.probe_scan.item_features': ( 'probe_scan.html#item_features',
                                                                                           'proxy_attention/probe_scan.py'),
-                                            'proxy_attention.probe_scan.probe_batches': ( 'probe_scan.html#probe_batches',
-                                                                                          'proxy_attention/probe_scan.py'),
                                             'proxy_attention.probe_scan.probe_scan': ( 'probe_scan.html#probe_scan',
                                                                                        'proxy_attention/probe_scan.py'),
                                             'proxy_attention.probe_scan.shared_map': ( 'probe_scan.html#shared_map',

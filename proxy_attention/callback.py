@@ -666,8 +666,8 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     rows, images, ks = [rows[k] for k in kept], [images[k] for k in kept], usable[kept]
     if not former: self.candidates = rows, eraser
     if len(kept) < max(2, len(seen.idxs)/2):
-        h,w = seen.maps.shape[1:]
         if former: return None
+        h,w = seen.maps.shape[1:]
         report.flat = int(seen.flat.sum())
         report.text = (f"the maps of {len(seen.idxs)-len(kept)} of {len(seen.idxs)} held-out images say nothing "
                        f"(they have {h}×{w} cells), so that nothing can be erased: no copies. "
@@ -721,13 +721,13 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
         def look(at):
             with clock('saliency'):
                 return probe_scan(model, data.dls, data.items.base, at, layers, probes, folds[at], area, self._progress)
-        seen = look(some)
+        seen, evidence = look(some)
         asked = some, features, layers, probes, folds, clock
         found, place = self._test_probe(seen, area, *asked), None
-        if found is None or found.name != 'shortcut': found, area, place = self._test_shared(seen, *asked)
+        if found is None or found.name != 'shortcut': found, area, place = self._test_shared(seen, evidence, *asked)
         if found is None: return []
         rest = np.setdiff1d(idxs, some)
-        if len(rest): seen = merge_scans(seen, look(rest))
+        if len(rest): seen = merge_scans(seen, look(rest)[0])
         if place is not None: seen = _with_map(seen, place)
         rows = self._copy_first(report, model, seen, clock, rule=dict(area=area), method='probe', target='pred')
     report.text = '' # What was said of the scout's maps
@@ -735,12 +735,9 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
     return self._decide(report, found, rows)
 
 @patch
-def _test_shared(self:ProxyAttentionCB, seen, some, features, layers, probes, folds, clock) -> tuple:
+def _test_shared(self:ProxyAttentionCB, seen, evidence, some, features, layers, probes, folds, clock) -> tuple:
     "Is there a shortcut at a place that all images share? Its verdict, area and map; the verdict is None if not"
-    data = self.prepared
-    with clock('saliency'):
-        at = seen.idxs
-        place = shared_map(self.learn.model, data.dls, data.items.base, at, layers, probes, folds[at], self._progress)
+    place = shared_map(evidence)
     for area in SHARED_AREAS:
         found = self._test_probe(_with_map(seen, place), area, some, features, layers, probes, folds, clock)
         if found is None: break
@@ -757,7 +754,7 @@ def _test_probe(self:ProxyAttentionCB, seen, area, some, features, layers, probe
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
     rows = self._rows(0, seen.scores, seen.idxs, at)
     copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0, rule=dict(area=area)), layers, clock)
-                           for s in (seen, anywhere))
+                         for s in (seen, anywhere))
     features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], folds[idxs]
     def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
     said = [answers(probes, z) for z in (features, copies, elsewhere)]

@@ -35,7 +35,7 @@ class Eraser:
         former=(), # Earlier scans, of these items too: what their maps mark is erased as well
     ):
         store_attr()
-        self.at = {int(i): k for k,i in enumerate(seen.idxs)}
+        self.at, *self.former_at = ({int(i): k for k,i in enumerate(scan.idxs)} for scan in (seen, *former))
         self.views, self.lock = {}, Lock()
 
     def view(self, i, size):
@@ -59,14 +59,14 @@ class Eraser:
         for size,ks in sizes.items():
             maps,seen = self.saliency([rows[k]['index'] for k in ks], size)
             masks = saliency_masks(maps, seen, self.area, self.threshold)
-            for scan in self.former: masks |= self.former_masks(scan, [rows[k]['index'] for k in ks], size, seen)
+            for scan,at in zip(self.former, self.former_at):
+                masks |= self.former_masks(scan, at, [rows[k]['index'] for k in ks], size, seen)
             for k,m,mask in zip(ks, maps, masks):
                 if mask.any(): out[k] = self.fill_in(rows[k], read[k][0], m, mask)
         return out
 
-    def former_masks(self, scan, idxs, size, seen):
+    def former_masks(self, scan, at, idxs, size, seen):
         "What an earlier scan's maps mark in items of one size, (B,H,W) bool; nothing where it has none"
-        at = {int(i): k for k,i in enumerate(scan.idxs)}
         none = torch.zeros_like(scan.maps[0])
         maps = torch.stack([scan.maps[at[i]] if i in at else none for i in idxs])
         maps = maps_on_image(maps, self.view(idxs[0], size)[1])[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'MAX_FITTED', 'MAP_CELLS', 'SMOOTHED', 'SHARED_AREAS', 'LEFT_KNOWN', 'draw_folds', 'fit_folds', 'fold_scores',
-           'item_features', 'probe_batches', 'probe_scan', 'shared_map']
+           'item_features', 'probe_scan', 'shared_map']
 
 # %% ../nbs/09_probe_scan.ipynb #bb55a0a4
 from collections.abc import Callable
@@ -70,28 +70,6 @@ def item_features(
 # %% ../nbs/09_probe_scan.ipynb #1383a0ef
 MAP_CELLS = 24 # A side, of the maps that are kept
 
-def probe_batches(
-    model,
-    dl, # Of the items, in order
-    layers:list, # From `early_layers`
-    probes:list, # From `fit_folds`
-    folds:np.ndarray, # Of these items
-):
-    "Of each batch: its place among the items, targets, scores (B,K), and evidence (B,h,w) for the class predicted"
-    done = 0
-    for batch in dl:
-        x,y = plain_batch(batch, model)
-        outs, at = [m.cpu() for m in layer_outputs(model, x, layers)], slice(done, done + len(y))
-        said = fold_scores(probes, pooled_features(outs), folds[at])
-        predicted, evidence = said.argmax(1), None
-        for f in np.unique(folds[at]):
-            of = torch.from_numpy(np.flatnonzero(folds[at] == f))
-            part = class_evidence(probes[f], [m[of] for m in outs], predicted[of])
-            if evidence is None: evidence = torch.zeros(len(y), *part.shape[1:])
-            evidence[of] = part
-        yield at, y, said, evidence
-        done += len(y)
-
 def probe_scan(
     model,
     dls, # Whose validation transforms are used
@@ -102,22 +80,33 @@ def probe_scan(
     folds:np.ndarray, # Of these items
     area:float, # Share of the picture that one place may have
     progress:Callable=iter, # Wraps the loader
-) -> Scan:
+) -> tuple: # A `Scan`, and the mean evidence (MAP_CELLS,MAP_CELLS) for the classes predicted
     "What the probes say of the items, and the place that tells them: as `scan`, which asks the network"
-    scores, maps = None, torch.zeros(len(idxs), MAP_CELLS, MAP_CELLS)
-    classes = np.full((len(idxs), 2), -1)
+    size, scores, done = (MAP_CELLS, MAP_CELLS), None, 0
+    maps, total, classes = torch.zeros(len(idxs), *size), torch.zeros(size), np.full((len(idxs), 2), -1)
+    def on_grid(m): return F.interpolate(m[:, None], size, mode='area')[:, 0]
     with as_validation(base):
         dl = eval_dl(dls, Subset(base, idxs), len(idxs))
-        for at,y,said,evidence in probe_batches(model, progress(dl), layers, probes, folds):
-            part = score_batch(said, y)
+        for batch in progress(dl):
+            x,y = plain_batch(batch, model)
+            outs, at = [m.cpu() for m in layer_outputs(model, x, layers)], slice(done, done + len(y))
+            said = fold_scores(probes, pooled_features(outs), folds[at])
+            part, predicted, evidence = score_batch(said, y), said.argmax(1), None
             if scores is None: scores = part.room(len(idxs))
-            scores.put(at.start, part)
-            maps[at] = F.interpolate(window_maps(evidence, area)[:, None], (MAP_CELLS, MAP_CELLS), mode='area')[:, 0]
-            classes[at, 0] = said.argmax(1).numpy()
+            scores.put(done, part)
+            for f in np.unique(folds[at]):
+                of = torch.from_numpy(np.flatnonzero(folds[at] == f))
+                found = class_evidence(probes[f], [m[of] for m in outs], predicted[of])
+                if evidence is None: evidence = torch.zeros(len(y), *found.shape[1:])
+                evidence[of] = found
+            total += on_grid(evidence).sum(0)
+            maps[at], classes[at, 0] = on_grid(window_maps(evidence, area)), predicted.numpy()
+            done += len(y)
     ok = dl.dataset.bad.numpy() == 0
     maps, unexplained = maps[torch.from_numpy(ok)], np.zeros(ok.sum(), np.float32)
     flat = ~maps.flatten(1).any(1).numpy()
-    return Scan(idxs[ok], scores.take(ok), maps, flat, idxs[~ok].tolist(), dl, classes[ok], unexplained)
+    seen = Scan(idxs[ok], scores.take(ok), maps, flat, idxs[~ok].tolist(), dl, classes[ok], unexplained)
+    return seen, total/len(idxs)
 
 # %% ../nbs/09_probe_scan.ipynb #46dae0d7
 SMOOTHED = 0.1 # Share of the side over which evidence is averaged
@@ -125,22 +114,9 @@ SHARED_AREAS = 0.25, 0.55 # Shares of the picture that are tried
 LEFT_KNOWN = 0.1 # Of what a probe knew above chance, at most what it may still know when enough is erased
 
 def shared_map(
-    model,
-    dls, # Whose validation transforms are used
-    base, # The user's training set
-    idxs:np.ndarray, # Of the items to look at
-    layers:list, # From `early_layers`
-    probes:list, # From `fit_folds`
-    folds:np.ndarray, # Of these items
-    progress:Callable=iter, # Wraps the loader
+    evidence:torch.Tensor, # (MAP_CELLS,MAP_CELLS): the mean of all items, from `probe_scan`
 ) -> torch.Tensor: # (MAP_CELLS,MAP_CELLS) in [0,1]
-    "One map for all items: the mean evidence for the class that is predicted of each"
-    total, n = torch.zeros(MAP_CELLS, MAP_CELLS), 0
-    with as_validation(base):
-        dl = eval_dl(dls, Subset(base, idxs), len(idxs))
-        for _,y,_,evidence in probe_batches(model, progress(dl), layers, probes, folds):
-            total += F.interpolate(evidence[:, None], total.shape, mode='area')[:, 0].sum(0)
-            n += len(y)
+    "One map for all items: the mean evidence, smoothed"
     r = round(MAP_CELLS*SMOOTHED/2)
-    mean = F.avg_pool2d(F.pad(total[None, None]/n, [r]*4, mode='replicate'), 2*r + 1, 1)[0, 0]
+    mean = F.avg_pool2d(F.pad(evidence[None, None], [r]*4, mode='replicate'), 2*r + 1, 1)[0, 0]
     return (mean - mean.min())/(mean.max() - mean.min() + 1e-12)
