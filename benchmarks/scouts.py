@@ -86,15 +86,16 @@ def read():
     return {(o['experiment'], tuple(o['changes']), o['arm'], o['seed'], o.get('fit', 'fit_one_cycle')): o for o in found}
 
 
-def cue_erased(learn, items):
-    "Of the cue's pixels the share that differ in the first copies (a donor may have the same there), on average; None: no copies"
+def cue_erased(cb, items):
+    "Of the cue's pixels the share that is erased in the first copies, on average; None: no copies"
     import numpy as np
-    from PIL import Image
-    shares = []
-    for r in learn.proxies.query('cycle == 0').itertuples():
-        mask = items.masks(Path(r.original))['shortcut']
-        before, after = (np.asarray(Image.open(f).convert('RGB')) for f in (r.original, r.path))
-        shares.append((before != after).any(2)[mask].mean())
+
+    from proxy_attention.erase import saliency_masks
+    eraser, shares = cb.copies.erasers.get(0), []
+    for row in [r for r in cb.copies.rows if r['cycle'] == 0]:
+        cue = items.masks(Path(row['original']))['shortcut']
+        maps,seen = eraser.saliency([row['index']], cue.shape[::-1])
+        shares.append(saliency_masks(maps, seen, eraser.area, eraser.threshold)[0][cue].mean())
     return float(np.mean(shares)) if shares else None
 
 
@@ -152,7 +153,7 @@ def trained(row, changes, arm, seed, tmp):
         r = cbs[1].report
         found = dict(name=None, reason='', necessity=None, sufficiency=None) if r.verdict is None else r.verdict.to_dict()
         spent = {k: v for k,v in asdict(r).items() if k.startswith('seconds') or k == 'steps'}
-        out.update(found, verdict=found['name'], said=r.text, scouts=spent, copies=int((learn.proxies.cycle == 0).sum()), erased=cue_erased(learn, items))
+        out.update(found, verdict=found['name'], said=r.text, scouts=spent, copies=int((learn.proxies.cycle == 0).sum()), erased=cue_erased(cbs[0], items))
         learn.remove_proxies(purge=True)
     return out
 
@@ -201,7 +202,7 @@ def cells_of(plain, ours, clean):
     return {
         'plain': f"{plain['accuracy']:.3f}", 'callback': f"{ours['accuracy']:.3f}", 'without the cue': '' if clean is None else f"{clean['accuracy']:.3f}",
         'gap closed': '' if clean is None else closed(plain, ours, clean), 'verdict': verdict, 'necessity': percent(ours['necessity']),
-        'sufficiency': percent(ours['sufficiency']), 'cue pixels changed': percent(ours.get('erased')),
+        'sufficiency': percent(ours['sufficiency']), 'cue erased': percent(ours.get('erased')),
         'worst class, plain': percent(plain.get('worst')), 'worst class': percent(ours.get('worst')),
         'equal to plain': 'to the bit' if ours['weights'] == plain['weights'] else 'no', 'CPU time': f"{ours['seconds']/plain['seconds']:.2f}×",
     }

@@ -35,8 +35,9 @@ from .erase import needs_donor
 from .layers import early_layers
 from .policy import Policy, policy_fields, presets
 from .saliency import InputGradients
-from .probe_scan import FOLDS, LEFT_KNOWN, MAX_FITTED, SHARED_AREAS, draw_folds, fit_folds, fold_scores
-from .probe_scan import item_features, probe_scan, shared_map
+from .probe_scan import FOLDS, KNOWN_MORE, LEFT_KNOWN, MAX_FITTED, PLACE_KNOWN, SHARED_AREAS, WINDOW_PARTS, FoldProbes
+from .probe_scan import draw_folds, fit_detectors, fit_folds, fold_scores, item_features, place_accuracy
+from .probe_scan import probe_scan, shared_map
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
 from .scan import draw_baselines, layer_of, merge_scans, plain_batch, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
@@ -137,6 +138,7 @@ class CycleReport:
     seconds_erase: float = 0.
     seconds_write: float = 0.
     erased: str = '' # What the tested copies lack, in words, if it isn't what the policy says
+    swapped: bool = False # Do copies show the salient part of another image, though the policy's fill doesn't?
     why: str = '' # Why no copies were made, if something went wrong
     text: str = ''
 
@@ -439,7 +441,7 @@ def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None):
         rng = seeded_rng(self.seed, 'place', cycle)
         maps = place_maps(seen.maps, chosen[chosen < len(seen.maps)], self.place, rng)
         seen = replace(seen, maps=maps)
-    how = (self.policy.rule if rule is None else rule) | dict(fill=self.fill, seed=self.seed, former=former)
+    how = dict(fill=self.fill, seed=self.seed, former=former) | (self.policy.rule if rule is None else rule)
     return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
 @patch
@@ -562,6 +564,8 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     report.seconds, report.live = time.perf_counter() - start, len(self.copies.rows)
     if not report.text and report.verdict:
         report.text = verdict_text(report.verdict, report.erased or self.policy.erased, len(rows))
+        if report.swapped:
+            report.text += " The place of that evidence tells the class: each copy shows that of another image, too."
         if report.rounds > 1: report.text += f" So many regions were found, one behind the other: {report.rounds}."
     elif not report.text: report.text = f"{len(rows)} copies, untested."
     report.text = f"scout: {report.text}"
@@ -717,47 +721,69 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
             if len(some) < MIN_HELD_OUT: return []
             folds = np.arange(data.items.n) % FOLDS
             folds[some] = draw_folds(labels[some], self.seed)
-            probes = fit_folds(features, labels[some], folds[some], len(data.task.names))
-        def look(at):
-            with clock('saliency'):
-                return probe_scan(model, data.dls, data.items.base, at, layers, probes, folds[at], area, self._progress)
-        seen, evidence = look(some)
-        asked = some, features, layers, probes, folds, clock
-        found, place = self._test_probe(seen, area, *asked), None
-        if found is None or found.name != 'shortcut': found, area, place = self._test_shared(seen, evidence, *asked)
+            by = FoldProbes(layers, folds, fit_folds(features, labels[some], folds[some], len(data.task.names)))
+        window, passes = area, (model, data.dls, data.items.base)
+        with clock('saliency'):
+            by = fit_detectors(*passes, some, by, window, self.seed, self._progress)
+            seen, evidence = probe_scan(*passes, some, by, window, self._progress)
+        asked = some, features, by, clock
+        (found, area), place, fill = self._test_windows(seen, area, *asked), None, self.fill
+        if found is None: found, area, place = self._test_shared(seen, evidence, *asked)
         if found is None: return []
+        if fill == 'context' and place is None and self._place_tells(seen, by.folds, found.counts): fill = 'swap'
         rest = np.setdiff1d(idxs, some)
-        if len(rest): seen = merge_scans(seen, look(rest)[0])
+        with clock('saliency'):
+            if len(rest): seen = merge_scans(seen, probe_scan(*passes, rest, by, window, self._progress)[0])
         if place is not None: seen = _with_map(seen, place)
-        rows = self._copy_first(report, model, seen, clock, rule=dict(area=area), method='probe', target='pred')
+        rule, how = dict(area=area, fill=fill), dict(method='probe', target='pred')
+        rows = self._copy_first(report, model, seen, clock, rule=rule, **how)
     report.text = '' # What was said of the scout's maps
-    if place is not None: report.erased = f"{100*area:g}% of each image, the same in all,"
+    report.erased = f"{100*area:.2g}% of each image" + (", the same in all," if place is not None else "")
+    report.swapped = fill == 'swap' != self.fill
     return self._decide(report, found, rows)
 
 @patch
-def _test_shared(self:ProxyAttentionCB, seen, evidence, some, features, layers, probes, folds, clock) -> tuple:
+def _test_windows(self:ProxyAttentionCB, seen, area, *asked) -> tuple:
+    "Is there a shortcut in a window of each image? Its verdict, and the smallest area that does; no verdict if not"
+    found = self._test_probe(seen, area, *asked)
+    if found is None or found.name != 'shortcut': return None, area
+    for part in WINDOW_PARTS:
+        less = self._test_probe(seen, part*area, *asked)
+        if less.name == 'shortcut' and less.counts.copy <= found.counts.copy + KNOWN_MORE: return less, part*area
+    return found, area
+
+@patch
+def _place_tells(self:ProxyAttentionCB, seen, folds, c):
+    "Does the place of a window tell the class, so that a hole there would?"
+    ok = ~seen.flat
+    n_classes = len(self.prepared.task.names)
+    accuracy = place_accuracy(seen.maps[torch.from_numpy(ok)], seen.scores.label[ok], folds[seen.idxs[ok]], n_classes)
+    return accuracy - c.chance > PLACE_KNOWN*(c.image - c.chance)
+
+@patch
+def _test_shared(self:ProxyAttentionCB, seen, evidence, some, features, by, clock) -> tuple:
     "Is there a shortcut at a place that all images share? Its verdict, area and map; the verdict is None if not"
     place = shared_map(evidence)
     for area in SHARED_AREAS:
-        found = self._test_probe(_with_map(seen, place), area, some, features, layers, probes, folds, clock)
+        found = self._test_probe(_with_map(seen, place), area, some, features, by, clock)
         if found is None: break
         left = found.counts.copy - found.counts.chance <= LEFT_KNOWN*(found.counts.image - found.counts.chance)
         if left and found.name == 'shortcut': return found, area, place
     return None, None, None
 
 @patch
-def _test_probe(self:ProxyAttentionCB, seen, area, some, features, layers, probes, folds, clock) -> Verdict|None:
+def _test_probe(self:ProxyAttentionCB, seen, area, some, features, by, clock) -> Verdict|None:
     "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
     at = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     idxs, labels = seen.idxs[at], seen.scores.label[at]
     if len(at) < MIN_HELD_OUT: return None
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
     rows = self._rows(0, seen.scores, seen.idxs, at)
-    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0, rule=dict(area=area)), layers, clock)
+    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0, rule=dict(area=area)), by.layers, clock)
                          for s in (seen, anywhere))
-    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], folds[idxs]
+    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], by.folds[idxs]
     def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
-    said = [answers(probes, z) for z in (features, copies, elsewhere)]
+    said = [answers(by.probes, z) for z in (features, copies, elsewhere)]
     counts = count_right(labels, *said[:2], control=said[2])
     if (verdict := necessity_test(counts)) is not None: return verdict
     again = fit_folds(copies, labels, folds, len(self.prepared.task.names))

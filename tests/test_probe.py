@@ -1,5 +1,4 @@
 """The linear probe of early layers: leave-one-out against refitting, evidence that adds up to the score, squares that hold the most, no trace in the network."""
-import numpy as np
 import pytest
 import timm
 import torch
@@ -8,7 +7,7 @@ import torchvision
 from torch import nn
 
 from proxy_attention.layers import early_layers
-from proxy_attention.probe import class_evidence, fit_probe, layer_outputs, pooled_features, spread_cells, window_maps
+from proxy_attention.probe import class_evidence, fit_probe, layer_outputs, pooled_features, spread_cells
 
 
 def random_maps(n=24, seed=0):
@@ -90,31 +89,6 @@ def test_spread_cells_keeps_the_sum(size):
     m = torch.randn(3, 4, 3 if size[1] != 4 else 4)
     out = spread_cells(m, size)
     assert out.shape == (3, *size) and torch.allclose(out.sum((1, 2)), m.sum((1, 2)), atol=1e-5)
-
-@pytest.mark.parametrize('h,w,area', [(20, 20, 0.09), (20, 20, 0.1225), (30, 20, 0.01), (24, 24, 0.25)])
-def test_a_window_holds_the_most(h, w, area):
-    "Against every other window of its size; wholly inside of the picture"
-    g = torch.Generator().manual_seed(1)
-    evidence = torch.randn(6, h, w, generator=g)
-    evidence[:, 0, 0] += 5
-    evidence[3:, -1, -1] += 9
-    sides = [max(1, round(n*area**0.5)) for n in (h, w)]
-    sums = F.avg_pool2d(evidence.relu()[:, None], sides, 1)[:, 0]*sides[0]*sides[1]
-    for e,m,s in zip(evidence, window_maps(evidence, area), sums):
-        top = torch.zeros(h*w, dtype=torch.bool)
-        top[m.flatten().topk(sides[0]*sides[1]).indices] = True
-        ys,xs = np.nonzero(top.view(h, w).numpy())
-        assert (np.ptp(ys) + 1, np.ptp(xs) + 1) == tuple(sides)
-        assert e.relu()[top.view(h, w)].sum().item() == pytest.approx(s.max().item(), rel=1e-4)
-        assert m.min() >= 0 and m.max() <= 1
-
-def test_no_evidence_is_no_map():
-    assert not window_maps(-torch.ones(2, 6, 6), 0.1).any()
-
-def test_area_changes_the_window():
-    g = torch.Generator().manual_seed(0)
-    evidence = torch.rand(4, 20, 20, generator=g)
-    assert (window_maps(evidence, 0.04) != window_maps(evidence, 0.25)).any()
 
 
 # -- the network ------------------------------------------------------------------------------------------------------------------------------------
