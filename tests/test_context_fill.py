@@ -1,4 +1,6 @@
 """`context` and `swap`: the filled pixels are those that the network sees at the same place of another image, whatever the sizes of the two."""
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from kit import SIDE, make_learner, quiet_cb
 from PIL import Image
 
+from proxy_attention.copies import Eraser
 from proxy_attention.dataloaders import as_validation
 from proxy_attention.erase import align_donor, erase, saliency_masks
 
@@ -148,3 +151,58 @@ def test_copies_depend_on_the_seed_and_are_made_again(mixed, fill):
         cb.make_proxies()
         return [r['sha256'] for r in cb.copies.rows]
     assert made(0) == made(0) != made(1)
+
+
+# -- donors -----------------------------------------------------------------------------------------------------------------------------------------
+
+class Items:
+    "A `Source` of as many images as maps, of which some can't be read"
+    def __init__(self, bad=()): self.bad = bad
+    def read(self, i, kind=None):
+        if i in self.bad: raise OSError
+        return np.full((8, 8, 3), i, np.uint8), ''
+
+def an_eraser(maps, area=0.25, bad=()):
+    seen = SimpleNamespace(idxs=np.arange(len(maps)), maps=maps, flat=np.zeros(len(maps), bool))
+    return Eraser(Items(bad), seen, None, len(maps), area, fill='context')
+
+def drawn(eraser, i, n=60): return [eraser.other(i, np.random.default_rng(k))[0] for k in range(n)]
+
+def corners(n):
+    "Maps bright in one of four corners, by turns"
+    maps = torch.zeros(n, 4, 4)
+    for k in range(n): maps[k, 2*(k//2 % 2):, 2*(k % 2):][:2, :2] = 1
+    return maps
+
+def test_a_donor_shows_its_own_evidence_elsewhere():
+    "Of 40 items ten have their salient part where item 5 has it"
+    donors = drawn(an_eraser(corners(40)), 5)
+    assert not any(k % 4 == 1 for k in donors) and len(set(donors)) > 20 and {k % 4 for k in donors} == {0, 2, 3}
+
+def test_the_least_overlap_where_all_overlap():
+    maps = torch.zeros(6, 4, 4)
+    maps[:, :2, :2] = 1
+    maps[4] = maps[4].roll(1, 1)
+    assert set(drawn(an_eraser(maps), 0)) == {4}
+
+def test_any_donor_where_all_maps_are_one():
+    "The border of another image may have any colour, its own class' too: then it tells nothing"
+    maps = torch.zeros(12, 4, 4)
+    maps[:, 0] = 1
+    assert set(drawn(an_eraser(maps), 3, 200)) == set(range(12)) - {3}
+
+def test_donors_that_cannot_be_read_or_have_no_map():
+    assert set(drawn(an_eraser(corners(8), bad=(0, 2, 3)), 5)) == {4, 6, 7}
+    eraser = an_eraser(corners(8))
+    eraser.at = {5: 5}
+    assert len(set(drawn(eraser, 5, 100))) == 7, "of an item that was not looked at nothing is known"
+
+@pytest.mark.parametrize('how', [dict(area=0.25), dict(threshold=0.5)])
+def test_overlap(how):
+    eraser = an_eraser(corners(4), area=None)
+    eraser.area, eraser.threshold = how.get('area'), how.get('threshold')
+    half = torch.zeros(4, 4)
+    half[:2, 1:3] = 1
+    eraser.seen.maps = torch.cat([eraser.seen.maps, half[None]])
+    eraser.at |= {4: 4}
+    assert eraser.overlap(0, [0, 1, 4, 9]).tolist() == [1, 0, 0.5, 1]

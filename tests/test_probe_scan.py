@@ -107,6 +107,62 @@ def test_true_or_false():
     with pytest.raises(TypeError, match='probe='): ProxyAttentionCB(probe=1)
 
 
+# -- how much is erased, and with what ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('more, area', [(1., 0.025), (-1., 0.1)])
+def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more, area):
+    monkeypatch.setattr(callback, 'KNOWN_MORE', more)
+    monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('shortcut', c, 1., (.9, 1.), .5, (.4, .6)))
+    asked = []
+    def necessity(c): return None if c.control is not None and not asked.append(c) else Verdict('spread', c, 0.1, (0., 0.2))
+    monkeypatch.setattr(callback, 'necessity_test', necessity)
+    learn = fitted(dots)
+    assert np.allclose(learn.proxies['erased'], area, atol=0.02) and len(asked) == (2 if more > 0 else 3)
+    assert {r['area'] for r in cb_of(learn).copies.store.rows.values()} == {area} and f'{100*area:g}% of each image' in cb_of(learn).last_report.text
+
+def test_detectors_find_more_of_the_dots(dots, spread, monkeypatch):
+    "Evidence alone misses some"
+    def covered():
+        learn = fitted(dots, path='found')
+        shares = []
+        for r in learn.proxies.itertuples():
+            before, after = read_rgb(r.original), read_rgb(r.path)
+            shares.append((before != after).any(-1)[before.max(-1) == 250].mean())
+        return np.mean(shares)
+    ours = covered()
+    monkeypatch.setattr(callback, 'fit_detectors', lambda model, dls, base, idxs, by, *args: by)
+    assert ours > covered()
+
+def placed(root):
+    "Noise with faint stripes that tell the class, all over, and a white dot whose place tells it too"
+    cued(root, 0.)
+    rng = np.random.default_rng(2)
+    for f in sorted(root.rglob('*.png')):
+        img, c = rng.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8), CLASSES.index(f.parent.name)
+        img[::c + 2] += 35
+        y,x = (0, SIDE//2 - DOT//2, SIDE - DOT)[c], (SIDE - DOT, SIDE//2 - DOT//2, 0)[c]
+        img[y:y+DOT, x:x+DOT] = 250
+        Image.fromarray(img).save(f)
+    return root
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory): return placed(tmp_path_factory.mktemp('places')/'images')
+
+@pytest.mark.parametrize('fill, used', [('context', 'swap'), ('mean', 'mean')])
+def test_a_place_that_tells_gets_another_images_dot(places, spread, fill, used):
+    learn = fitted(places, fill=fill)
+    cb, report = cb_of(learn), cb_of(learn).last_report
+    assert cb.last_verdict.name == 'shortcut' and {r['fill'] for r in cb.copies.store.rows.values()} == {used}
+    assert report.swapped == (fill == 'context') == ('shows that of another image' in report.text)
+    if used == 'swap':
+        shown = [(read_rgb(r.path).min(-1) == 250).sum() for r in learn.proxies.itertuples()]
+        assert np.mean(np.array(shown) > DOT*DOT/2) > 0.8, "a dot, at another place"
+    assert audit(cb.run_path, near=None)
+
+def test_a_place_that_does_not_tell_is_filled_as_asked(dots, spread):
+    assert {r['fill'] for r in cb_of(fitted(dots)).copies.store.rows.values()} == {'context'}
+
+
 # -- a place that all images share ----------------------------------------------------------------------------------------------------------------
 
 def framed(root, strength=1., per_class=36):
