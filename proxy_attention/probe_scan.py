@@ -176,7 +176,7 @@ def place_accuracy(
     return float((said.numpy() == labels).mean())
 
 # %% ../nbs/09_probe_scan.ipynb #46dae0d7
-WINDOW_PARTS = 0.25, 0.5 # Of a window, that are tried: what is erased around a cue is lost
+WINDOW_PARTS = 0.4, 0.65 # Of a window, that are tried: what is erased around a cue is lost
 KNOWN_MORE = 0.05 # Accuracy that a probe may have more where only a part is erased
 
 SMOOTHED = 0.1 # Share of the side over which evidence is averaged

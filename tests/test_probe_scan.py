@@ -109,7 +109,7 @@ def test_true_or_false():
 
 # -- how much is erased, and with what ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('more, area', [(1., 0.025), (-1., 0.1)])
+@pytest.mark.parametrize('more, area', [(1., 0.04), (-1., 0.1)])
 def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more, area):
     monkeypatch.setattr(callback, 'KNOWN_MORE', more)
     monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('shortcut', c, 1., (.9, 1.), .5, (.4, .6)))
@@ -117,8 +117,9 @@ def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more,
     def necessity(c): return None if c.control is not None and not asked.append(c) else Verdict('spread', c, 0.1, (0., 0.2))
     monkeypatch.setattr(callback, 'necessity_test', necessity)
     learn = fitted(dots)
-    assert np.allclose(learn.proxies['erased'], area, atol=0.02) and len(asked) == (2 if more > 0 else 3)
-    assert {r['area'] for r in cb_of(learn).copies.store.rows.values()} == {area} and f'{100*area:g}% of each image' in cb_of(learn).last_report.text
+    assert np.allclose(learn.proxies['erased'], area, atol=0.02)
+    assert len(asked) == (2 if more > 0 else 3)
+    assert np.allclose([r['area'] for r in cb_of(learn).copies.store.rows.values()], area) and f'{100*area:g}% of each image' in cb_of(learn).last_report.text
 
 def test_detectors_find_more_of_the_dots(dots, spread, monkeypatch):
     "Evidence alone misses some"
