@@ -46,6 +46,32 @@ def test_nothing_shown(tmp_path):
     assert said[0] == "Not one arm is shown to beat the best control, none (50.0% right)." and said[1] == "No effect shown against none: early_look." and 'so few' in said[2] and 'intervals' not in said[2]
     assert not any('beats' in s for s in said)
 
+def test_two_seeds_show_nothing(tmp_path):
+    "The claim that was wrong: two differences of 2 in 70 images each, and an interval of no width"
+    found = flat(tmp_path, none=[50/70, 48/70], early_look=[52/70, 50/70])
+    said = comparison_verdict(found)
+    assert said[0].startswith('Not one arm is shown to beat') and 'From fewer than 3 no gain or loss is claimed' in ' '.join(said)
+    assert 'class="gain"' not in write_compare_report(found['folder']).read_text()
+
+def test_images_bound_what_is_shown(tmp_path):
+    "The same difference in three seeds is a gain on 1,000 test images, as `flat` has them, and none on 70"
+    values = dict(none=[50/70, 48/70, 49/70], early_look=[53/70, 51/70, 52/70])
+    assert 'early_look beats' in comparison_verdict(flat(tmp_path, **values))[0]
+    lines = [json.loads(line) for line in (tmp_path/'flat'/'record.jsonl').read_text().splitlines()]
+    results = [o | dict(test_n=70) for o in lines if o['kind'] == 'result']
+    (tmp_path/'flat'/'record.jsonl').write_text('\n'.join(map(json.dumps, [lines[0], *results, *verdicts(results)])))
+    assert comparison_verdict(read_comparison(tmp_path/'flat'))[0].startswith('Not one arm is shown to beat')
+
+@pytest.mark.parametrize('copies, equal', [([[0], [0], []], True), ([[0], [0], [3]], False), ([None]*3, False)])
+def test_an_arm_without_copies_is_plain_training(tmp_path, copies, equal):
+    flat(tmp_path, none=[.5, .6, .4], early_look=[.5, .6, .4])
+    lines = [json.loads(line) for line in (tmp_path/'flat'/'record.jsonl').read_text().splitlines()]
+    for o in lines:
+        if o['kind'] == 'result' and o['arm'] == 'early_look': o['copies'] = copies[o['seed']]
+    (tmp_path/'flat'/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    said = comparison_verdict(read_comparison(tmp_path/'flat'))
+    assert ("Equal to plain training, since it trained on no copies: early_look." in said) == equal
+
 def test_one_seed_shows_nothing(tmp_path):
     found = flat(tmp_path, none=[.1], early_look=[.9])
     assert comparison_verdict(found)[0].startswith('There are no two seeds') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()

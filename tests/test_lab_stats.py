@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxy_attention.lab.stats import Difference, bootstrap_t, in_words, intervals, not_worse, not_worse_in_words, paired_t, points
+from proxy_attention.lab.stats import Difference, bootstrap_t, bounded_by_images, effect_sign, in_words, intervals, not_worse
+from proxy_attention.lab.stats import not_worse_in_words, paired_t, points
 
 numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
 
@@ -84,3 +85,35 @@ def test_bad_input(a, b, words):
     with pytest.raises(ValueError, match='margin'): not_worse([1, 2], [1, 2], 0)
     with pytest.raises(ValueError, match='level'): paired_t([1, 2], [1, 2], 0.2)
     with pytest.raises(ValueError, match="interval='z'"): not_worse([1, 2], [1, 2], 1, interval='z')
+
+
+# -- what is never claimed ----------------------------------------------------------------------------------------------------------------------------
+
+def test_two_seeds_claim_nothing():
+    "Two differences that are equal make an interval of no width"
+    d = paired_t([.9, .8], [.8, .7])
+    assert d.low > 0 and d.sign == 0 and paired_t([.9, .8, .7], [.8, .7, .6]).sign == 1 and 'no effect shown' in in_words(d, 'none')
+    assert [effect_sign(-.2, -.1, n) for n in (2, 3)] == [0, -1]
+    assert not not_worse([.9, .8], [.8, .7], .01)[0] and not_worse([.9, .8, .7], [.8, .7, .6], .01)[0]
+
+@pytest.mark.parametrize('n', [20, 70, 400])
+def test_an_interval_is_no_narrower_than_the_images_allow(n):
+    "The binomial distribution's, of as many images on which the arms differ as the mean says"
+    k = round(.1*n)
+    d = bounded_by_images(Difference(k/n, k/n, k/n, 0., 5), n)
+    half = 1.96*np.sqrt(k/n*(1 - k/n)/n)
+    assert d.low == pytest.approx(k/n - half, abs=1e-4) and d.high == pytest.approx(k/n + half, abs=1e-4) and d.mean == k/n
+    simulated = np.random.default_rng(0).binomial(n, k/n, 20_000)/n
+    assert d.high - d.low == pytest.approx(2*1.96*simulated.std(), rel=.03)
+
+def test_a_wide_interval_stays_as_it_is():
+    wide = Difference(.1, -.4, .6, .5, 5)
+    assert bounded_by_images(wide, 70) == wide and bounded_by_images(wide, None) is wide
+    assert bounded_by_images(Difference(0., 0., 0., 1., 5), 70).sign == 0
+
+def test_images_bound_what_is_not_worse():
+    a, b = [.50, .51, .52], [.52, .53, .54]
+    assert not_worse(a, b, .03)[0] and not not_worse(a, b, .03, n_images=70)[0] and not_worse(a, b, .03, n_images=70_000)[0]
+
+def test_no_images():
+    with pytest.raises(ValueError, match='n_images=0'): bounded_by_images(Difference(.1, .1, .1, 0., 5), 0)

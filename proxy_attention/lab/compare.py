@@ -30,7 +30,7 @@ from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import RunError, check_folder, check_free, check_same, is_run, mark_folder, plain, provenance, read_lines
 from .splits import split_digest
-from .stats import in_words, intervals, not_worse, not_worse_in_words, points
+from .stats import bounded_by_images, effect_sign, in_words, intervals, not_worse, not_worse_in_words, points
 from ..policy import presets
 from ..store import write_atomic
 
@@ -298,11 +298,12 @@ def verdicts(
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
             values = [[r[measure] for r in rs] for rs in (own_, theirs)]
-            d = intervals[interval](*values)
+            images = own_[0].get('test_n') if measure == 'test_accuracy' else None
+            d = bounded_by_images(intervals[interval](*values), images)
             cost = sum(r['seconds'] for r in own_)/sum(r['seconds'] for r in theirs)
             got = row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())
             if margin is None: continue
-            shown,bound = not_worse(*values, margin, interval=interval)
+            shown,bound = not_worse(*values, margin, interval=interval, n_images=images)
             got['not_worse'] = dict(margin=margin, shown=shown, bound=bound)
             got['words'] += f"; {not_worse_in_words(margin, shown, bound, other)}"
         out.append(row)
@@ -319,7 +320,7 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
 def _short(v):
     "A verdict in two cells: what it is, and the numbers"
     if v is None: return '', ''
-    kind = 'gain' if v['low'] > 0 else 'loss' if v['high'] < 0 else 'no effect shown'
+    kind = {1: 'gain', 0: 'no effect shown', -1: 'loss'}[effect_sign(v['low'], v['high'], v['n'])]
     return f"{points(v['mean'])} [{points(v['low']).lstrip('+')}, {points(v['high']).lstrip('+')}]", kind
 
 def _table_lines(table, right=()):

@@ -15,6 +15,7 @@ from markupsafe import Markup
 import proxy_attention
 from .arms import about_arm, arm_kind
 from .draw import bars, count, line_chart, num, secs, share, ticks, written
+from .stats import MIN_PAIRS, effect_sign
 from .report import _plural, _policy, _pts, _read_lines, _settings, _template, _write, at, is_comparison
 
 # %% ../../nbs/lab/18_compare_page.ipynb #195dd89d
@@ -50,7 +51,7 @@ def difference(
     "What a verdict says against `none`, or against the best control"
     d = at(verdict, f'against_{against}')
     if any(num(at(d, k)) is None for k in ('mean', 'low', 'high')): return None
-    return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')), cost=num(d.get('cost')), sign=int(d['low'] > 0) - int(d['high'] < 0))
+    return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')), cost=num(d.get('cost')), sign=effect_sign(d['low'], d['high'], num(d.get('n')) or 0))
 
 def not_worse_of(
     verdict, # Line of kind 'verdict', or None
@@ -105,6 +106,11 @@ def _not_worse(found):
     if out: out[-1] += f" The bound is one-sided, at 95%.{rarely}"
     return out
 
+def _without_copies(found):
+    "Arms with proxies that trained on none"
+    none = [a for a in in_order(found) if arm_kind(a) == 'proxies' and {_copies(o) for o in _of(found, a)} == {0}]
+    return [f"Equal to plain training, since {'they' if len(none) > 1 else 'it'} trained on no copies: {_listed(none)}."] if none else []
+
 def _untried(found):
     if not found['results']: return "There is no result yet."
     if all(arm_kind(a) == 'control' for a in found['arms']): return "Only controls were compared, so there is no method to judge."
@@ -118,8 +124,9 @@ def _caveats(found):
     n = pairs[0]
     over = _plural(n, 'seed') if len(pairs) == 1 else f"{count(n)} to {_plural(pairs[-1], 'seed')}"
     few = ' With so few the interval is wide, and leans on their differences being normally distributed.' if n < 5 else ''
+    if n < MIN_PAIRS: few += f' From fewer than {MIN_PAIRS} no gain or loss is claimed.'
     many = f" It is not adjusted for the number of arms: of the {len(judged)} intervals here one in twenty would leave 0 out if no arm differed from another." if len(judged) > 1 else ''
-    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {over}, on the same test images.{few}{many} The best control was picked by these "
+    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {over}, on the same test images, and no narrower than so many images allow.{few}{many} The best control was picked by these "
             "same results, which favours it."]
 
 
@@ -163,7 +170,7 @@ def comparison_verdict(
     bad,unfair = _audits(found), _unfair(found)
     out = [f"The audit of {_plural(len(bad), 'run')} is not clean, so the figures can't be trusted: {'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
     if unfair: out.append(f"The runs don't share the {_listed(unfair)}: this is no fair comparison.")
-    return out + _gaps(found) + _beaten(found) + _not_worse(found) + _caveats(found) + (_by_validation(found) if len(in_order(found)) > 1 else [])
+    return out + _gaps(found) + _beaten(found) + _without_copies(found) + _not_worse(found) + _caveats(found) + (_by_validation(found) if len(in_order(found)) > 1 else [])
 
 def comparison_summary(
     found, # What `read_comparison` returns
@@ -281,7 +288,7 @@ def verdict_table(
     asked = [k for k in ('none', 'best') if (k == 'none' or best != 'none') and any(not_worse_of(v, k) for v in found['verdicts'].values())]
     heads = ['Test accuracy', *(['Against none, the best control'] if best == 'none' else ['Against none', f"Against {best or 'the best control'}"]),
              *(f"Not worse than {'none' if k == 'none' else best}" for k in asked),
-             'Validation accuracy', 'Seconds', 'Copies made', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
+             'Validation accuracy', 'Seconds', 'Copies trained on', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
     rows = []
     for a in in_order(found):
         v = found['verdicts'].get(a)
@@ -310,7 +317,7 @@ def _costs(found):
 
 def _run_rows(found):
     "A row a run, with the command of its page"
-    heads = ['Run', 'Test', 'Validation', 'Steps', 'Copies made', 'Seconds', 'Ended', 'Audit']
+    heads = ['Run', 'Test', 'Validation', 'Steps', 'Copies trained on', 'Seconds', 'Ended', 'Audit']
     rows = [[f'{a}, seed {s}', share(o.get('test_accuracy')), share(o.get('valid_accuracy')), count(o.get('steps')), count(_copies(o)), secs(o.get('seconds')), str(o.get('stop') or '–'),
              'clean' if o.get('audit_ok') is True else 'NOT CLEAN'] for a in in_order(found) for s in found['seeds'] if (o := found['results'].get((a, s)))]
     return dict(heads=heads, rows=rows)
