@@ -32,17 +32,14 @@ from .core import no_footprint, seeded_rng
 from .copies import Eraser, Unsaved, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
-from .layers import early_layers
 from .policy import Policy, policy_fields, presets
 from .saliency import InputGradients
-from .probe_scan import FOLDS, KNOWN_MORE, LEFT_KNOWN, MAX_FITTED, PLACE_KNOWN, SHARED_AREAS, WINDOW_PARTS, FoldProbes
-from .probe_scan import draw_folds, fit_detectors, fit_folds, fold_scores, item_features, place_accuracy
-from .probe_scan import probe_scan, shared_map
+from .probe_test import ProbeTest
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
-from .scan import draw_baselines, layer_of, merge_scans, plain_batch, predict_classes, scan
+from .scan import draw_baselines, layer_of, merge_scans, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
-from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, MIN_HELD_OUT, SUFFICIENCY_THRESHOLD
+from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
 from .shortcut_test import verdict_text
 from .store import ProxyStore, StoreError, formats, purge_run, write_split
@@ -698,112 +695,20 @@ def _train_scout(self:ProxyAttentionCB, dls, steps, text):
     return train_scout(self.learn, dls, steps, self.seed, text, self.verbose)
 
 # %% ../nbs/16_callback.ipynb #2449a27c
-def _with_map(seen, one):
-    "A scan with one map for all items"
-    return replace(seen, maps=one.expand(len(seen.idxs), -1, -1), flat=np.zeros(len(seen.idxs), bool))
-
 @patch
 def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the copies that are to be trained on
     "Does a linear probe of early layers find a shortcut? The report changes only if it does"
-    data, model, area = self.prepared, self.learn.model, self.policy.rule['area']
+    area, model = self.policy.rule['area'], self.learn.model
     if area is None or self.place != 'salient' or self.accept: return []
-    labels = data.labels()
-    idxs = np.flatnonzero((labels >= 0) & ~np.isin(np.arange(data.items.n), data.suspects))
-    some = np.sort(seeded_rng(self.seed, 'probe').permutation(idxs)[:MAX_FITTED])
-    with as_validation(data.items.base): 
-        one = eval_dl(data.dls, data.items.base, data.items.n, bs=1, num_workers=0).one_batch()
+    found = ProbeTest(model, self.prepared, area, self.fill, self.seed, clock, self._progress).find()
+    if found is None: return []
+    report.swapped = self.fill == 'context' and found.place_tells
+    rule = dict(area=found.area, fill='swap' if report.swapped else self.fill)
     with no_footprint(model):
-        try: layers = early_layers(model, plain_batch(one, model)[0])
-        except ValueError: return [] # Images so small that no layer has enough cells
-        with clock('score'):
-            features, ok = self._probe_features(Subset(data.items.base, some), layers)
-            some, features = some[ok], features[torch.from_numpy(ok)]
-            if len(some) < MIN_HELD_OUT: return []
-            folds = np.arange(data.items.n) % FOLDS
-            folds[some] = draw_folds(labels[some], self.seed)
-            by = FoldProbes(layers, folds, fit_folds(features, labels[some], folds[some], len(data.task.names)))
-        window, passes = area, (model, data.dls, data.items.base)
-        with clock('saliency'):
-            by = fit_detectors(*passes, some, by, window, self.seed, self._progress)
-            seen, evidence = probe_scan(*passes, some, by, window, self._progress)
-        asked = some, features, by, clock
-        (found, area), place, fill = self._test_windows(seen, area, *asked), None, self.fill
-        if found is None: found, area, place = self._test_shared(seen, evidence, *asked)
-        if found is None: return []
-        if fill == 'context' and place is None and self._place_tells(seen, by.folds, found.counts): fill = 'swap'
-        rest = np.setdiff1d(idxs, some)
-        with clock('saliency'):
-            if len(rest): seen = merge_scans(seen, probe_scan(*passes, rest, by, window, self._progress)[0])
-        if place is not None: seen = _with_map(seen, place)
-        rule, how = dict(area=area, fill=fill), dict(method='probe', target='pred')
-        rows = self._copy_first(report, model, seen, clock, rule=rule, **how)
+        rows = self._copy_first(report, model, found.seen, clock, rule=rule, method='probe', target='pred')
     report.text = '' # What was said of the scout's maps
-    report.erased = f"{100*area:.2g}% of each image" + (", the same in all," if place is not None else "")
-    report.swapped = fill == 'swap' != self.fill
-    return self._decide(report, found, rows)
-
-@patch
-def _test_windows(self:ProxyAttentionCB, seen, area, *asked) -> tuple:
-    "Is there a shortcut in a window of each image? Its verdict, and the smallest area that does; no verdict if not"
-    found = self._test_probe(seen, area, *asked)
-    if found is None or found.name != 'shortcut': return None, area
-    for part in WINDOW_PARTS:
-        less = self._test_probe(seen, part*area, *asked)
-        if less.name == 'shortcut' and less.counts.copy <= found.counts.copy + KNOWN_MORE: return less, part*area
-    return found, area
-
-@patch
-def _place_tells(self:ProxyAttentionCB, seen, folds, c):
-    "Does the place of a window tell the class, so that a hole there would?"
-    ok = ~seen.flat
-    n_classes = len(self.prepared.task.names)
-    accuracy = place_accuracy(seen.maps[torch.from_numpy(ok)], seen.scores.label[ok], folds[seen.idxs[ok]], n_classes)
-    return accuracy - c.chance > PLACE_KNOWN*(c.image - c.chance)
-
-@patch
-def _test_shared(self:ProxyAttentionCB, seen, evidence, some, features, by, clock) -> tuple:
-    "Is there a shortcut at a place that all images share? Its verdict, area and map; the verdict is None if not"
-    place = shared_map(evidence)
-    for area in SHARED_AREAS:
-        found = self._test_probe(_with_map(seen, place), area, some, features, by, clock)
-        if found is None: break
-        left = found.counts.copy - found.counts.chance <= LEFT_KNOWN*(found.counts.image - found.counts.chance)
-        if left and found.name == 'shortcut': return found, area, place
-    return None, None, None
-
-@patch
-def _test_probe(self:ProxyAttentionCB, seen, area, some, features, by, clock) -> Verdict|None:
-    "Necessity and sufficiency of what the probes rely on; None: nothing can be erased"
-    at = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
-    idxs, labels = seen.idxs[at], seen.scores.label[at]
-    if len(at) < MIN_HELD_OUT: return None
-    anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
-    rows = self._rows(0, seen.scores, seen.idxs, at)
-    copies, elsewhere = (self._erased_features(rows, self._eraser(s, at, 0, rule=dict(area=area)), by.layers, clock)
-                         for s in (seen, anywhere))
-    features, folds = features[torch.from_numpy(np.searchsorted(some, idxs))], by.folds[idxs]
-    def answers(probes, features): return fold_scores(probes, features, folds).argmax(1).numpy()
-    said = [answers(by.probes, z) for z in (features, copies, elsewhere)]
-    counts = count_right(labels, *said[:2], control=said[2])
-    if (verdict := necessity_test(counts)) is not None: return verdict
-    again = fit_folds(copies, labels, folds, len(self.prepared.task.names))
-    return sufficiency_test(count_right(labels, *said[:2], answers(again, features), said[2]))
-
-@patch
-def _probe_features(self:ProxyAttentionCB, dataset, layers, **kwargs):
-    data = self.prepared
-    with as_validation(data.items.base):
-        return item_features(self.learn.model, data.dls, dataset, layers, self._progress, **kwargs)
-
-@patch
-def _erased_features(self:ProxyAttentionCB, rows, eraser, layers, clock):
-    "Pooled features (n,D) of erased copies that are never written"
-    data, out = self.prepared, []
-    for part in [rows[i:i + data.task.chunk_size] for i in range(0, len(rows), data.task.chunk_size)]:
-        with clock('erase'), as_validation(data.items.base): images = eraser(part)
-        copies = Unsaved(data.source, images, [r['index'] for r in part], data.task.kind)
-        with clock('score'): out.append(self._probe_features(copies, layers, num_workers=0)[0])
-    return torch.cat(out)
+    report.erased = f"{100*found.area:.2g}% of each image" + (", the same in all," if found.shared else "")
+    return self._decide(report, found.verdict, rows)
 
 # %% ../nbs/16_callback.ipynb #1a962c46
 @patch

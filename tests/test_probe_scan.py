@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
-from proxy_attention import callback, gallery  # noqa: F401  (show_proxies is patched in by it)
+from proxy_attention import callback, gallery, probe_test  # noqa: F401  (show_proxies is patched in by gallery)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, fold_scores
@@ -36,8 +36,7 @@ def dots(tmp_path_factory): return cued(tmp_path_factory.mktemp('dots')/'images'
 @pytest.fixture
 def spread(monkeypatch):
     "A scout's necessity test says spread; a probe's is its own"
-    def test(c): return Verdict('spread', c, 0.1, (0., 0.2)) if c.control is None else necessity_test(c)
-    monkeypatch.setattr(callback, 'necessity_test', test)
+    monkeypatch.setattr(callback, 'necessity_test', lambda c: Verdict('spread', c, 0.1, (0., 0.2)))
 
 def fitted(root, **kwargs):
     seed_all(1)
@@ -68,19 +67,19 @@ def test_off_asks_none(dots, spread):
 
 @pytest.mark.parametrize('kwargs', [dict(place='random'), dict(accept=True), dict(threshold=0.5), dict(scout_test=False, scout_merge='add')], ids=str)
 def test_where_it_is_not_asked(dots, spread, monkeypatch, kwargs):
-    monkeypatch.setattr(callback, 'probe_scan', lambda *args: pytest.fail('asked'))
+    monkeypatch.setattr(probe_test, 'probe_scan', lambda *args: pytest.fail('asked'))
     fitted(dots, **kwargs)
 
 def test_real_evidence_is_not_asked_again(dots, monkeypatch):
     monkeypatch.setattr(callback, 'necessity_test', lambda c: None)
     monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
-    monkeypatch.setattr(callback, 'probe_scan', lambda *args: pytest.fail('asked'))
+    monkeypatch.setattr(probe_test, 'probe_scan', lambda *args: pytest.fail('asked'))
     assert cb_of(fitted(dots)).last_verdict.name == 'real'
 
 @pytest.mark.parametrize('why', ['nothing to find', 'real'])
 def test_no_trace_where_it_finds_nothing(tmp_path, dots, spread, monkeypatch, why):
     root = dots if why == 'real' else cued(tmp_path/'none', strength=0.)
-    if why == 'real': monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
+    if why == 'real': monkeypatch.setattr(probe_test, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
     seed_all(1)
     without = make_learner(lambda: shapes_dls(root))
     without.fit(1, 1e-3)
@@ -111,11 +110,10 @@ def test_true_or_false():
 
 @pytest.mark.parametrize('more, area', [(1., 0.04), (-1., 0.1)])
 def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more, area):
-    monkeypatch.setattr(callback, 'KNOWN_MORE', more)
-    monkeypatch.setattr(callback, 'sufficiency_test', lambda c, *_: Verdict('shortcut', c, 1., (.9, 1.), .5, (.4, .6)))
+    monkeypatch.setattr(probe_test, 'KNOWN_MORE', more)
+    monkeypatch.setattr(probe_test, 'sufficiency_test', lambda c, *_: Verdict('shortcut', c, 1., (.9, 1.), .5, (.4, .6)))
     asked = []
-    def necessity(c): return None if c.control is not None and not asked.append(c) else Verdict('spread', c, 0.1, (0., 0.2))
-    monkeypatch.setattr(callback, 'necessity_test', necessity)
+    monkeypatch.setattr(probe_test, 'necessity_test', asked.append)
     learn = fitted(dots)
     assert np.allclose(learn.proxies['erased'], area, atol=0.02)
     assert len(asked) == (2 if more > 0 else 3)
@@ -131,7 +129,7 @@ def test_detectors_find_more_of_the_dots(dots, spread, monkeypatch):
             shares.append((before != after).any(-1)[before.max(-1) == 250].mean())
         return np.mean(shares)
     ours = covered()
-    monkeypatch.setattr(callback, 'fit_detectors', lambda model, dls, base, idxs, by, *args: by)
+    monkeypatch.setattr(probe_test, 'fit_detectors', lambda model, dls, base, idxs, by, *args: by)
     assert ours > covered()
 
 def placed(root):
@@ -200,17 +198,17 @@ def test_a_frame_that_tells_nothing_is_none(tmp_path, spread):
     assert not len(fitted(framed(tmp_path/'images', strength=0.)).proxies)
 
 def test_a_window_comes_first(dots, spread, monkeypatch):
-    monkeypatch.setattr(callback, 'shared_map', lambda *args: pytest.fail('asked'))
+    monkeypatch.setattr(probe_test, 'shared_map', lambda *args: pytest.fail('asked'))
     assert set(fitted(dots).proxies['method']) == {'probe'}
 
 @pytest.mark.parametrize('copy, name, found', [(0.30, 'shortcut', True), (0.60, 'shortcut', False), (0.30, 'real', False)])
 def test_enough_must_be_erased(frames, spread, monkeypatch, copy, name, found):
     "The frame counts as erased only if hardly anything is known without it, and only as a shortcut"
     n, asked = 81, []
-    def necessity(c): return Verdict('spread', c, 0.1, (0., 0.2)) if c.control is None or not asked.append(1) and len(asked) == 1 else None
+    def necessity(c): return Verdict('spread', c, 0.1, (0., 0.2)) if not asked.append(1) and len(asked) == 1 else None
     def sufficiency(c, *_): return Verdict(name, replace(c, both=int(copy*n), copy_only=0, image_only=n - int(copy*n), n=n), 1., (.9, 1.), .5, (.4, .6))
-    monkeypatch.setattr(callback, 'necessity_test', necessity)
-    monkeypatch.setattr(callback, 'sufficiency_test', sufficiency)
+    monkeypatch.setattr(probe_test, 'necessity_test', necessity)
+    monkeypatch.setattr(probe_test, 'sufficiency_test', sufficiency)
     learn = fitted(frames)
     assert bool(len(learn.proxies)) == found and len(asked) == (2 if found else 3), "a window, then each area until one is found"
 
