@@ -20,8 +20,9 @@ import typer
 from .. import __version__
 
 # %% ../../nbs/lab/19_cli.ipynb #0bbb8bd0
-app = typer.Typer(help="Erase the evidence a network relied on, and train it to look elsewhere.", no_args_is_help=True, add_completion=False,
-                  rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={'help_option_names': ['-h', '--help']})
+app = typer.Typer(help="Erase the evidence a network relied on, and train it to look elsewhere.",
+                  no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  context_settings={'help_option_names': ['-h', '--help']})
 
 class _Answer:
     "What a command says: lines on its way, and the answer at its end"
@@ -41,13 +42,16 @@ def _answering(as_json=False, stopped='stopped'):
     except KeyboardInterrupt: _fail(as_json, [stopped], 130, '')
     except Exception as e:
         if not _expected(e): raise
-        _fail(as_json, list(map(str, getattr(e, 'problems', None) or [e])), 2, 'proxy-attention: ', [p.to_dict() for p in getattr(e, 'problems', ())])
+        _fail(as_json, list(map(str, getattr(e, 'problems', None) or [e])), 2, 'proxy-attention: ',
+              [p.to_dict() for p in getattr(e, 'problems', ())])
     answer.give()
     if answer.code: raise typer.Exit(answer.code)
 
 def _fail(as_json, messages, code, prefix, problems=()):
     lines = [' '.join(m.split()) for m in messages]
-    if as_json: typer.echo(json.dumps(dict(error='\n'.join(lines)) | (dict(problems=list(problems)) if problems else {}), indent=1, default=str))
+    if as_json:
+        typer.echo(json.dumps(dict(error='\n'.join(lines)) | (dict(problems=list(problems)) if problems else {}),
+                              indent=1, default=str))
     else:
         for line in lines: typer.echo(f'{prefix}{line}', err=True)
     raise typer.Exit(code) from None
@@ -60,7 +64,8 @@ def _expected(e):
     while tb.tb_next: tb = tb.tb_next
     where = str(tb.tb_frame.f_globals.get('__name__'))
     if isinstance(e, TypeError): return where == 'proxy_attention.core' # From the checks of arguments
-    return isinstance(e, ValueError) and (where.split('.')[0] == 'proxy_attention' or tb.tb_frame.f_globals is globals())
+    return isinstance(e, ValueError) and (where.split('.')[0] == 'proxy_attention'
+                                          or tb.tb_frame.f_globals is globals())
 
 def _version(wanted:bool):
     if wanted:
@@ -68,7 +73,9 @@ def _version(wanted:bool):
         raise typer.Exit()
 
 @app.callback()
-def top(version:bool=typer.Option(False, '--version', callback=_version, is_eager=True, help="Print the version and exit.")):
+def top(
+    version:bool=typer.Option(False, '--version', callback=_version, is_eager=True, help="Print the version and exit."),
+):
     """Erase the evidence a network relied on, and train it to look elsewhere.
 
     \b
@@ -86,22 +93,28 @@ def top(version:bool=typer.Option(False, '--version', callback=_version, is_eage
     """
 
 # %% ../../nbs/lab/19_cli.ipynb #71e402b9
-_settings = typer.Option(None, '--settings', metavar='FILE', help="Settings file (default: settings.ini here, else the package's own).")
-_changes = typer.Option(None, '--set', metavar='KEY=VALUE', help="Change one value of the settings, as area=0.05 or data.bs=32; may be given again.")
+_settings = typer.Option(None, '--settings', metavar='FILE',
+                         help="Settings file (default: settings.ini here, else the package's own).")
+_changes = typer.Option(None, '--set', metavar='KEY=VALUE',
+                        help="Change one value of the settings, as area=0.05 or data.bs=32; may be given again.")
 _json = typer.Option(False, '--json', help="Answer with one JSON document on standard output, and nothing else there.")
 
 @app.command()
 def demo(
-    policy:Optional[str]=typer.Option(None, '--policy', metavar='NAME',
-                                      help="Proxy policy, a [proxy:NAME] section of the settings: default, proposal or early_look."),
-    seed:Optional[int]=typer.Option(None, '--seed', help="Decides initial weights and order of the images (default: the settings')."),
-    out:Path=typer.Option('demo', '--out', metavar='FOLDER', help="Where record, gallery and page go; an earlier demo there is replaced."),
+    policy:Optional[str]=typer.Option(
+        None, '--policy', metavar='NAME',
+        help="Proxy policy, a [proxy:NAME] section of the settings: default, proposal or early_look."),
+    seed:Optional[int]=typer.Option(
+        None, '--seed', help="Decides initial weights and order of the images (default: the settings')."),
+    out:Path=typer.Option('demo', '--out', metavar='FOLDER',
+                          help="Where record, gallery and page go; an earlier demo there is replaced."),
     settings:Optional[Path]=_settings,
     changes:Optional[List[str]]=_changes,
 ):
     """Train a small network with ProxyAttentionCB and without, equally long, and compare them.
 
-    The digits have a coloured square that gives the class away in training, not in the test. Takes two or three minutes on two cores.
+    The digits have a coloured square that gives the class away in training, not in the test. Takes two or three minutes
+    on two cores.
 
     \b
     Examples:
@@ -113,7 +126,8 @@ def demo(
         from proxy_attention.lab.config import load_experiment
         extra = [f'experiment.proxy={policy}'] if policy is not None else []
         load_experiment('demo', settings, [*(changes or []), *extra]) # Before the slow imports
-        warnings.filterwarnings('ignore', category=FutureWarning) # Of the libraries below, on being imported: nothing a user could do
+        # Of the libraries below, on being imported: nothing a user could do
+        warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.demo import run_demo
         run_demo(settings=settings, policy=policy, seed=seed, out=out, overrides=changes or ())
 
@@ -123,14 +137,17 @@ def _aligned(rows):
     width = [max((len(r[i]) for r in rows), default=0) for i in range(max(map(len, rows), default=0))]
     return ['  ' + '  '.join(c.ljust(w) for c,w in zip(r, width)).rstrip() for r in rows]
 
-def _shown(v): return 'none' if v is None else ' '.join(str(v).lower().split()) if isinstance(v, bool) else ' '.join(str(v).split())
+def _shown(v):
+    return ('none' if v is None else ' '.join(str(v).lower().split()) if isinstance(v, bool)
+            else ' '.join(str(v).split()))
 
 def _comments(file):
     "What stands as a comment below each header of a settings file: its first sentence"
     out,here,open_ = {}, None, False
     for line in file.read_text(encoding='utf-8-sig', errors='replace').split('\n'):
         text = line.strip()
-        if text.startswith('[') and ']' in text: here,open_ = ':'.join(t.strip() for t in text[1:text.rindex(']')].split(':', 1)), True
+        if text.startswith('[') and ']' in text:
+            here,open_ = ':'.join(t.strip() for t in text[1:text.rindex(']')].split(':', 1)), True
         elif open_ and text[:1] in '#;' and text: out.setdefault(here, []).append(text.lstrip('#; '))
         else: open_ = False
     return {k: (' '.join(v).split('. ')[0].rstrip('.') if v else '') for k,v in out.items()}
@@ -138,7 +155,8 @@ def _comments(file):
 # %% ../../nbs/lab/19_cli.ipynb #832f4a34
 @app.command()
 def init(
-    out:Path=typer.Option('.', '--out', metavar='FILE|FOLDER', help="Where to: a new file, or a folder, which gets settings.ini."),
+    out:Path=typer.Option('.', '--out', metavar='FILE|FOLDER',
+                          help="Where to: a new file, or a folder, which gets settings.ini."),
     as_json:bool=_json,
 ):
     """Write a settings file with comments, to be changed. It never overwrites one.
@@ -157,9 +175,12 @@ def init(
         text = package_settings().read_bytes()
         try:
             with open(file, 'xb') as f: f.write(text)
-        except FileExistsError: raise ValueError(f"{file} is there already, and is left as it is. Give another name with --out.") from None
-        except FileNotFoundError: raise ValueError(f"{file} can't be written: there is no folder {file.parent}.") from None
-        answer(dict(file=file), f"wrote {file}; proxy-attention check says whether it is right, proxy-attention list what it describes")
+        except FileExistsError:
+            raise ValueError(f"{file} is there already, and is left as it is. Give another name with --out.") from None
+        except FileNotFoundError:
+            raise ValueError(f"{file} can't be written: there is no folder {file.parent}.") from None
+        answer(dict(file=file), f"wrote {file}; proxy-attention check says whether it is right, "
+                                "proxy-attention list what it describes")
 
 # %% ../../nbs/lab/19_cli.ipynb #54363cf8
 @app.command()
@@ -182,8 +203,11 @@ def check(settings:Optional[Path]=_settings, as_json:bool=_json):
         except SettingsError as e: problems = e.problems
         counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
-        good = f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} {'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file})"
-        answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()}, problems=[p.to_dict() for p in problems]), '\n'.join(map(str, problems)) or good, 2 if problems else 0)
+        good = (f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} "
+                f"{'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file})")
+        answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
+                    problems=[p.to_dict() for p in problems]),
+               '\n'.join(map(str, problems)) or good, 2 if problems else 0)
 
 def _unknown_names(file):
     "What only the libraries know: is there such a network, method, source?"
@@ -196,7 +220,8 @@ def _unknown_names(file):
         conf = load_experiment(name, file.file)
         for kind,key,value,message in [*check_names(conf), *wrong_amounts(conf, *known_amounts(conf))]:
             ref = name if kind == 'experiment' else getattr(conf.experiment, kind)
-            problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key, None if value is None else str(value))
+            problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key,
+                                   None if value is None else str(value))
             if problem not in out: out.append(problem)
     return sorted(out, key=lambda p: p.line or 0)
 
@@ -224,9 +249,11 @@ def show(
         text = [f"# {conf.file}"]
         for kind in dict.fromkeys(r[0] for r in rows):
             own = [r for r in rows if r[0] == kind]
-            text += [f"\n[{kind}:{own[0][1]}]", *_aligned([(f"{key} = {_shown(v)}", f"# {where}") for _,_,key,v,where in own])]
+            text += [f"\n[{kind}:{own[0][1]}]",
+                     *_aligned([(f"{key} = {_shown(v)}", f"# {where}") for _,_,key,v,where in own])]
         answer(dict(experiment=conf.name, file=conf.file, settings=conf.model_dump(),
-                    values=[dict(kind=k, section=s, key=key, value=v, where=w) for k,s,key,v,w in rows]), '\n'.join(text))
+                    values=[dict(kind=k, section=s, key=key, value=v, where=w) for k,s,key,v,w in rows]),
+               '\n'.join(text))
 
 # %% ../../nbs/lab/19_cli.ipynb #545b2dc2
 def _is_busy(folder):
@@ -252,21 +279,27 @@ def _runs_in(folder):
 def _comparisons_in(folder):
     "The comparisons of a folder, in short"
     from proxy_attention.lab.compare_page import comparison_summary, is_comparison, read_comparison
-    return [comparison_summary(read_comparison(f)) for f in sorted(folder.iterdir()) if is_comparison(f)] if folder.is_dir() else []
+    return [comparison_summary(read_comparison(f)) for f in sorted(folder.iterdir())
+            if is_comparison(f)] if folder.is_dir() else []
 
 def _sweeps_in(folder):
     "The sweeps of a folder, in short"
     from proxy_attention.lab.report import _read_lines, record_kind
-    found = [(f, _read_lines(f/'record.jsonl')) for f in sorted(folder.iterdir()) if record_kind(f) == 'sweep'] if folder.is_dir() else []
-    state = lambda n,of: 'done' if n >= of else f'{n} of {of} trials'
-    return [dict(sweep=f.name, state=state(last.get('trials', 0), head['trials']), objective=head['objective'], **{k: last.get(k) for k in ('value', 'params')}) for f,(head,*_,last) in found]
+    found = [(f, _read_lines(f/'record.jsonl')) for f in sorted(folder.iterdir())
+             if record_kind(f) == 'sweep'] if folder.is_dir() else []
+    def state(n, of): return 'done' if n >= of else f'{n} of {of} trials'
+    return [dict(sweep=f.name, state=state(last.get('trials', 0), head['trials']), objective=head['objective'],
+                 **{k: last.get(k) for k in ('value', 'params')})
+            for f,(head,*_,last) in found]
 
 def _run_row(s):
     test = '–' if s['test_accuracy'] is None else f"{s['test_accuracy']:.1%}"
     between = '' if s['test_low'] is None else f"({s['test_low']:.1%} to {s['test_high']:.1%})"
-    return s['run'], s['state'] if s['done'] or not s['next'] else f"{s['state']} at {s['next']}", f"{'validation' if s['tested_on'] == 'valid' else 'test'} {test}", between, _shown(s['started'] or '')
+    return (s['run'], s['state'] if s['done'] or not s['next'] else f"{s['state']} at {s['next']}",
+            f"{'validation' if s['tested_on'] == 'valid' else 'test'} {test}", between, _shown(s['started'] or ''))
 
-_titles = dict(experiment='experiments', data='data sets', model='networks', proxy='proxy policies', comparison='comparisons of the study', sweep='sweeps')
+_titles = dict(experiment='experiments', data='data sets', model='networks', proxy='proxy policies',
+               comparison='comparisons of the study', sweep='sweeps')
 
 @app.command('list')
 def list_(
@@ -274,7 +307,8 @@ def list_(
     runs:Path=typer.Option('runs', '--runs', metavar='FOLDER', help="Where the runs are."),
     as_json:bool=_json,
 ):
-    """List experiments, data sets, networks and policies of the settings file, the arms of a comparison, and runs, comparisons and sweeps with their state.
+    """List experiments, data sets, networks and policies of the settings file, the arms of a comparison, and runs,
+    comparisons and sweeps with their state.
 
     \b
     Examples:
@@ -288,34 +322,52 @@ def list_(
         from proxy_attention.lab.config import SettingsFile, refs
         file = SettingsFile(settings)
         said,found,compared,swept = _comments(file.file), _runs_in(runs), _comparisons_in(runs), _sweeps_in(runs)
-        names = dict(experiment=refs, data=('source',), model=('arch',), proxy=('method', 'scout', 'scout_select', 'select'), comparison=('experiment', 'change'), sweep=('experiment',))
+        names = dict(experiment=refs, data=('source',), model=('arch',),
+                     proxy=('method', 'scout', 'scout_select', 'select'),
+                     comparison=('experiment', 'change'), sweep=('experiment',))
         values,text = {}, [f"{file.file}"]
         for kind,title in _titles.items():
-            rows = {n: ({k: v[k].strip() for k in names[kind] if v.get(k, '').strip()}, said.get(f'{kind}:{n}', '')) for n,v in file.raw[kind].items()}
-            values[title.replace(' ', '_')] = [dict(name=n, **about, comment=comment) for n,(about,comment) in rows.items()]
-            text += [f"\n{title}", *_aligned([(n, ', '.join(_shown(v) for v in about.values() if v != 'off'), _cut(comment)) for n,(about,comment) in rows.items()])]
+            rows = {n: ({k: v[k].strip() for k in names[kind] if v.get(k, '').strip()}, said.get(f'{kind}:{n}', ''))
+                    for n,v in file.raw[kind].items()}
+            values[title.replace(' ', '_')] = [dict(name=n, **about, comment=comment)
+                                               for n,(about,comment) in rows.items()]
+            text += [f"\n{title}", *_aligned([(n, ', '.join(_shown(v) for v in about.values() if v != 'off'),
+                                               _cut(comment)) for n,(about,comment) in rows.items()])]
         values['arms'] = [dict(name=n, kind=kind, about=words) for n,(kind,words) in about_arms.items()]
-        text += ["\narms of a comparison (every policy above is one, too)", *_aligned([(a['name'], a['kind'], _cut(a['about'])) for a in values['arms']])]
+        text += ["\narms of a comparison (every policy above is one, too)",
+                 *_aligned([(a['name'], a['kind'], _cut(a['about'])) for a in values['arms']])]
         text += [f"\nruns in {runs}", *_aligned([_run_row(s) for s in found])] if found else [f"\nno runs in {runs}"]
-        if compared: text += [f"\ncomparisons in {runs}", *_aligned([(s['comparison'], s['state'], s['verdict'][0]) for s in compared])]
-        if swept: text += [f"\nsweeps in {runs}", *_aligned([(s['sweep'], s['state'], '' if s['value'] is None else f"best {s['objective']} {s['value']:.4g}") for s in swept])]
-        if file.problems: text.append(f"\n{len(file.problems)} thing{'s are' if len(file.problems) > 1 else ' is'} wrong with {file.file}: proxy-attention check says what")
-        answer(dict(file=file.file, **values, runs=found, comparisons=compared, swept=swept, problems=len(file.problems)), '\n'.join(text))
+        if compared:
+            text += [f"\ncomparisons in {runs}",
+                     *_aligned([(s['comparison'], s['state'], s['verdict'][0]) for s in compared])]
+        if swept:
+            text += [f"\nsweeps in {runs}",
+                     *_aligned([(s['sweep'], s['state'],
+                                 '' if s['value'] is None else f"best {s['objective']} {s['value']:.4g}")
+                                for s in swept])]
+        if file.problems:
+            text.append(f"\n{len(file.problems)} thing{'s are' if len(file.problems) > 1 else ' is'} wrong with "
+                        f"{file.file}: proxy-attention check says what")
+        answer(dict(file=file.file, **values, runs=found, comparisons=compared, swept=swept,
+                    problems=len(file.problems)), '\n'.join(text))
 
 def _cut(text, most=90): return text if len(text) <= most else text[:most-1].rstrip(' ,;:') + '…'
 
 # %% ../../nbs/lab/19_cli.ipynb #721a3ab1
-_data = typer.Option('data', '--data', metavar='FOLDER', help="Folder for data sets that are generated, unpacked or downloaded.")
+_data = typer.Option('data', '--data', metavar='FOLDER',
+                     help="Folder for data sets that are generated, unpacked or downloaded.")
 
 def _again(command, experiment, changes, **flags):
     "The command that goes on with what this one began"
     more = [x for flag,v in flags.items() if v is not None for x in (f"--{flag.replace('_', '-')}", str(v))]
-    return shlex.join(['proxy-attention', command, experiment, *more, *(x for c in changes or () for x in ('--set', c))])
+    return shlex.join(['proxy-attention', command, experiment, *more,
+                       *(x for c in changes or () for x in ('--set', c))])
 
 @app.command()
 def run(
     experiment:str=typer.Argument(..., help="Name of an [experiment:NAME] section."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER', help="Folder of the run (default: runs/EXPERIMENT)."),
+    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER',
+                                    help="Folder of the run (default: runs/EXPERIMENT)."),
     changes:Optional[List[str]]=_changes,
     settings:Optional[Path]=_settings,
     data:Path=_data,
@@ -331,24 +383,29 @@ def run(
       proxy-attention run asl --again
       proxy-attention run asl --json > asl.json
     \b
-    Exit codes: 0 done, 2 something is wrong with settings, data or folder, 130 stopped with Ctrl-C (the same command goes on).
+    Exit codes: 0 done, 2 something is wrong with settings, data or folder,
+    130 stopped with Ctrl-C (the same command goes on).
     """
-    command = _again('run', experiment, changes, out=out, settings=settings, data=None if data == Path('data') else data)
+    command = _again('run', experiment, changes, out=out, settings=settings,
+                     data=None if data == Path('data') else data)
     with _answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config import load_experiment
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
         warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.experiment import run_experiment
-        folder = run_experiment(experiment, settings=settings, out=out, overrides=changes or (), data=data, again=again, say=answer.say)
+        folder = run_experiment(experiment, settings=settings, out=out, overrides=changes or (), data=data, again=again,
+                                say=answer.say)
         from proxy_attention.lab.report import read_records, summary, table_text, verdict, write_report
         page,records = write_report(folder), read_records(folder)
-        answer(dict(**summary(folder), verdict=verdict(records), page=page), '\n'.join(['', table_text(records), '', *verdict(records), '', f"page   {page}"]))
+        answer(dict(**summary(folder), verdict=verdict(records), page=page),
+               '\n'.join(['', table_text(records), '', *verdict(records), '', f"page   {page}"]))
 
 # %% ../../nbs/lab/19_cli.ipynb #c63016fb
 def _names(text, flag):
     "Words between commas"
     names = [t.strip() for t in text.split(',')]
-    if not all(names): raise ValueError(f"{flag} {text!r}: names between commas, as none,early_look, with nothing left out.")
+    if not all(names):
+        raise ValueError(f"{flag} {text!r}: names between commas, as none,early_look, with nothing left out.")
     return names
 
 def _numbers(text, flag):
@@ -359,22 +416,32 @@ def _numbers(text, flag):
 @app.command()
 def compare(
     experiment:str=typer.Argument(..., help="Name of an [experiment:NAME] section; its policy is what controls vary."),
-    arms:str=typer.Option(..., '--arms', metavar='A,B,...', help="Arms, from those below or [proxy:NAME] sections; none is always among them."),
-    seeds:Optional[int]=typer.Option(None, '--seeds', metavar='N', help="So many seeds, from the experiment's on (default: 5)."),
+    arms:str=typer.Option(..., '--arms', metavar='A,B,...',
+                          help="Arms, from those below or [proxy:NAME] sections; none is always among them."),
+    seeds:Optional[int]=typer.Option(None, '--seeds', metavar='N',
+                                     help="So many seeds, from the experiment's on (default: 5)."),
     seed_list:Optional[str]=typer.Option(None, '--seed-list', metavar='0,3,7', help="These seeds instead."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER', help="Folder of the comparison (default: runs/compare_EXPERIMENT)."),
+    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER',
+                                    help="Folder of the comparison (default: runs/compare_EXPERIMENT)."),
     changes:Optional[List[str]]=_changes,
     settings:Optional[Path]=_settings,
     data:Path=_data,
-    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N', help="Runs at the same time, one thread each (default: one a core)."),
-    interval:str=typer.Option('t', '--interval', metavar='NAME', help="Of the differences: t (default), or bootstrap-t, which asks for no normal distribution."),
-    margin:Optional[float]=typer.Option(None, '--margin', metavar='SHARE',
-                                        help="Also judge whether arms are not worse: is a loss of accuracy as large as this ruled out? 0.005: half a point."),
+    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N',
+                                    help="Runs at the same time, one thread each (default: one a core)."),
+    interval:str=typer.Option(
+        't', '--interval', metavar='NAME',
+        help="Of the differences: t (default), or bootstrap-t, which asks for no normal distribution."),
+    margin:Optional[float]=typer.Option(
+        None, '--margin', metavar='SHARE',
+        help="Also judge whether arms are not worse: is a loss of accuracy as large as this ruled out? "
+             "0.005: half a point."),
     as_json:bool=_json,
 ):
-    """Train arms with the same seeds, split, initial weights and optimizer steps, and judge each against no proxies and the best control.
+    """Train arms with the same seeds, split, initial weights and optimizer steps, and judge each against no proxies
+    and the best control.
 
-    What was stopped goes on where it was; arms, seeds and a margin may be added later. At the end: a table, and a page (report.html).
+    What was stopped goes on where it was; arms, seeds and a margin may be added later. At the end: a table, and a page
+    (report.html).
 
     \b
     ARMS
@@ -385,28 +452,36 @@ def compare(
       proxy-attention compare vit --arms masktune,my_policy --seeds 10 --interval bootstrap-t --jobs 1 --json > vit.json
       proxy-attention compare asl --arms unsure --seeds 10 --margin 0.005
     \b
-    Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed, 130 stopped with Ctrl-C (the same command goes on).
+    Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed,
+    130 stopped with Ctrl-C (the same command goes on).
     """
-    command = _again('compare', experiment, changes, arms=arms, seeds=seeds, seed_list=seed_list, out=out, settings=settings, data=None if data == Path('data') else data,
+    command = _again('compare', experiment, changes, arms=arms, seeds=seeds, seed_list=seed_list, out=out,
+                     settings=settings, data=None if data == Path('data') else data,
                      jobs=jobs, interval=None if interval == 't' else interval, margin=margin)
     with _answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         if seeds is not None and seed_list is not None: raise ValueError("--seeds and --seed-list: give one of them.")
-        names,which = _names(arms, '--arms'), _numbers(seed_list, '--seed-list') if seed_list is not None else 5 if seeds is None else seeds
+        names,which = (_names(arms, '--arms'), _numbers(seed_list, '--seed-list') if seed_list is not None
+                       else 5 if seeds is None else seeds)
         from proxy_attention.lab.config import load_experiment
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
         warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare import compare, comparison_text
-        folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin, say=answer.say)
-        from proxy_attention.lab.compare_page import comparison_summary, comparison_verdict, read_comparison, write_compare_report
+        folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin,
+                         say=answer.say)
+        from proxy_attention.lab.compare_page import (comparison_summary, comparison_verdict, read_comparison,
+                                                      write_compare_report)
         page,found = write_compare_report(folder), read_comparison(folder)
-        answer(comparison_summary(found) | dict(page=page), '\n'.join(['', comparison_text(folder), '', *comparison_verdict(found), '', f"page   {page}"]))
+        answer(comparison_summary(found) | dict(page=page),
+               '\n'.join(['', comparison_text(folder), '', *comparison_verdict(found), '', f"page   {page}"]))
 
 def _arms_help(doc):
     "The arms by name in the help of `compare`"
     from textwrap import wrap
     from proxy_attention.lab.arms import about_arms
     kinds = dict.fromkeys(kind for kind,_ in about_arms.values())
-    lines = [line for k in kinds for line in wrap(f"{k}: {', '.join(a for a,(kind,_) in about_arms.items() if kind == k)}", 76, initial_indent='      ', subsequent_indent='        ')]
+    lines = [line for k in kinds
+             for line in wrap(f"{k}: {', '.join(a for a,(kind,_) in about_arms.items() if kind == k)}", 76,
+                              initial_indent='      ', subsequent_indent='        ')]
     return doc.replace('    ARMS', '\n'.join(['    Arms (proxy-attention list says what each does):', *lines]))
 
 compare.__doc__ = _arms_help(compare.__doc__)
@@ -415,18 +490,22 @@ compare.__doc__ = _arms_help(compare.__doc__)
 @app.command()
 def sweep(
     name:str=typer.Argument(..., help="Name of a [sweep:NAME] section."),
-    trials:Optional[int]=typer.Option(None, '--trials', metavar='N', help="How many policies are tried (default: the section's)."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER', help="Folder of the sweep (default: runs/sweep_NAME)."),
+    trials:Optional[int]=typer.Option(None, '--trials', metavar='N',
+                                      help="How many policies are tried (default: the section's)."),
+    out:Optional[Path]=typer.Option(None, '--out', metavar='FOLDER',
+                                    help="Folder of the sweep (default: runs/sweep_NAME)."),
     changes:Optional[List[str]]=_changes,
     settings:Optional[Path]=_settings,
     data:Path=_data,
-    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N', help="Trials at the same time, one thread each (default: one a core)."),
+    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N',
+                                    help="Trials at the same time, one thread each (default: one a core)."),
     as_json:bool=_json,
 ):
     """Search for a policy with Optuna: each trial is one, with the same seeds and optimizer steps as the others.
 
-    What was stopped goes on where it was; more trials may be asked for later. At the end: a table, sweep.png, and the best policy as a section of a settings file.
-    The search uses the test split of its experiments up: confirm what it finds on other data, with compare. Needs pip install 'proxy_attention[sweep]'.
+    What was stopped goes on where it was; more trials may be asked for later. At the end: a table, sweep.png, and the
+    best policy as a section of a settings file. The search uses the test split of its experiments up: confirm what it
+    finds on other data, with compare. Needs pip install 'proxy_attention[sweep]'.
 
     \b
     Examples:
@@ -434,9 +513,11 @@ def sweep(
       proxy-attention sweep policy --trials 20 --jobs 2 --json
       proxy-attention sweep policy --set sweep.seeds=3 --set sweep.area=0.05..0.2 --set steps=480 --out runs/finer
     \b
-    Exit codes: 0 done, 2 something is wrong with settings, data or folder or all trials failed, 130 stopped with Ctrl-C (the same command goes on).
+    Exit codes: 0 done, 2 something is wrong with settings, data or folder or all trials failed,
+    130 stopped with Ctrl-C (the same command goes on).
     """
-    command = _again('sweep', name, changes, trials=trials, out=out, settings=settings, data=None if data == Path('data') else data, jobs=jobs)
+    command = _again('sweep', name, changes, trials=trials, out=out, settings=settings,
+                     data=None if data == Path('data') else data, jobs=jobs)
     with _answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config import load_sweep
         load_sweep(name, settings, changes or ()) # Before the slow imports
@@ -449,18 +530,22 @@ def sweep(
 # %% ../../nbs/lab/19_cli.ipynb #ac6d6f0e
 @app.command()
 def study(
-    names:Optional[List[str]]=typer.Argument(None, metavar='[NAME...]', help="Names of [comparison:NAME] sections (default: all)."),
-    records:Path=typer.Option('results/study', '--records', metavar='FOLDER', help="Where the records are, and the report."),
+    names:Optional[List[str]]=typer.Argument(None, metavar='[NAME...]',
+                                             help="Names of [comparison:NAME] sections (default: all)."),
+    records:Path=typer.Option('results/study', '--records', metavar='FOLDER',
+                              help="Where the records are, and the report."),
     out:Path=typer.Option('runs/study', '--out', metavar='FOLDER', help="Where the runs are."),
     only_report:bool=typer.Option(False, '--report', help="Run nothing: make the report from the records."),
     settings:Optional[Path]=_settings,
     data:Path=_data,
-    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N', help="Runs at the same time, one thread each (default: one a core)."),
+    jobs:Optional[int]=typer.Option(None, '--jobs', metavar='N',
+                                    help="Runs at the same time, one thread each (default: one a core)."),
     as_json:bool=_json,
 ):
     """Run the comparisons that the settings list, and report all of them.
 
-    Results that a record holds already, made with the same settings, are not made again: a study can be stopped, and go on another day or elsewhere.
+    Results that a record holds already, made with the same settings, are not made again: a study can be stopped, and
+    go on another day or elsewhere.
 
     \b
     Examples:
@@ -468,7 +553,8 @@ def study(
       proxy-attention study digits_95 digits_0 --jobs 2
       proxy-attention study --report
     \b
-    Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed, 130 stopped with Ctrl-C (the same command goes on).
+    Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed,
+    130 stopped with Ctrl-C (the same command goes on).
     """
     with _answering(as_json, "stopped; the same command goes on from here") as answer:
         warnings.filterwarnings('ignore', category=FutureWarning)
@@ -484,14 +570,19 @@ def _free_for_a_page(file):
     if not file.exists(): return
     if file.is_dir(): raise ValueError(f"--out {file} is a folder; give the name of a file, as {file/'report.html'}.")
     with open(file, encoding='utf-8', errors='replace') as f:
-        if 'name="generator" content="proxy_attention' not in f.read(1000): raise ValueError(f"{file} is there already and not a page of ours; it is left as it is. Give another name with --out.")
+        if 'name="generator" content="proxy_attention' not in f.read(1000):
+            raise ValueError(f"{file} is there already and not a page of ours; it is left as it is. "
+                             "Give another name with --out.")
 
 def _own_page(run): return (run if run.is_dir() else run.parent)/'report.html'
 
 @app.command()
 def report(
-    runs:List[Path]=typer.Argument(..., metavar='RUN...', help="Folders of runs, of a demo or a comparison; or a record.jsonl."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FILE', help="The page (default: report.html, in the folder of a single run, else here)."),
+    runs:List[Path]=typer.Argument(..., metavar='RUN...',
+                                   help="Folders of runs, of a demo or a comparison; or a record.jsonl."),
+    out:Optional[Path]=typer.Option(
+        None, '--out', metavar='FILE',
+        help="The page (default: report.html, in the folder of a single run, else here)."),
     as_json:bool=_json,
 ):
     """Write the page of a run, of a comparison, or of several runs side by side: one HTML file that needs no other.
@@ -506,37 +597,48 @@ def report(
     Exit codes: 0 written, 2 not a run, or the page can't be written.
     """
     with _answering(as_json) as answer:
-        from proxy_attention.lab.compare_page import comparison_summary, comparison_verdict, is_comparison, read_comparison
+        from proxy_attention.lab.compare_page import (comparison_summary, comparison_verdict, is_comparison,
+                                                      read_comparison)
         from proxy_attention.lab.report import read_records, summary, verdict, write_report
         if out is None and len(runs) > 1: out = Path('report.html')
         _free_for_a_page(_own_page(runs[0]) if out is None else out)
         page = write_report(runs[0] if len(runs) == 1 else runs, out)
         if len(runs) == 1 and is_comparison(runs[0]):
             found = read_comparison(runs[0])
-            return answer(comparison_summary(found) | dict(page=page), '\n'.join([comparison_verdict(found)[0], f"page   {page}"]))
+            return answer(comparison_summary(found) | dict(page=page),
+                          '\n'.join([comparison_verdict(found)[0], f"page   {page}"]))
         said = [(f"{r}: " if len(runs) > 1 else '') + verdict(read_records(r))[0] for r in runs]
         answer(dict(page=page, runs=[summary(r) for r in runs]), '\n'.join([*said, f"page   {page}"]))
 
 # %% ../../nbs/lab/19_cli.ipynb #aef5fcb7
 @app.command()
 def agree(
-    reference:Path=typer.Argument(..., metavar='REFERENCE', help="Folder of a finished run, such as a ViT's: its maps are the measure."),
-    runs:List[Path]=typer.Argument(..., metavar='RUN...', help="Folders of finished runs; that of a comparison stands for all of its runs."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FILE', help="The record, JSON lines (default: runs/agreement_REFERENCE.jsonl)."),
-    images:Optional[int]=typer.Option(None, '--images', metavar='N', help="At most so many test images, evenly spaced (default: all)."),
-    on:Optional[Path]=typer.Option(None, '--on', metavar='RUN', help="Look at this run's test images (default: the reference's)."),
-    method:Optional[str]=typer.Option(None, '--method', metavar='NAME', help="Saliency method for the runs (default: one that none of them erased by)."),
+    reference:Path=typer.Argument(..., metavar='REFERENCE',
+                                  help="Folder of a finished run, such as a ViT's: its maps are the measure."),
+    runs:List[Path]=typer.Argument(..., metavar='RUN...',
+                                   help="Folders of finished runs; that of a comparison stands for all of its runs."),
+    out:Optional[Path]=typer.Option(None, '--out', metavar='FILE',
+                                    help="The record, JSON lines (default: runs/agreement_REFERENCE.jsonl)."),
+    images:Optional[int]=typer.Option(None, '--images', metavar='N',
+                                      help="At most so many test images, evenly spaced (default: all)."),
+    on:Optional[Path]=typer.Option(None, '--on', metavar='RUN',
+                                   help="Look at this run's test images (default: the reference's)."),
+    method:Optional[str]=typer.Option(
+        None, '--method', metavar='NAME',
+        help="Saliency method for the runs (default: one that none of them erased by)."),
     data:Path=_data,
     as_json:bool=_json,
 ):
-    """Lay the maps of runs beside those of a reference network: do networks trained with proxies look more like it than those without?
+    """Lay the maps of runs beside those of a reference network: do networks trained with proxies look more like it
+    than those without?
 
-    All are looked at on the same test images, which by content must be test images of every run. Arms are paired with none by seed.
+    All are looked at on the same test images, which by content must be test images of every run. Arms are paired with
+    none by seed.
 
     \b
     Examples:
       proxy-attention agree runs/vit_plain runs/compare_shortcut
-      proxy-attention agree runs/vit_plain runs/compare_shortcut/arms/none/* runs/compare_shortcut/arms/early_look/* --images 200
+      proxy-attention agree runs/vit_plain runs/compare_shortcut/arms/{none,early_look}/* --images 200
       proxy-attention agree runs/vit_plain runs/shortcut --out shortcut.jsonl --json
     \b
     Exit codes: 0 done, 2 not a finished run, or their test images aren't the same.
@@ -546,27 +648,30 @@ def agree(
         from proxy_attention.lab.agreement import agreement, agreement_text, agreement_verdict, default_out
         file = default_out(reference) if out is None else out
         lines = agreement(reference, runs, file, images, on, method, data, answer.say)
-        of = lambda kind: [{k: v for k,v in o.items() if k != 'kind'} for o in lines if o['kind'] == kind]
-        values = dict(record=file, command=lines[0]['command'], images=lines[0]['images'], reference=of('reference')[0], runs=of('result'), arms=of('verdict'))
+        def of(kind): return [{k: v for k,v in o.items() if k != 'kind'} for o in lines if o['kind'] == kind]
+        values = dict(record=file, command=lines[0]['command'], images=lines[0]['images'],
+                      reference=of('reference')[0], runs=of('result'), arms=of('verdict'))
         said = agreement_verdict(lines)
         answer(values | dict(verdict=said), '\n'.join(['', agreement_text(lines), '', *said, '', f"record   {file}"]))
 
 # %% ../../nbs/lab/19_cli.ipynb #31bb509d
 @app.command()
 def second(
-    runs:List[Path]=typer.Argument(..., metavar='RUN...', help="Folders of finished runs; that of a comparison stands for all of its runs."),
+    runs:List[Path]=typer.Argument(..., metavar='RUN...',
+                                   help="Folders of finished runs; that of a comparison stands for all of its runs."),
     task:str=typer.Option(..., '--task', metavar='NAME', help="The second task: a [data:NAME] section."),
     steps:int=typer.Option(200, '--steps', metavar='N', help="Optimizer steps of the second task."),
     lr:Optional[float]=typer.Option(None, '--lr', metavar='X', help="Largest learning rate (default: each run's own)."),
-    out:Optional[Path]=typer.Option(None, '--out', metavar='FILE', help="The record, JSON lines (default: runs/second_NAME.jsonl)."),
+    out:Optional[Path]=typer.Option(None, '--out', metavar='FILE',
+                                    help="The record, JSON lines (default: runs/second_NAME.jsonl)."),
     settings:Optional[Path]=_settings,
     data:Path=_data,
     as_json:bool=_json,
 ):
     """Teach finished runs a second task: how well do they learn it, and what do they keep of the first?
 
-    Each gets a new head and learns the other data set; then its old head is put back and the first test is taken again. Arms are paired with none by seed, and stand
-    beside fresh, the same networks without a first task.
+    Each gets a new head and learns the other data set; then its old head is put back and the first test is taken again.
+    Arms are paired with none by seed, and stand beside fresh, the same networks without a first task.
 
     \b
     Examples:
@@ -580,13 +685,15 @@ def second(
         from proxy_attention.lab.second import default_out, second_task, second_text
         file = default_out(task) if out is None else out
         lines = second_task(runs, task, steps, lr, file, settings, data, answer.say)
-        of = lambda kind: [{k: v for k,v in o.items() if k != 'kind'} for o in lines if o['kind'] == kind]
-        answer(dict(record=file, command=lines[0]['command'], runs=of('result'), arms=of('verdict')), '\n'.join(['', second_text(lines), '', f"record   {file}"]))
+        def of(kind): return [{k: v for k,v in o.items() if k != 'kind'} for o in lines if o['kind'] == kind]
+        answer(dict(record=file, command=lines[0]['command'], runs=of('result'), arms=of('verdict')),
+               '\n'.join(['', second_text(lines), '', f"record   {file}"]))
 
 # %% ../../nbs/lab/19_cli.ipynb #5651231b
 @app.command()
 def audit(
-    folder:Path=typer.Argument(..., metavar='RUN', help="Folder of a run, or of copies that the library made (as in .proxies)."),
+    folder:Path=typer.Argument(..., metavar='RUN',
+                               help="Folder of a run, or of copies that the library made (as in .proxies)."),
     near:bool=typer.Option(True, '--near/--no-near', help="Look for images across the split that look alike?"),
     as_json:bool=_json,
 ):
@@ -606,18 +713,22 @@ def audit(
         found = _audited(folder, 4 if near else None)
         pairs = [f"look-alike across the split: {a} ~ {b}" for a,b in found.near]
         more = [f"and {len(pairs)-20} more look-alikes (all of them with --json)"] if len(pairs) > 20 else []
-        answer(dict(folder=folder, ok=bool(found), **found.to_dict()), '\n'.join([str(found).splitlines()[0], *found.problems, *pairs[:20], *more]), 0 if found else 1)
+        answer(dict(folder=folder, ok=bool(found), **found.to_dict()),
+               '\n'.join([str(found).splitlines()[0], *found.problems, *pairs[:20], *more]), 0 if found else 1)
 
 def _audited(folder, near):
     "The audit of a lab's run, or of a folder of copies"
     warnings.filterwarnings('ignore', category=FutureWarning)
     if (folder/'config.json').is_file():
-        if not (folder/'split.json').is_file(): raise ValueError(f"{folder} has no split.json: without it nothing can be proven.")
+        if not (folder/'split.json').is_file():
+            raise ValueError(f"{folder} has no split.json: without it nothing can be proven.")
         from proxy_attention.lab.splits import audit_run
         return audit_run(folder, near=near)
     from proxy_attention.audit import audit as audit_copies
     from proxy_attention.store import MARKER, read_marker
-    if read_marker(folder) is None: raise ValueError(f"{folder} is neither the folder of a run (config.json, split.json) nor one of copies ({MARKER}).")
+    if read_marker(folder) is None:
+        raise ValueError(f"{folder} is neither the folder of a run (config.json, split.json) "
+                         f"nor one of copies ({MARKER}).")
     return audit_copies(folder, near=near)
 
 # %% ../../nbs/lab/19_cli.ipynb #f96474e8
@@ -640,11 +751,13 @@ def clean(
     """
     with _answering(as_json) as answer:
         from proxy_attention.lab.runs import RunError, clean_run, is_run
-        if bad := [f for f in runs if not is_run(f)]: raise RunError(f"{', '.join(map(str, bad))}: not the folder of a run; nothing is deleted.")
+        if bad := [f for f in runs if not is_run(f)]:
+            raise RunError(f"{', '.join(map(str, bad))}: not the folder of a run; nothing is deleted.")
         if as_json and not yes: raise ValueError("--json can't ask: add --yes.")
         if not yes and not typer.confirm(f"Delete {', '.join(map(str, runs))}?"): return answer({}, "nothing deleted")
         for f in runs: clean_run(f)
-        answer(dict(deleted=runs, left=[f for f in runs if f.exists()]), '\n'.join(f"deleted {f}" + (" (other files in it stay)" if f.exists() else '') for f in runs))
+        answer(dict(deleted=runs, left=[f for f in runs if f.exists()]),
+               '\n'.join(f"deleted {f}" + (" (other files in it stay)" if f.exists() else '') for f in runs))
 
 # %% ../../nbs/lab/19_cli.ipynb #8aef2ca2
 @app.command()
@@ -673,5 +786,6 @@ def purge(
 def main():
     "Entry point of the command `proxy-attention`"
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError): stream.reconfigure(errors='replace') # A terminal without arrows must not stop a run
+        # A terminal without arrows must not stop a run
+        with contextlib.suppress(AttributeError, ValueError): stream.reconfigure(errors='replace')
     app(prog_name='proxy-attention')

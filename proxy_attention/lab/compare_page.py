@@ -16,25 +16,28 @@ import proxy_attention
 from .arms import about_arm, arm_kind
 from .draw import bars, count, line_chart, num, secs, share, ticks, written
 from .stats import MIN_PAIRS, effect_sign
-from .report import _plural, _policy, _pts, _read_lines, _settings, _template, _write, at, is_comparison
+from .report import (_plural, _policy, _pts, _read_lines, _settings, _template, _write, at,
+                                        is_comparison)
 
 # %% ../../nbs/lab/18_compare_page.ipynb #195dd89d
 def read_comparison(
     folder, # Folder of a comparison, or its `record.jsonl`
 ) -> dict: # name, folder, about, arms, seeds, results, verdicts, missing
     "The record of a comparison, as far as it came"
-    if not is_comparison(folder): raise ValueError(f"{folder} is not the folder of a comparison: it has no record.jsonl of one.")
+    if not is_comparison(folder):
+        raise ValueError(f"{folder} is not the folder of a comparison: it has no record.jsonl of one.")
     folder = Path(folder)
     file,folder = (folder, folder.parent) if folder.is_file() else (folder/'record.jsonl', folder)
     lines = _read_lines(file)
     about = lines[0]
     results = {(str(o.get('arm')), str(o.get('seed'))): o for o in lines if o.get('kind') == 'result'}
     verdicts = {str(o.get('arm')): o for o in lines if o.get('kind') == 'verdict'}
-    listed = lambda key: list(map(str, about[key])) if isinstance(about.get(key), list) else []
+    def listed(key): return list(map(str, about[key])) if isinstance(about.get(key), list) else []
     arms = list(dict.fromkeys([*listed('arms'), *(a for a,_ in results)]))
     seeds = list(dict.fromkeys([*listed('seeds'), *(s for _,s in results)]))
     missing = {a: m for a in arms if (m := [s for s in seeds if (a, s) not in results])}
-    return dict(name=folder.resolve().name, folder=folder, about=about, arms=arms, seeds=seeds, results=results, verdicts=verdicts, missing=missing)
+    return dict(name=folder.resolve().name, folder=folder, about=about, arms=arms, seeds=seeds, results=results,
+                verdicts=verdicts, missing=missing)
 
 def _of(found, arm): return [found['results'][arm, s] for s in found['seeds'] if (arm, s) in found['results']]
 
@@ -51,7 +54,8 @@ def difference(
     "What a verdict says against `none`, or against the best control"
     d = at(verdict, f'against_{against}')
     if any(num(at(d, k)) is None for k in ('mean', 'low', 'high')): return None
-    return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')), cost=num(d.get('cost')), sign=effect_sign(d['low'], d['high'], num(d.get('n')) or 0))
+    return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')),
+                cost=num(d.get('cost')), sign=effect_sign(d['low'], d['high'], num(d.get('n')) or 0))
 
 def not_worse_of(
     verdict, # Line of kind 'verdict', or None
@@ -61,7 +65,8 @@ def not_worse_of(
     d = at(verdict, f'against_{against}')
     v = at(d, 'not_worse')
     if any(num(at(v, k)) is None for k in ('margin', 'bound')): return None
-    return dict(arm=str(d.get('arm')), margin=v['margin'], bound=v['bound'], shown=v['bound'] > -v['margin'], n=num(d.get('n')))
+    return dict(arm=str(d.get('arm')), margin=v['margin'], bound=v['bound'], shown=v['bound'] > -v['margin'],
+                n=num(d.get('n')))
 
 def _best(found):
     "The best control: the one that verdicts name, or the only one there is"
@@ -80,7 +85,8 @@ def _listed(words): return ', '.join(words[:-1]) + ' and ' + words[-1] if len(wo
 
 def _beaten(found):
     "Who beats the best control, who is beaten by it, and who neither"
-    tried = [(a, d) for a in found['arms'] if arm_kind(a) != 'control' and (d := difference(found['verdicts'].get(a), 'best'))]
+    tried = [(a, d) for a in found['arms']
+             if arm_kind(a) != 'control' and (d := difference(found['verdicts'].get(a), 'best'))]
     best = _best(found)
     if not tried: return [_untried(found)]
     control = f"the best control, {best} ({share(_average(found, best, 'test_accuracy'))} right)"
@@ -88,7 +94,8 @@ def _beaten(found):
     out = [f"{a} beats {control if i == 0 else best}: {_span(d)}{_time(d)}." for i,(a,d) in enumerate(wins)]
     if not wins: out.append(f"Not one arm is shown to beat {control}.")
     if level := [a for a,d in tried if d['sign'] == 0]: out.append(f"No effect shown against {best}: {_listed(level)}.")
-    if alone := [a for a in in_order(found) if arm_kind(a) != 'control' and a not in dict(tried)]: out.append(f"Not judged, for want of two seeds shared with {best}: {_listed(alone)}.")
+    if alone := [a for a in in_order(found) if arm_kind(a) != 'control' and a not in dict(tried)]:
+        out.append(f"Not judged, for want of two seeds shared with {best}: {_listed(alone)}.")
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _not_worse(found):
@@ -96,48 +103,61 @@ def _not_worse(found):
     best = _best(found)
     out,few = [], []
     for against,other in (('none', 'none'), ('best', best)):
-        asked = [(a, d) for a in found['arms'] if arm_kind(a) != 'control' and (d := not_worse_of(found['verdicts'].get(a), against))]
+        asked = [(a, d) for a in found['arms']
+                 if arm_kind(a) != 'control' and (d := not_worse_of(found['verdicts'].get(a), against))]
         if against == 'best' and best == 'none' or not asked: continue
         few += [d['n'] for _,d in asked if d['n'] is not None]
-        said = lambda which: _listed([f"{a} (bound {_pts(d['bound'])})" for a,d in asked if d['shown'] == which])
+        def said(which): return _listed([f"{a} (bound {_pts(d['bound'])})" for a,d in asked if d['shown'] == which])
         loss = f"not worse than {other} by {100*asked[0][1]['margin']:.4g} points or more"
-        out += [f"Shown to be {loss}: {said(True)}."]*bool(said(True)) + [f"Not shown to be {loss}: {said(False)}."]*bool(said(False))
-    rarely = f" {_plural(min(few), 'seed')} are fewer than 10, and so few rarely can show it." if few and min(few) < 10 else ''
+        out += ([f"Shown to be {loss}: {said(True)}."]*bool(said(True))
+                + [f"Not shown to be {loss}: {said(False)}."]*bool(said(False)))
+    rarely = (f" {_plural(min(few), 'seed')} are fewer than 10, and so few rarely can show it."
+              if few and min(few) < 10 else '')
     if out: out[-1] += f" The bound is one-sided, at 95%.{rarely}"
     return out
 
 def _without_copies(found):
     "Arms with proxies that trained on none"
     none = [a for a in in_order(found) if arm_kind(a) == 'proxies' and {_copies(o) for o in _of(found, a)} == {0}]
-    return [f"Equal to plain training, since {'they' if len(none) > 1 else 'it'} trained on no copies: {_listed(none)}."] if none else []
+    return [f"Equal to plain training, since {'they' if len(none) > 1 else 'it'} trained on no copies: "
+            f"{_listed(none)}."] if none else []
 
 def _untried(found):
     if not found['results']: return "There is no result yet."
-    if all(arm_kind(a) == 'control' for a in found['arms']): return "Only controls were compared, so there is no method to judge."
+    if all(arm_kind(a) == 'control' for a in found['arms']):
+        return "Only controls were compared, so there is no method to judge."
     return "There are no two seeds that a method and a control share, so there is no interval, and nothing is shown."
 
 def _caveats(found):
     "What an interval here is, and isn't"
-    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('none', 'best') if (d := difference(v, k))}.values())
+    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('none', 'best')
+                   if (d := difference(v, k))}.values())
     if not judged: return []
     pairs = sorted({d['n'] for d in judged if d['n'] is not None}) or [len(found['seeds'])]
     n = pairs[0]
     over = _plural(n, 'seed') if len(pairs) == 1 else f"{count(n)} to {_plural(pairs[-1], 'seed')}"
-    few = ' With so few the interval is wide, and leans on their differences being normally distributed.' if n < 5 else ''
+    few = (' With so few the interval is wide, and leans on their differences being normally distributed.'
+           if n < 5 else '')
     if n < MIN_PAIRS: few += f' From fewer than {MIN_PAIRS} no gain or loss is claimed.'
-    many = f" It is not adjusted for the number of arms: of the {len(judged)} intervals here one in twenty would leave 0 out if no arm differed from another." if len(judged) > 1 else ''
-    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {over}, on the same test images, and no narrower than so many images allow.{few}{many} The best control was picked by these "
-            "same results, which favours it."]
+    many = (f" It is not adjusted for the number of arms: of the {len(judged)} intervals here one in twenty would "
+            "leave 0 out if no arm differed from another." if len(judged) > 1 else '')
+    return [f"In brackets: the 95% interval ({found['about'].get('interval')}) of the paired difference over {over}, "
+            f"on the same test images, and no narrower than so many images allow.{few}{many} "
+            "The best control was picked by these same results, which favours it."]
 
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
-    first = lambda key: max((a for a in in_order(found) if _average(found, a, key) is not None), key=lambda a: _average(found, a, key), default=None)
+    def first(key):
+        return max((a for a in in_order(found) if _average(found, a, key) is not None),
+                   key=lambda a: _average(found, a, key), default=None)
     by_valid,by_test = first('valid_accuracy'), first('test_accuracy')
     if by_valid is None or by_test is None: return []
-    of = lambda a,key: share(_average(found, a, key))
-    if _average(found, by_valid, 'test_accuracy') == _average(found, by_test, 'test_accuracy'): return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
-    return [f"Validation would have chosen {by_valid} ({of(by_valid, 'valid_accuracy')} there, {of(by_valid, 'test_accuracy')} on the test), not {by_test} ({of(by_test, 'valid_accuracy')} and "
+    def of(a, key): return share(_average(found, a, key))
+    if _average(found, by_valid, 'test_accuracy') == _average(found, by_test, 'test_accuracy'):
+        return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
+    return [f"Validation would have chosen {by_valid} ({of(by_valid, 'valid_accuracy')} there, "
+            f"{of(by_valid, 'test_accuracy')} on the test), not {by_test} ({of(by_test, 'valid_accuracy')} and "
             f"{of(by_test, 'test_accuracy')}): validation is drawn as training is, and shares its shortcuts."]
 
 def _gaps(found):
@@ -146,9 +166,13 @@ def _gaps(found):
     n,of = len(found['results']), len(found['arms'])*len(found['seeds'])
     alike = {}
     for a,m in found['missing'].items(): alike.setdefault(tuple(m), []).append(a)
-    seeds = lambda m: 'every seed' if len(m) == len(found['seeds']) else f"{'seed' if len(m) == 1 else 'seeds'} {_listed(m)}"
-    which = '; '.join(f"{seeds(m)} of {'every arm' if len(arms) == len(found['arms']) > 1 else _listed(arms)}" for m,arms in alike.items())
-    return [f"This comparison is not finished: {count(n)} of {_plural(of, 'run')} {'is' if n == 1 else 'are'} done.", f"Missing: {which}. An arm is judged by the seeds that it shares with the other one.",
+    def seeds(m):
+        return ('every seed' if len(m) == len(found['seeds'])
+                else f"{'seed' if len(m) == 1 else 'seeds'} {_listed(m)}")
+    which = '; '.join(f"{seeds(m)} of {'every arm' if len(arms) == len(found['arms']) > 1 else _listed(arms)}"
+                      for m,arms in alike.items())
+    return [f"This comparison is not finished: {count(n)} of {_plural(of, 'run')} {'is' if n == 1 else 'are'} done.",
+            f"Missing: {which}. An arm is judged by the seeds that it shares with the other one.",
             f"To go on: {found['about'].get('command') or 'proxy-attention compare'}"]
 
 def _audits(found):
@@ -159,8 +183,10 @@ def _shared(found, key): return {str(o.get(key)) for o in found['results'].value
 
 def _unfair(found):
     "What the runs don't share, though they should"
-    out = [what for what,key in (('split', 'split_sha256'), ('number of optimizer steps', 'steps')) if len(_shared(found, key)) > 1]
-    starts = any(len({str(o.get('initial_sha256')) for (_,s),o in found['results'].items() if s == seed}) > 1 for seed in found['seeds'])
+    out = [what for what,key in (('split', 'split_sha256'), ('number of optimizer steps', 'steps'))
+           if len(_shared(found, key)) > 1]
+    starts = any(len({str(o.get('initial_sha256')) for (_,s),o in found['results'].items() if s == seed}) > 1
+                 for seed in found['seeds'])
     return out + ['initial weights']*starts
 
 def comparison_verdict(
@@ -168,18 +194,24 @@ def comparison_verdict(
 ) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
     bad,unfair = _audits(found), _unfair(found)
-    out = [f"The audit of {_plural(len(bad), 'run')} is not clean, so the figures can't be trusted: {'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
+    out = [f"The audit of {_plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
+           f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
     if unfair: out.append(f"The runs don't share the {_listed(unfair)}: this is no fair comparison.")
-    return out + _gaps(found) + _beaten(found) + _without_copies(found) + _not_worse(found) + _caveats(found) + (_by_validation(found) if len(in_order(found)) > 1 else [])
+    return (out + _gaps(found) + _beaten(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
+            + (_by_validation(found) if len(in_order(found)) > 1 else []))
 
 def comparison_summary(
     found, # What `read_comparison` returns
 ) -> dict:
     "A comparison in short, as plain values"
     a,done,of = found['about'], len(found['results']), len(found['arms'])*len(found['seeds'])
-    return dict(comparison=found['name'], folder=str(found['folder']), done=not found['missing'], state='done' if not found['missing'] else f'{done} of {of} runs', experiment=at(a, 'settings', 'name'),
-                arms=found['arms'], seeds=found['seeds'], steps=num(a.get('steps')), interval=a.get('interval'), best_control=_best(found), audits_clean=done - len(_audits(found)), runs=done,
-                verdict=comparison_verdict(found), verdicts=list(found['verdicts'].values()), command=a.get('command'), commit=a.get('commit'), settings_sha256=a.get('settings_sha256'))
+    return dict(comparison=found['name'], folder=str(found['folder']), done=not found['missing'],
+                state='done' if not found['missing'] else f'{done} of {of} runs',
+                experiment=at(a, 'settings', 'name'), arms=found['arms'], seeds=found['seeds'],
+                steps=num(a.get('steps')), interval=a.get('interval'), best_control=_best(found),
+                audits_clean=done - len(_audits(found)), runs=done, verdict=comparison_verdict(found),
+                verdicts=list(found['verdicts'].values()), command=a.get('command'), commit=a.get('commit'),
+                settings_sha256=a.get('settings_sha256'))
 
 # %% ../../nbs/lab/18_compare_page.ipynb #9daf655b
 _colour = dict(control=5, rival=3, proxies=0) # Numbers of the page's colours
@@ -190,8 +222,9 @@ def pairs(
     other:str,
 ) -> list: # (seed, difference)
     "Differences of test accuracy, seed by seed"
-    value = lambda a,s: num(at(found['results'].get((a, s)), 'test_accuracy'))
-    return [(s, value(arm, s) - value(other, s)) for s in found['seeds'] if value(arm, s) is not None and value(other, s) is not None]
+    def value(a, s): return num(at(found['results'].get((a, s)), 'test_accuracy'))
+    return [(s, value(arm, s) - value(other, s)) for s in found['seeds']
+            if value(arm, s) is not None and value(other, s) is not None]
 
 def forest(
     rows:list, # Dicts: name, kind, diff (as of `difference`, or None), dots [(seed, difference)]
@@ -202,34 +235,49 @@ def forest(
     rows = [r for r in rows if r['diff'] or r['dots']]
     if not rows: return Markup('')
     dots = [d for r in rows for _,d in r['dots']] + [r['diff']['mean'] for r in rows if r['diff']] + [0.]
-    room = max(max(dots) - min(dots), 0.02) # An interval of two seeds may be twenty times as long as anything that was seen: it is cut off there
+    # An interval of two seeds may be twenty times as long as anything that was seen: it is cut off there
+    room = max(max(dots) - min(dots), 0.02)
     ends = [r['diff'][k] for r in rows if r['diff'] for k in ('low', 'high')]
     low,high = max(min(dots + ends), min(dots) - room) - room*.03, min(max(dots + ends), max(dots) + room) + room*.03
     left,right,each,top = 8, width-8, 44, 4
-    px = lambda v: round(left + (right-left)*(min(max(v, low), high) - low)/(high-low), 1)
+    def px(v): return round(left + (right-left)*(min(max(v, low), high) - low)/(high-low), 1)
     bottom = top + each*len(rows)
-    out = [Markup('<path class="grid" d="M{0} {1} V{2}"/><text x="{0}" y="{3}" text-anchor="middle">{4}</text>').format(px(v), top, bottom, bottom+17, _axis(v)) for v in ticks(low, high, 5) if left+14 <= px(v) <= right-14]
+    out = [Markup('<path class="grid" d="M{0} {1} V{2}"/><text x="{0}" y="{3}" text-anchor="middle">{4}</text>').format(
+        px(v), top, bottom, bottom+17, _axis(v)) for v in ticks(low, high, 5) if left+14 <= px(v) <= right-14]
     out.append(Markup('<path class="zero" d="M{} {} V{}"/>').format(px(0), top, bottom))
     for i,r in enumerate(rows):
         y,d = top + each*i + 30, r['diff']
-        words = 'one seed: no interval' if d is None else f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]"
-        out.append(Markup('<text class="who" x="{}" y="{}">{}<title>{}</title></text><text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            left, y-12, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', r['name'], 'who' if d and d['sign'] else 'dim', right, y-12, words))
+        words = ('one seed: no interval' if d is None else
+                 f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]")
+        out.append(Markup('<text class="who" x="{}" y="{}">{}<title>{}</title></text>'
+                          '<text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
+            left, y-12, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', r['name'],
+            'who' if d and d['sign'] else 'dim', right, y-12, words))
         c = _colour[r['kind']]
         if d:
-            out.append(Markup('<path class="span a{}" d="M{} {} H{}"/><path class="span a{} mid" d="M{} {} V{}"/>').format(c, px(d['low']), y, px(d['high']), c, px(d['mean']), y-7, y+7))
-            out += [Markup('<path class="f{}" d="M{} {} l{} -5 v10 z"/>').format(c, px(v), y, 7*way) for v,way in ((d['low'], 1), (d['high'], -1)) if not low <= v <= high]
-        out += [Markup('<circle class="dot a{}" cx="{}" cy="{}" r="3.6"><title>{}, seed {}: {} points</title></circle>').format(c, px(v), y, r['name'], s, _pts(v)) for s,v in r['dots']]
-    out.append(Markup('<text x="{}" y="{}" text-anchor="middle">points of test accuracy</text>').format((left+right)/2, bottom+35))
-    told = '; '.join(f"{r['name']} {_pts(r['diff']['mean'])}, {_pts(r['diff']['low'])} to {_pts(r['diff']['high'])}" for r in rows if r['diff'])
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}: {}.">{}</svg>').format(width, bottom+42, title, told or 'no interval', Markup('\n').join(out))
+            out.append(Markup('<path class="span a{}" d="M{} {} H{}"/>'
+                              '<path class="span a{} mid" d="M{} {} V{}"/>').format(
+                c, px(d['low']), y, px(d['high']), c, px(d['mean']), y-7, y+7))
+            out += [Markup('<path class="f{}" d="M{} {} l{} -5 v10 z"/>').format(c, px(v), y, 7*way)
+                    for v,way in ((d['low'], 1), (d['high'], -1)) if not low <= v <= high]
+        out += [Markup('<circle class="dot a{}" cx="{}" cy="{}" r="3.6">'
+                       '<title>{}, seed {}: {} points</title></circle>').format(c, px(v), y, r['name'], s, _pts(v))
+                for s,v in r['dots']]
+    out.append(Markup('<text x="{}" y="{}" text-anchor="middle">points of test accuracy</text>').format(
+        (left+right)/2, bottom+35))
+    told = '; '.join(f"{r['name']} {_pts(r['diff']['mean'])}, {_pts(r['diff']['low'])} to {_pts(r['diff']['high'])}"
+                     for r in rows if r['diff'])
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}: {}.">{}</svg>').format(
+        width, bottom+42, title, told or 'no interval', Markup('\n').join(out))
 
 def _axis(v): return '0' if not v else f'{100*v:+.3g}'.replace('-', '−')
 
 def _forest(found, against):
     other = 'none' if against == 'none' else _best(found)
     if other is None: return Markup('')
-    rows = [dict(name=a, kind=arm_kind(a), diff=difference(found['verdicts'].get(a), against), dots=pairs(found, a, other)) for a in in_order(found) if a != other]
+    rows = [dict(name=a, kind=arm_kind(a), diff=difference(found['verdicts'].get(a), against),
+                 dots=pairs(found, a, other))
+            for a in in_order(found) if a != other]
     if against == 'best': rows = [r for r in rows if r['diff']]
     return forest(rows, f'Difference to {other} in points of test accuracy')
 
@@ -240,7 +288,8 @@ def _points(result, against):
     "A run's validation accuracy: (x, accuracy)"
     i = dict(steps=0, seconds=1)[against]
     rows = result.get('curve') if isinstance(result.get('curve'), list) else []
-    return [(r[i], r[2]) for r in rows if isinstance(r, list) and len(r) > 2 and num(r[i]) is not None and num(r[2]) is not None]
+    return [(r[i], r[2]) for r in rows
+            if isinstance(r, list) and len(r) > 2 and num(r[i]) is not None and num(r[2]) is not None]
 
 def mean_curve(
     curves:list, # A list of (x, y) a seed
@@ -249,7 +298,8 @@ def mean_curve(
     curves = [c for c in curves if c]
     if not curves: return []
     n = min(map(len, curves)) - 1
-    return [(_mean(x for x,_ in c), _mean(y for _,y in c)) for c in [*zip(*(c[:n] for c in curves)), [c[-1] for c in curves]]]
+    return [(_mean(x for x,_ in c), _mean(y for _,y in c))
+            for c in [*zip(*(c[:n] for c in curves)), [c[-1] for c in curves]]]
 
 def compare_curves(
     found, # What `read_comparison` returns
@@ -260,23 +310,29 @@ def compare_curves(
     for i,arm in enumerate(in_order(found)):
         each = [(str(o.get('seed')), _points(o, against)) for o in _of(found, arm)]
         look = dict(number=i % 6, style=f'{_strokes[i//6 % 3]} arm{i}')
-        if len(each) > 1: lines.append(dict(look, name='', style=f'seed arm{i}', pieces=[dict(points=[(x, y, '') for x,y in p]) for _,p in each]))
+        if len(each) > 1:
+            lines.append(dict(look, name='', style=f'seed arm{i}',
+                              pieces=[dict(points=[(x, y, '') for x,y in p]) for _,p in each]))
         mean = [(x, y, f'{arm}: {y:.1%}') for x,y in mean_curve([p for _,p in each])]
         lines.append(dict(look, name=arm, pieces=[dict(points=mean)]))
     xlabel = dict(steps='optimizer steps', seconds='seconds of training')[against]
     return line_chart(lines, xlabel, f'Validation accuracy by {xlabel}, mean over the seeds', top=1, percent=True)
 
 # %% ../../nbs/lab/18_compare_page.ipynb #f1510da4
-def _short(d): return '–' if d is None else f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]"
+def _short(d):
+    return '–' if d is None else f"{_pts(d['mean'])} [{_pts(d['low']).lstrip('+')}, {_pts(d['high']).lstrip('+')}]"
 def _effect(d): return '' if d is None else {1: 'gain', 0: 'none', -1: 'loss'}[d['sign']]
 
 def _ruled_out(d): return '–' if d is None else f"{'yes' if d['shown'] else 'not shown'} ({_pts(d['bound'])})"
 
 def _extra(found):
     "Columns that only some data sets have: where the saliency lies, the worst group"
-    keys = dict.fromkeys(k for o in found['results'].values() for k in o if k.startswith(('map_on_', 'map_hit_')) and num(o[k]) is not None)
-    out = [(('Saliency on ' if k.startswith('map_on_') else 'Peak on ') + k.split('_', 2)[2], k) for k in sorted(keys, key=lambda k: k.startswith('map_hit_'))]
-    return out + [('Worst group', 'test_worst_group_accuracy')]*any(num(o.get('test_worst_group_accuracy')) is not None for o in found['results'].values())
+    keys = dict.fromkeys(k for o in found['results'].values() for k in o
+                         if k.startswith(('map_on_', 'map_hit_')) and num(o[k]) is not None)
+    out = [(('Saliency on ' if k.startswith('map_on_') else 'Peak on ') + k.split('_', 2)[2], k)
+           for k in sorted(keys, key=lambda k: k.startswith('map_hit_'))]
+    return out + [('Worst group', 'test_worst_group_accuracy')]*any(
+        num(o.get('test_worst_group_accuracy')) is not None for o in found['results'].values())
 
 def _copies(o): return sum(num(c) or 0 for c in o['copies']) if isinstance(o.get('copies'), list) else None
 
@@ -285,51 +341,72 @@ def verdict_table(
 ) -> dict: # heads, rows
     "A row an arm: accuracies, differences, costs"
     extra,best = _extra(found), _best(found)
-    asked = [k for k in ('none', 'best') if (k == 'none' or best != 'none') and any(not_worse_of(v, k) for v in found['verdicts'].values())]
-    heads = ['Test accuracy', *(['Against none, the best control'] if best == 'none' else ['Against none', f"Against {best or 'the best control'}"]),
+    asked = [k for k in ('none', 'best') if (k == 'none' or best != 'none')
+             and any(not_worse_of(v, k) for v in found['verdicts'].values())]
+    heads = ['Test accuracy', *(['Against none, the best control'] if best == 'none'
+                                else ['Against none', f"Against {best or 'the best control'}"]),
              *(f"Not worse than {'none' if k == 'none' else best}" for k in asked),
-             'Validation accuracy', 'Seconds', 'Copies trained on', *(name for name,_ in extra), f"Per seed ({', '.join(found['seeds'])})"]
+             'Validation accuracy', 'Seconds', 'Copies trained on', *(name for name,_ in extra),
+             f"Per seed ({', '.join(found['seeds'])})"]
     rows = []
     for a in in_order(found):
         v = found['verdicts'].get(a)
         none,over = difference(v, 'none'), difference(v, 'best')
-        cells = [(share(_average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)), *([('best control' if a == best else _short(over), _effect(over))] if best != 'none' else []),
+        cells = [(share(_average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)),
+                 *([('best control' if a == best else _short(over), _effect(over))] if best != 'none' else []),
                  *((_ruled_out(not_worse_of(v, k)), '') for k in asked),
-                 (share(_average(found, a, 'valid_accuracy')), ''), (secs(_average(found, a, 'seconds')), ''), (count(_mean(_copies(o) for o in _of(found, a))), '')]
-        seeds = ' '.join(written('.1f', None if x is None else 100*x) for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
+                 (share(_average(found, a, 'valid_accuracy')), ''), (secs(_average(found, a, 'seconds')), ''),
+                 (count(_mean(_copies(o) for o in _of(found, a))), '')]
+        seeds = ' '.join(written('.1f', None if x is None else 100*x)
+                         for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
         cells += [*((share(_average(found, a, k)), '') for _,k in extra), (seeds, '')]
-        rows.append(dict(name=a, kind=arm_kind(a), does=about_arm(a, str(found['about'].get('version')))[1], cells=cells))
+        rows.append(dict(name=a, kind=arm_kind(a), does=about_arm(a, str(found['about'].get('version')))[1],
+                         cells=cells))
     return dict(heads=heads, rows=rows)
 
-_spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scouts', ('scout',)), ('Scoring', ('score',)), ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
+_spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scouts', ('scout',)), ('Scoring', ('score',)),
+          ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
 
 def _costs(found):
     "Bars of all seconds, and what they went to"
     arms = in_order(found)
     total = {a: _average(found, a, 'seconds') for a in arms}
-    times = lambda a: f" ({total[a]/total['none']:.2f}×)" if total.get('none') and total[a] is not None and a != 'none' else ''
-    ends = lambda a: (lambda v: f'{secs(min(v))} to {secs(max(v))}' if v else '–')([o['seconds'] for o in _of(found, a) if num(o.get('seconds')) is not None])
+    def times(a):
+        return (f" ({total[a]/total['none']:.2f}×)"
+                if total.get('none') and total[a] is not None and a != 'none' else '')
+    def ends(a):
+        return (lambda v: f'{secs(min(v))} to {secs(max(v))}' if v else '–')(
+            [o['seconds'] for o in _of(found, a) if num(o.get('seconds')) is not None])
     drawn = bars([(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms])
-    part = lambda a,keys: (lambda vs: sum(vs) if vs else None)([v for k in keys if (v := _average(found, a, f'seconds_{k}')) is not None])
+    def part(a, keys):
+        return (lambda vs: sum(vs) if vs else None)(
+            [v for k in keys if (v := _average(found, a, f'seconds_{k}')) is not None])
     cols = [(name, keys) for name,keys in _spent if any(part(a, keys) is not None for a in arms)]
-    rows = [[a, ends(a), *(secs(part(a, keys)) for _,keys in cols), count(_average(found, a, 'peak_ram_mb'))] for a in arms]
-    return drawn, dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name,_ in cols), 'Peak RAM, MB'], rows=rows)
+    rows = [[a, ends(a), *(secs(part(a, keys)) for _,keys in cols), count(_average(found, a, 'peak_ram_mb'))]
+            for a in arms]
+    return drawn, dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name,_ in cols), 'Peak RAM, MB'],
+                       rows=rows)
 
 def _run_rows(found):
     "A row a run, with the command of its page"
     heads = ['Run', 'Test', 'Validation', 'Steps', 'Copies trained on', 'Seconds', 'Ended', 'Audit']
-    rows = [[f'{a}, seed {s}', share(o.get('test_accuracy')), share(o.get('valid_accuracy')), count(o.get('steps')), count(_copies(o)), secs(o.get('seconds')), str(o.get('stop') or '–'),
-             'clean' if o.get('audit_ok') is True else 'NOT CLEAN'] for a in in_order(found) for s in found['seeds'] if (o := found['results'].get((a, s)))]
+    rows = [[f'{a}, seed {s}', share(o.get('test_accuracy')), share(o.get('valid_accuracy')), count(o.get('steps')),
+             count(_copies(o)), secs(o.get('seconds')), str(o.get('stop') or '–'),
+             'clean' if o.get('audit_ok') is True else 'NOT CLEAN']
+            for a in in_order(found) for s in found['seeds'] if (o := found['results'].get((a, s)))]
     return dict(heads=heads, rows=rows)
 
 def _commands(found):
     "What to type for the whole, and for single runs"
-    top = Path('runs')/found['name'] # as it is by default; a page is published, and must not tell a path of this machine
+    # As it is by default; a page is published, and must not tell a path of this machine
+    top = Path('runs')/found['name']
     if (words := _argument(found['about'].get('command'), '--out')) is not None: top = Path(words)
     one = next(iter(found['results']), (found['arms'] or ['none'])[:1] + (found['seeds'] or ['0'])[:1])
     folder = (top/'arms'/one[0]/one[1]).as_posix()
-    return [('All of it again, or what is missing', str(found['about'].get('command') or '–')), ('This page', shlex.join(['proxy-attention', 'report', top.as_posix()])),
-            (f'The page of one run: {one[0]}, seed {one[1]}', shlex.join(['proxy-attention', 'report', folder])), ('The audit of one run', shlex.join(['proxy-attention', 'audit', folder]))]
+    return [('All of it again, or what is missing', str(found['about'].get('command') or '–')),
+            ('This page', shlex.join(['proxy-attention', 'report', top.as_posix()])),
+            (f'The page of one run: {one[0]}, seed {one[1]}', shlex.join(['proxy-attention', 'report', folder])),
+            ('The audit of one run', shlex.join(['proxy-attention', 'audit', folder]))]
 
 def _argument(command, flag):
     "What stands behind a flag"
@@ -367,18 +444,26 @@ def _same(found):
     if not found['results']: return []
     unfair,short = _unfair(found), lambda h: h[:16] if h not in ('None', '') else 'unknown'
     out = []
-    if 'split' not in unfair: out.append(f"All runs have the same split into training, validation and test (SHA-256 of the three lists {short(next(iter(_shared(found, 'split_sha256'))))}…).")
-    if 'number of optimizer steps' not in unfair: out.append(f"Each took {count(num(next(iter(found['results'].values())).get('steps')))} optimizer steps, all stages together.")
+    if 'split' not in unfair:
+        out.append("All runs have the same split into training, validation and test (SHA-256 of the three lists "
+                   f"{short(next(iter(_shared(found, 'split_sha256'))))}…).")
+    if 'number of optimizer steps' not in unfair:
+        out.append(f"Each took {count(num(next(iter(found['results'].values())).get('steps')))} optimizer steps, "
+                   "all stages together.")
     if 'initial weights' not in unfair:
-        starts = {s: next((str(o.get('initial_sha256')) for (_,t),o in found['results'].items() if t == s), None) for s in found['seeds']}
-        out.append(f"Runs of a seed begin with the same weights (SHA-256 by seed: {', '.join(f'{s}: {short(h)[:8]}…' for s,h in starts.items() if h)}).")
+        starts = {s: next((str(o.get('initial_sha256')) for (_,t),o in found['results'].items() if t == s), None)
+                  for s in found['seeds']}
+        out.append("Runs of a seed begin with the same weights (SHA-256 by seed: "
+                   f"{', '.join(f'{s}: {short(h)[:8]}…' for s,h in starts.items() if h)}).")
     return out + [f"They don't share the {_listed(unfair)}."]*bool(unfair)
 
 def _cards(found):
     "The cards of the configuration"
     of = {k: v for k,v in found['about'].items() if k not in ('kind', 'settings', 'arms', 'seeds')}
-    flat = {k: ', '.join(map(str, v)) if isinstance(v, list) else ', '.join(f'{a} {b}' for a,b in v.items()) if isinstance(v, dict) else v for k,v in of.items()}
-    return _settings({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']), 'settings': found['about'].get('settings')})
+    flat = {k: ', '.join(map(str, v)) if isinstance(v, list)
+            else ', '.join(f'{a} {b}' for a,b in v.items()) if isinstance(v, dict) else v for k,v in of.items()}
+    return _settings({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']),
+                      'settings': found['about'].get('settings')})
 
 def write_compare_report(
     folder, # Folder of a comparison, or its `record.jsonl`
@@ -389,14 +474,21 @@ def write_compare_report(
     sentences,bad,arms = comparison_verdict(found), _audits(found), in_order(found)
     cost_bars,cost_table = _costs(found)
     best = _best(found)
-    asked = [('none, the best control', 'none')] if best == 'none' else [('none', 'none'), (f'the best control, {best}', 'best')]
+    asked = ([('none, the best control', 'none')] if best == 'none'
+             else [('none', 'none'), (f'the best control, {best}', 'best')])
     plots = [(f'Against {name}', svg) for name,against in asked if (svg := _forest(found, against))]
-    curves = [(f'By {words}', svg) for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds')) if (svg := compare_curves(found, against))]
+    curves = [(f'By {words}', svg)
+              for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds'))
+              if (svg := compare_curves(found, against))]
     legend = [dict(number=i, colour=i % 6, stroke=_strokes[i//6 % 3], name=a) for i,a in enumerate(arms)]
     page = _template('compare.html').render(
-        name=found['name'], sentences=sentences, warn=bool(bad or found['missing'] or _unfair(found)), table=verdict_table(found), n_arms=len(arms), n_seeds=len(found['seeds']), plots=plots,
-        curves=curves, legend=legend, few=len(arms) <= 3, cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad, n_runs=len(found['results']),
-        margin=next((d['margin'] for v in found['verdicts'].values() for k in ('none', 'best') if (d := not_worse_of(v, k))), None),
-        runs=_run_rows(found), commands=_commands(found), settings=_cards(found), interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=_policy(_pointing),
+        name=found['name'], sentences=sentences, warn=bool(bad or found['missing'] or _unfair(found)),
+        table=verdict_table(found), n_arms=len(arms), n_seeds=len(found['seeds']), plots=plots, curves=curves,
+        legend=legend, few=len(arms) <= 3, cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad,
+        n_runs=len(found['results']),
+        margin=next((d['margin'] for v in found['verdicts'].values() for k in ('none', 'best')
+                     if (d := not_worse_of(v, k))), None),
+        runs=_run_rows(found), commands=_commands(found), settings=_cards(found),
+        interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=_policy(_pointing),
         version=proxy_attention.__version__)
     return _write(found['folder']/'report.html' if out is None else Path(out), page)

@@ -52,7 +52,7 @@ def span(
 
 # %% ../../nbs/lab/09_draw.ipynb #a11bb3f5
 def line_chart(
-    lines:list, # Dicts: name ('': not read out), number, style, pieces; a piece is a dict of points [(x, y, words)] and faint
+    lines:list, # Dicts: name ('': not read out), number, style, pieces: dicts of points [(x, y, words)] and faint
     xlabel:str, # Under the horizontal axis
     title:str, # What is drawn, for a reader that can't see it
     top=None, # Of the vertical axis; None: the largest value
@@ -62,30 +62,38 @@ def line_chart(
     height:int=300, # Of the drawing
 ) -> Markup:
     "Lines over one axis; nothing if there is not one point"
-    lines = [{**l, 'pieces': [{**p, 'points': [t for t in p['points'] if num(t[0]) is not None and num(t[1]) is not None]} for p in l['pieces']]} for l in lines]
+    lines = [{**l, 'pieces': [{**p, 'points': [t for t in p['points']
+                                               if num(t[0]) is not None and num(t[1]) is not None]}
+                              for p in l['pieces']]} for l in lines]
     points = [t for l in lines for p in l['pieces'] for t in p['points']]
     if not points: return Markup('')
     low,high = span([y for _,y,_ in points], top, 0.1 if percent else 1e-9)
     most = max(max(x for x,_,_ in points), 1e-9)
     left,right,up,down = 54, width-14, 12, height-44
-    px = lambda x: round(left + (right-left)*min(max(x, 0), most)/most, 1)
-    py = lambda y: round(down - (down-up)*(min(max(y, low), high)-low)/(high-low), 1)
-    out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}</text>').format(left, py(v), right, left-7, py(v)+4, _tick(v, percent))
-           for v in ticks(low, high)]
-    out += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(px(v), down+18, f'{v:g}') for v in ticks(0, most, 6)]
+    def px(x): return round(left + (right-left)*min(max(x, 0), most)/most, 1)
+    def py(y): return round(down - (down-up)*(min(max(y, low), high)-low)/(high-low), 1)
+    out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}</text>').format(
+        left, py(v), right, left-7, py(v)+4, _tick(v, percent)) for v in ticks(low, high)]
+    out += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(px(v), down+18, f'{v:g}')
+            for v in ticks(0, most, 6)]
     out += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format((left+right)/2, height-6, xlabel)]
-    out += [Markup('<path class="mark" d="M{} {} V{}"><title>{}</title></path>').format(px(x), up, down, words) for x,words in marks if num(x) is not None]
+    out += [Markup('<path class="mark" d="M{} {} V{}"><title>{}</title></path>').format(px(x), up, down, words)
+            for x,words in marks if num(x) is not None]
     dots = len(points) <= 150
     for l in lines:
         for p in l['pieces']:
             if not p['points']: continue
             css = f"a{l['number'] % 6} {l['style']}{' faint' if p.get('faint') else ''}"
-            out.append(Markup('<path class="curve {}" d="M{}"/>').format(css, ' L'.join(f'{px(x)} {py(y)}' for x,y,_ in p['points'])))
+            out.append(Markup('<path class="curve {}" d="M{}"/>').format(
+                css, ' L'.join(f'{px(x)} {py(y)}' for x,y,_ in p['points'])))
             if dots or len(p['points']) == 1:
                 out += [Markup('<circle class="f{}{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-                    l['number'] % 6, ' faint' if p.get('faint') else '', px(x), py(y), 2.6 if l['style'] == 'solid' else 2, words) for x,y,words in p['points']]
-    last = [f"{l['name']} {_tick(l['pieces'][-1]['points'][-1][1], percent, True)}" for l in lines if l['name'] and l['pieces'] and l['pieces'][-1]['points']]
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}. Last values: {}.">{}</svg>').format(width, height, title, ', '.join(last), Markup('\n').join(out))
+                    l['number'] % 6, ' faint' if p.get('faint') else '', px(x), py(y),
+                    2.6 if l['style'] == 'solid' else 2, words) for x,y,words in p['points']]
+    last = [f"{l['name']} {_tick(l['pieces'][-1]['points'][-1][1], percent, True)}" for l in lines
+            if l['name'] and l['pieces'] and l['pieces'][-1]['points']]
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}. Last values: {}.">{}</svg>').format(
+        width, height, title, ', '.join(last), Markup('\n').join(out))
 
 def _tick(v, percent, exact=False): return f'{100*v:.3g}%' if percent else f'{v:.3g}' if exact else f'{v:g}'
 
@@ -104,13 +112,16 @@ def bars(
 ) -> Markup:
     "Horizontal bars, as long as their values; a row without a value has none"
     most = max((num(v) or 0 for _,v,_ in rows), default=0) or 1
-    row = Markup('<div class="name">{}</div><div class="track"><i class="{}" style="width:{}%"></i><span>{}</span></div>')
-    return Markup('<div class="bars">{}</div>').format(Markup('').join(row.format(n, kind, round(72*max(num(v) or 0, 0)/most, 1), text) for n,v,text in rows))
+    row = Markup('<div class="name">{}</div>'
+                 '<div class="track"><i class="{}" style="width:{}%"></i><span>{}</span></div>')
+    return Markup('<div class="bars">{}</div>').format(Markup('').join(
+        row.format(n, kind, round(72*max(num(v) or 0, 0)/most, 1), text) for n,v,text in rows))
 
 # %% ../../nbs/lab/09_draw.ipynb #727f134b
 def matrix_of(confusion) -> list: # [] if it isn't one
     "Rows of a square matrix of counts"
-    ok = isinstance(confusion, list) and all(isinstance(r, list) and len(r) == len(confusion) and all(num(v) is not None for v in r) for r in confusion)
+    ok = isinstance(confusion, list) and all(isinstance(r, list) and len(r) == len(confusion)
+                                             and all(num(v) is not None for v in r) for r in confusion)
     return confusion if ok else []
 
 def confusion_table(
@@ -123,11 +134,15 @@ def confusion_table(
     def cell(i, j, n, total):
         part = n/total if total else 0
         css = ('diag' if i == j else 'off') + (' hot' if part > .55 else '') if n else 'zero'
-        return Markup('<td class="{}" style="--h:{}" title="{} of {} {} seen as {}">{}</td>').format(css, round(part, 3), n, total, names[i], names[j], n)
+        return Markup('<td class="{}" style="--h:{}" title="{} of {} {} seen as {}">{}</td>').format(
+            css, round(part, 3), n, total, names[i], names[j], n)
     head = Markup('').join(Markup('<th scope="col"><span title="{}">{}</span></th>').format(n, n) for n in names)
-    body = Markup('\n').join(Markup('<tr><th scope="row" title="{}"><span>{}</span></th>{}</tr>').format(names[i], names[i], Markup('').join(cell(i, j, n, sum(r)) for j,n in enumerate(r)))
-                             for i,r in enumerate(rows))
-    return Markup('<table class="confusion"><thead><tr><th scope="col" class="corner">true \\ seen as</th>{}</tr></thead><tbody>{}</tbody></table>').format(head, body)
+    body = Markup('\n').join(
+        Markup('<tr><th scope="row" title="{}"><span>{}</span></th>{}</tr>').format(
+            names[i], names[i], Markup('').join(cell(i, j, n, sum(r)) for j,n in enumerate(r)))
+        for i,r in enumerate(rows))
+    return Markup('<table class="confusion"><thead><tr><th scope="col" class="corner">true \\ seen as</th>{}</tr>'
+                  '</thead><tbody>{}</tbody></table>').format(head, body)
 
 def confused_pairs(
     confusion:list, # Rows: true classes, columns: predictions
@@ -137,7 +152,8 @@ def confused_pairs(
     "The pairs of classes that are mixed up most often"
     rows = matrix_of(confusion)
     if len(names) != len(rows): return []
-    found = [dict(true=names[i], seen=names[j], n=n, of=sum(r)) for i,r in enumerate(rows) for j,n in enumerate(r) if i != j and n > 0]
+    found = [dict(true=names[i], seen=names[j], n=n, of=sum(r)) for i,r in enumerate(rows) for j,n in enumerate(r)
+             if i != j and n > 0]
     return sorted(found, key=lambda p: -p['n'])[:most]
 
 # %% ../../nbs/lab/09_draw.ipynb #88cc7835
@@ -146,18 +162,24 @@ def reliability_chart(
     side:int=300, # Of the drawing
 ) -> Markup:
     "Accuracy against confidence, a dot a bin, its size by how many images are in it"
-    full = [r for r in rows if isinstance(r, dict) and num(r.get('n')) and num(r.get('confidence')) is not None and num(r.get('accuracy')) is not None] if isinstance(rows, list) else []
+    full = ([r for r in rows if isinstance(r, dict) and num(r.get('n')) and num(r.get('confidence')) is not None
+             and num(r.get('accuracy')) is not None] if isinstance(rows, list) else [])
     if not full: return Markup('')
     left,right,up,down = 46, side-20, 10, side-42
-    px = lambda v: round(left + (right-left)*v, 1)
-    py = lambda v: round(down - (down-up)*v, 1)
-    out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}%</text><text x="{}" y="{}" text-anchor="middle">{}%</text>').format(
+    def px(v): return round(left + (right-left)*v, 1)
+    def py(v): return round(down - (down-up)*v, 1)
+    out = [Markup('<path class="grid" d="M{} {} H{}"/><text x="{}" y="{}" text-anchor="end">{}%</text>'
+                  '<text x="{}" y="{}" text-anchor="middle">{}%</text>').format(
         left, py(v), right, left-6, py(v)+4, round(100*v), px(v), down+17, round(100*v)) for v in (0, .25, .5, .75, 1)]
     out.append(Markup('<path class="chance" d="M{} {} L{} {}"/>').format(px(0), py(0), px(1), py(1)))
     total = sum(r['n'] for r in full)
-    out += [Markup('<path class="gap" d="M{} {} V{}"/><circle class="f0" cx="{}" cy="{}" r="{}"><title>{} images, {} sure, {} right</title></circle>').format(
-        px(r['confidence']), py(r['confidence']), py(r['accuracy']), px(r['confidence']), py(r['accuracy']), round(2.5 + 9*math.sqrt(r['n']/total), 1), count(r['n']),
-        share(r['confidence']), share(r['accuracy'])) for r in full]
+    out += [Markup('<path class="gap" d="M{} {} V{}"/><circle class="f0" cx="{}" cy="{}" r="{}">'
+                   '<title>{} images, {} sure, {} right</title></circle>').format(
+        px(r['confidence']), py(r['confidence']), py(r['accuracy']), px(r['confidence']), py(r['accuracy']),
+        round(2.5 + 9*math.sqrt(r['n']/total), 1), count(r['n']), share(r['confidence']), share(r['accuracy']))
+        for r in full]
     out.append(Markup('<text x="{}" y="{}" text-anchor="middle">confidence</text>').format((left+right)/2, side-5))
-    return Markup('<svg class="square" viewBox="0 0 {} {}" role="img" aria-label="Accuracy against confidence: {}">{}</svg>').format(
-        side, side, '; '.join(f"{share(r['confidence'])} sure, {share(r['accuracy'])} right" for r in full), Markup('\n').join(out))
+    return Markup('<svg class="square" viewBox="0 0 {} {}" role="img" '
+                  'aria-label="Accuracy against confidence: {}">{}</svg>').format(
+        side, side, '; '.join(f"{share(r['confidence'])} sure, {share(r['accuracy'])} right" for r in full),
+        Markup('\n').join(out))

@@ -27,7 +27,9 @@ def _array(name, value, ndim):
     if torch.is_tensor(value): value = value.detach().as_subclass(torch.Tensor).cpu()
     if torch.is_tensor(value) and value.dtype in (torch.bfloat16, torch.float16): value = value.float()
     try: arr = np.asarray(value)
-    except ValueError: raise ValueError(f"{name} must be an array of {ndim} dimension{'s'*(ndim>1)}; its rows differ in length.") from None
+    except ValueError:
+        raise ValueError(f"{name} must be an array of {ndim} dimension{'s'*(ndim>1)}; "
+                         "its rows differ in length.") from None
     if arr.ndim != ndim: raise ValueError(f"{name} must have {ndim} dimension{'s'*(ndim>1)}, got shape {arr.shape}.")
     return arr
 
@@ -39,12 +41,17 @@ def _check_probs(probs, targets, vocab):
     if len(targets) != n: raise ValueError(f"targets has {len(targets)} entries for {n} rows of probs.")
     if len(names) != c: raise ValueError(f"vocab has {len(names)} names for {c} columns of probs.")
     if len(set(names)) != c: raise ValueError(f"vocab={names!r} names a class twice.")
-    if not np.issubdtype(targets.dtype, np.integer): raise TypeError(f"targets must be class indices (whole numbers), got {targets.dtype}.")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be class indices (whole numbers), got {targets.dtype}.")
     if targets.min() < 0 or targets.max() >= c: raise ValueError(f"targets holds a class outside of 0 to {c-1}.")
     try: probs = probs.astype(np.float64)
     except (ValueError, TypeError): raise TypeError(f"probs must be numbers, got {probs.dtype}.") from None
-    if not np.isfinite(probs).all(): raise ValueError("probs holds values that are not finite: the network's training has diverged, or its input holds such values.")
-    if probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02: raise ValueError("probs must be probabilities: at least 0, a sum of 1 in each row. Logits need a softmax first.")
+    if not np.isfinite(probs).all():
+        raise ValueError("probs holds values that are not finite: the network's training has diverged, "
+                         "or its input holds such values.")
+    if probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02:
+        raise ValueError("probs must be probabilities: at least 0, a sum of 1 in each row. "
+                         "Logits need a softmax first.")
     return probs / probs.sum(1, keepdims=True), targets, names
 
 def _mean(values): return float(np.mean(values)) if len(values) else None
@@ -57,7 +64,8 @@ def reliability(
 ) -> list:
     "For each bin: how many predictions, their mean confidence and their accuracy (None where there are none)"
     at = np.clip(np.ceil(confidence*bins).astype(int) - 1, 0, bins-1)
-    return [dict(n=int((at == b).sum()), confidence=_mean(confidence[at == b]), accuracy=_mean(right[at == b])) for b in range(bins)]
+    return [dict(n=int((at == b).sum()), confidence=_mean(confidence[at == b]), accuracy=_mean(right[at == b]))
+            for b in range(bins)]
 
 def calibration_error(rows:list) -> float:
     "Expected calibration error of the rows of `reliability`"
@@ -83,11 +91,14 @@ def classification_report(
     each = zip(*precision_recall_fscore_support(targets, preds, labels=classes, zero_division=0))
     rows = reliability(confidence, right, bins)
     sure = {f'{t:g}': confidence >= t for t in thresholds}
-    out = dict(n=len(targets), accuracy=float(accuracy_score(targets, preds)), **dict(zip(('precision', 'recall', 'f1'), map(float, macro))),
-               per_class={name: dict(precision=float(p), recall=float(r), f1=float(f), n=int(n)) for name,(p,r,f,n) in zip(names, each)},
+    out = dict(n=len(targets), accuracy=float(accuracy_score(targets, preds)),
+               **dict(zip(('precision', 'recall', 'f1'), map(float, macro))),
+               per_class={name: dict(precision=float(p), recall=float(r), f1=float(f), n=int(n))
+                          for name,(p,r,f,n) in zip(names, each)},
                confusion=confusion_matrix(targets, preds, labels=classes).tolist(),
                nll=float(log_loss(targets, probs, labels=classes)) if len(names) > 1 else 0.,
-               ece=calibration_error(rows), reliability=rows, confidence_right=_mean(confidence[right]), confidence_wrong=_mean(confidence[~right]),
+               ece=calibration_error(rows), reliability=rows, confidence_right=_mean(confidence[right]),
+               confidence_wrong=_mean(confidence[~right]),
                accuracy_at={t: dict(accuracy=_mean(right[s]), share=float(s.mean())) for t,s in sure.items()})
     return out if groups is None else out | _per_group(right, groups)
 
@@ -106,7 +117,8 @@ def plot_confusion(
 ):
     "Confusion matrix as a table of counts; the darker, the larger the share of the true class"
     counts = np.asarray(confusion)
-    if counts.ndim != 2 or counts.shape != (len(vocab), len(vocab)): raise ValueError(f"confusion has shape {counts.shape}; vocab has {len(vocab)} names.")
+    if counts.ndim != 2 or counts.shape != (len(vocab), len(vocab)):
+        raise ValueError(f"confusion has shape {counts.shape}; vocab has {len(vocab)} names.")
     if ax is None: _,ax = plt.subplots(figsize=(1.6 + .42*len(vocab),)*2, layout='constrained')
     share = counts/np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
@@ -120,15 +132,17 @@ def plot_reliability(
     report:dict, # From `classification_report`
     ax=None, # Matplotlib axes; None: new ones
 ):
-    "Accuracy of the predictions in each bin of confidence, beside the diagonal of a network that is as right as it is sure"
+    "Accuracy of the predictions in each bin of confidence, beside the diagonal of a network as right as it is sure"
     if ax is None: _,ax = plt.subplots(figsize=(3.6, 3.6), layout='constrained')
     rows = report['reliability']
     at = (np.arange(len(rows)) + .5)/len(rows)
     ax.plot([0, 1], [0, 1], color='grey', lw=1, ls='--')
     ax.bar(at, [r['accuracy'] or 0 for r in rows], width=.9/len(rows), color='C0', alpha=.35)
     full = [r for r in rows if r['n']]
-    ax.scatter([r['confidence'] for r in full], [r['accuracy'] for r in full], s=[8 + 120*r['n']/report['n'] for r in full], color='C0')
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel='confidence', ylabel='accuracy', title=f"calibration error {report['ece']:.3f}")
+    ax.scatter([r['confidence'] for r in full], [r['accuracy'] for r in full],
+               s=[8 + 120*r['n']/report['n'] for r in full], color='C0')
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel='confidence', ylabel='accuracy',
+           title=f"calibration error {report['ece']:.3f}")
     return ax
 
 # %% ../../nbs/lab/05_metrics.ipynb #c24151d7
@@ -137,14 +151,16 @@ def map_quality(
     masks, # (N,K,H,W): for each image, K masks
     names, # K names of masks
 ) -> dict:
-    "Share of the saliency on each mask and pointing game, means over the images whose map is not empty (None if all are)"
+    "Share of the saliency on each mask and pointing game, means over images whose map is not empty (None if all are)"
     names = [str(n) for n in names]
     maps = torch.as_tensor(maps).detach().as_subclass(torch.Tensor).double()
     masks = torch.as_tensor(masks).to(maps.device) > 0
     if maps.ndim != 3: raise ValueError(f"maps must be (N,H,W), got {tuple(maps.shape)}.")
     if masks.shape != (len(maps), len(names), *maps.shape[1:]):
-        raise ValueError(f"masks must be (N,K,H,W) = {(len(maps), len(names), *maps.shape[1:])} for these maps and {len(names)} names, got {tuple(masks.shape)}.")
-    if not torch.isfinite(maps).all() or (maps < 0).any(): raise ValueError("maps must be finite and at least 0, as saliency_maps gives them.")
+        raise ValueError(f"masks must be (N,K,H,W) = {(len(maps), len(names), *maps.shape[1:])} for these maps and "
+                         f"{len(names)} names, got {tuple(masks.shape)}.")
+    if not torch.isfinite(maps).all() or (maps < 0).any():
+        raise ValueError("maps must be finite and at least 0, as saliency_maps gives them.")
     mass = maps.sum((1, 2))
     seen = mass > 0
     out = dict(n=len(maps), empty_maps=int((~seen).sum()))
@@ -153,7 +169,8 @@ def map_quality(
     for k,name in enumerate(names):
         on = None if peak is None else (maps*masks[:, k]).sum((1, 2))/mass
         hit = None if peak is None else masks[:, k].flatten(1).gather(1, peak[:, None]).double()
-        out |= {f'on_{name}': None if on is None else on.mean().item(), f'hit_{name}': None if hit is None else hit.mean().item(),
+        out |= {f'on_{name}': None if on is None else on.mean().item(),
+                f'hit_{name}': None if hit is None else hit.mean().item(),
                 f'area_{name}': None if peak is None else masks[:, k].double().mean().item()}
     return out
 
@@ -171,10 +188,12 @@ def model_cost(
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with preserve_rng(), preserve_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: model(x)
+        with (preserve_rng(), preserve_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH),
+              FlopCounterMode(display=False) as counter): model(x)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     params = list(model.parameters())
-    return dict(parameters=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad), multiply_adds=counter.get_total_flops()//2)
+    return dict(parameters=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad),
+                multiply_adds=counter.get_total_flops()//2)
 
 # %% ../../nbs/lab/05_metrics.ipynb #e4b0aa32
 def time_to_target(
@@ -203,7 +222,8 @@ def folder_bytes(
 # %% ../../nbs/lab/05_metrics.ipynb #a5bce811
 def _high_water():
     "Most RAM since the mark was set back, in MB (Linux)"
-    with open('/proc/self/status') as f: return next(int(line.split()[1])/2**10 for line in f if line.startswith('VmHWM'))
+    with open('/proc/self/status') as f:
+        return next(int(line.split()[1])/2**10 for line in f if line.startswith('VmHWM'))
 
 def reset_peak_ram() -> bool:
     "Set the system's mark of the highest RAM of this process back to now; can it?"
@@ -237,7 +257,10 @@ class CostMeter:
         "Plain values for a record"
         s,gpus = self.clock.seconds, range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
         ram = _high_water() if self.own_ram else peak_ram()
-        gpu = lambda peak: max(map(peak, gpus))/2**20 if gpus else None
-        return ({f'seconds_{k}': v for k,v in s.items()} | {f'images_per_second_{k}': n/s[k] for k,n in self.images.items() if n and s[k] > 0}
-                | dict(peak_ram_mb=ram if np.isfinite(ram) else None, peak_ram_of='stage' if self.own_ram else 'process',
-                       peak_gpu_allocated_mb=gpu(torch.cuda.max_memory_allocated), peak_gpu_reserved_mb=gpu(torch.cuda.max_memory_reserved)))
+        def gpu(peak): return max(map(peak, gpus))/2**20 if gpus else None
+        return ({f'seconds_{k}': v for k,v in s.items()}
+                | {f'images_per_second_{k}': n/s[k] for k,n in self.images.items() if n and s[k] > 0}
+                | dict(peak_ram_mb=ram if np.isfinite(ram) else None,
+                       peak_ram_of='stage' if self.own_ram else 'process',
+                       peak_gpu_allocated_mb=gpu(torch.cuda.max_memory_allocated),
+                       peak_gpu_reserved_mb=gpu(torch.cuda.max_memory_reserved)))

@@ -20,7 +20,8 @@ import jinja2
 from markupsafe import Markup
 
 import proxy_attention
-from .draw import bars, confused_pairs, confusion_table, count, line_chart, matrix_of, meter, num, reliability_chart, secs, share, written
+from .draw import (bars, confused_pairs, confusion_table, count, line_chart, matrix_of, meter, num,
+                                      reliability_chart, secs, share, written)
 
 # %% ../../nbs/lab/10_report.ipynb #b5b03df2
 def _read_json(file):
@@ -46,16 +47,20 @@ def read_records(
 ) -> dict: # name, folder, config, run, next, epochs, fits, scouts, stages, end
     "The records of a run, as far as it came"
     folder = Path(folder)
-    if folder.is_file() and folder.suffix != '.jsonl': raise ValueError(f"{folder} is not the folder of a run: it is a file.")
+    if folder.is_file() and folder.suffix != '.jsonl':
+        raise ValueError(f"{folder} is not the folder of a run: it is a file.")
     file,folder = (folder, folder.parent) if folder.is_file() else (folder/'record.jsonl', folder)
     lines = _read_lines(file)
-    of = lambda kind: [o for o in lines if o.get('kind') == kind]
+    def of(kind): return [o for o in lines if o.get('kind') == kind]
     config,why = _read_json(folder/'config.json')
-    if config is None and not of('run'): raise ValueError(f"{folder} is not the folder of a run: config.json can't be read ({why}).") from None
+    if config is None and not of('run'):
+        raise ValueError(f"{folder} is not the folder of a run: config.json can't be read ({why}).") from None
     run = (of('run') or [{}])[-1]
     state = _read_json(folder/'state.json')[0] or {}
-    return dict(name=folder.resolve().name, folder=folder, config=config or {k: v for k,v in run.items() if k != 'kind'}, run=run, next=state.get('next'),
-                epochs=of('epoch'), fits=of('fit'), scouts=of('scout'), stages=of('stage'), end=(of('end') or [None])[-1])
+    return dict(name=folder.resolve().name, folder=folder,
+                config=config or {k: v for k,v in run.items() if k != 'kind'}, run=run, next=state.get('next'),
+                epochs=of('epoch'), fits=of('fit'), scouts=of('scout'), stages=of('stage'),
+                end=(of('end') or [None])[-1])
 
 def record_kind(
     folder, # Folder, or a `record.jsonl`
@@ -80,12 +85,14 @@ def is_demo(records) -> bool:
 # %% ../../nbs/lab/10_report.ipynb #1be06eb7
 # Heading in the terminal, heading on the page, key of the record, how it is written
 columns = [('arm', 'Arm', 'arm', str), ('cycle', 'Cycle', 'cycle', count), ('images', 'Training items', 'items', count),
-           ('copies', 'Proxies', 'proxies', count), ('steps', 'Steps', 'steps', count), ('scout', 'Steps of scouts', 'scout_steps', count),
-           ('train', 'Training accuracy', 'train_accuracy', share),
-           ('test', 'Test accuracy, no shortcut', 'test_accuracy', share), ('digit', 'Saliency on the digit', 'on_digit', share),
-           ('square', 'Saliency on the shortcut', 'on_shortcut', share), ('s train', 'Seconds training', 'seconds_train', secs),
-           ('s scout', 'Seconds of scouts', 'seconds_scout', secs), ('s copies', 'Seconds of copies', 'seconds_copies', secs),
-           ('MB', 'Peak RAM, MB', 'peak_ram_mb', count)]
+           ('copies', 'Proxies', 'proxies', count), ('steps', 'Steps', 'steps', count),
+           ('scout', 'Steps of scouts', 'scout_steps', count), ('train', 'Training accuracy', 'train_accuracy', share),
+           ('test', 'Test accuracy, no shortcut', 'test_accuracy', share),
+           ('digit', 'Saliency on the digit', 'on_digit', share),
+           ('square', 'Saliency on the shortcut', 'on_shortcut', share),
+           ('s train', 'Seconds training', 'seconds_train', secs),
+           ('s scout', 'Seconds of scouts', 'seconds_scout', secs),
+           ('s copies', 'Seconds of copies', 'seconds_copies', secs), ('MB', 'Peak RAM, MB', 'peak_ram_mb', count)]
 
 copying = 'score', 'saliency', 'erase', 'write', 'rest' # What seconds are spent on beside training
 
@@ -98,7 +105,8 @@ def _cells(fit):
 def _aligned(rows):
     "Rows of texts as lines, the first underlined, columns to the right but for the first"
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in rows]
+    lines = ['  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip()
+             for r in rows]
     return [lines[0], '-'*max(map(len, lines)), *lines[1:]]
 
 def _demo_table(records):
@@ -132,18 +140,21 @@ def _scouted(records):
 
 def _behind(s):
     "The numbers behind a verdict"
-    part = lambda key: f"{share(s.get(key))} [{share(s.get(key + '_low'))} to {share(s.get(key + '_high'))}]"
+    def part(key): return f"{share(s.get(key))} [{share(s.get(key + '_low'))} to {share(s.get(key + '_high'))}]"
     asked = num(s.get('sufficiency')) is not None
-    right = {k: share(s.get(k)) for k in ('image', 'copy', 'control', 'second', 'chance', 'necessity_bound', 'sufficiency_bound')}
+    right = {k: share(s.get(k)) for k in ('image', 'copy', 'control', 'second', 'chance', 'necessity_bound',
+                                          'sufficiency_bound')}
     if num(s.get('control')) is not None: # A probe
-        out = (f"Behind that: of {count(s['held_out'])} training images a probe that was fitted without them knows {right['image']}, {right['copy']} where what "
-               f"it relies on is erased, {right['control']} where as much is erased elsewhere; chance is {right['chance']}. The difference is "
-               f"{part('necessity')} of what it knows above chance (a shortcut: more than {right['necessity_bound']})")
-        return f"{out}, and a probe fitted on copies knows {part('sufficiency')} of it (more than {right['sufficiency_bound']})." if asked else f"{out}."
-    out = (f"Behind that: on {count(s['held_out'])} held-out images the scout is right on {right['image']}, on their erased "
-           f"copies on {right['copy']}" + (f", the second scout on {right['second']}" if asked else '')
-           + f"; chance is {right['chance']}. Of what the scout knows above chance it loses {part('necessity')} on the copies "
-           f"(a shortcut: more than {right['necessity_bound']})")
+        out = (f"Behind that: of {count(s['held_out'])} training images a probe that was fitted without them knows "
+               f"{right['image']}, {right['copy']} where what it relies on is erased, {right['control']} where as much "
+               f"is erased elsewhere; chance is {right['chance']}. The difference is {part('necessity')} of what it "
+               f"knows above chance (a shortcut: more than {right['necessity_bound']})")
+        return (f"{out}, and a probe fitted on copies knows {part('sufficiency')} of it "
+                f"(more than {right['sufficiency_bound']}).") if asked else f"{out}."
+    out = (f"Behind that: on {count(s['held_out'])} held-out images the scout is right on {right['image']}, on their "
+           f"erased copies on {right['copy']}" + (f", the second scout on {right['second']}" if asked else '')
+           + f"; chance is {right['chance']}. Of what the scout knows above chance it loses {part('necessity')} on the "
+           f"copies (a shortcut: more than {right['necessity_bound']})")
     if not asked: return f"{out}."
     return f"{out}, and the second scout knows {part('sufficiency')} of it (more than {right['sufficiency_bound']})."
 
@@ -161,29 +172,37 @@ def _demo_outcome(records):
     proxy = [f for f in fits if f.get('arm') != 'control']
     control = next((f for f in fits if f.get('arm') == 'control'), None)
     counts = [num((end or {}).get(k)) for k in ('only_proxy', 'only_control', 'n_test', 'both_right')]
-    if None in counts or not counts[2] or not proxy or not control: return ["The run did not finish, so there is no verdict."]
+    if None in counts or not counts[2] or not proxy or not control:
+        return ["The run did not finish, so there is no verdict."]
     a,b,n,both = counts
     if end.get('same_weights') is True: return [_same(end)]
     d,low,high = paired_difference(a, b, n)
     effect = 'a gain' if low > 0 else 'a loss' if high < 0 else 'no effect shown'
-    out = [f"With proxies the network is right on {share((both+a)/n)} of {n} test images without the shortcut, the control on {share((both+b)/n)}: "
-           f"{effect} in this run ({_pts(d)} points, 95% interval {_pts(low)} to {_pts(high)})."]
-    out.append("That is one run of each. The interval is over test images, not over seeds, and another seed can come out otherwise: a claim needs several.")
+    out = [f"With proxies the network is right on {share((both+a)/n)} of {n} test images without the shortcut, "
+           f"the control on {share((both+b)/n)}: {effect} in this run ({_pts(d)} points, 95% interval {_pts(low)} to "
+           f"{_pts(high)})."]
+    out.append("That is one run of each. The interval is over test images, not over seeds, and another seed can come "
+               "out otherwise: a claim needs several.")
     last = proxy[-1]
     if None not in [num(f.get(k)) for f in (last, control) for k in ('on_digit', 'on_shortcut')]:
         blind = [num(end.get(k)) for k in ('blind_digit', 'blind_shortcut')]
-        tail = '' if None in blind else f"; a map that is equally bright everywhere has {share(blind[0])} and {share(blind[1])}"
-        out.append(f"Of its saliency {share(last['on_digit'])} lies on the digit and {share(last['on_shortcut'])} on the shortcut "
-                   f"(control: {share(control['on_digit'])} and {share(control['on_shortcut'])}{tail}).")
+        tail = ('' if None in blind else
+                f"; a map that is equally bright everywhere has {share(blind[0])} and {share(blind[1])}")
+        out.append(f"Of its saliency {share(last['on_digit'])} lies on the digit and {share(last['on_shortcut'])} on "
+                   f"the shortcut (control: {share(control['on_digit'])} and {share(control['on_shortcut'])}{tail}).")
     if None not in [num(f.get(k)) for f in (last, control) for k in ('valid_accuracy', 'test_accuracy')]:
-        by_valid,by_test = last['valid_accuracy'] - control['valid_accuracy'], last['test_accuracy'] - control['test_accuracy']
+        by_valid,by_test = (last['valid_accuracy'] - control['valid_accuracy'],
+                            last['test_accuracy'] - control['test_accuracy'])
         if by_valid == 0: agree = "which sees no difference"
         elif by_test == 0: agree = "while the test sees none"
-        else: agree = "which agrees on the better network" if by_valid*by_test > 0 else "which would have chosen the other network"
+        else:
+            agree = ("which agrees on the better network" if by_valid*by_test > 0 else
+                     "which would have chosen the other network")
         both = f"{share(last['valid_accuracy'])} against {share(control['valid_accuracy'])}"
         out.append(f"On validation images, which share the shortcut, it is {both}, {agree}.")
     done,planned = len(proxy) - 1, num(end.get('cycles'))
-    if planned and done < planned: out.append(f"The loop ended after {done} of {planned} cycles: {end.get('stop') or 'no reason given'}.")
+    if planned and done < planned:
+        out.append(f"The loop ended after {done} of {planned} cycles: {end.get('stop') or 'no reason given'}.")
     return out
 
 # %% ../../nbs/lab/10_report.ipynb #389b7ee9
@@ -195,20 +214,23 @@ def curves(
     left,right,top,bottom = 50, width-12, 12, height-40
     of = [e for e in records['epochs'] if num(e.get('step')) is not None]
     most = max([e['step'] for e in of], default=1) or 1
-    x = lambda step: round(left + (right-left)*step/most, 1)
-    y = lambda acc: round(bottom - (bottom-top)*acc, 1)
+    def x(step): return round(left + (right-left)*step/most, 1)
+    def y(acc): return round(bottom - (bottom-top)*acc, 1)
     lines,starts = [],[]
     for i,arm in enumerate(dict.fromkeys(str(e.get('arm')) for e in of)):
         own = [e for e in of if str(e.get('arm')) == arm]
         for split in ('test', 'valid'):
-            pts = [(e['step'], e[f'{split}_accuracy'], e.get('cycle')) for e in own if num(e.get(f'{split}_accuracy')) is not None]
+            pts = [(e['step'], e[f'{split}_accuracy'], e.get('cycle')) for e in own
+                   if num(e.get(f'{split}_accuracy')) is not None]
             d = ' '.join('M' + ' L'.join(f"{x(s)} {y(a)}" for s,a,_ in run) for run in _runs(pts))
-            if d: lines.append(dict(arm=arm, number=i, split=split, d=d, last=pts[-1][1], dots=[(x(s), y(a)) for s,a,_ in pts]))
+            if d: lines.append(dict(arm=arm, number=i, split=split, d=d, last=pts[-1][1],
+                                    dots=[(x(s), y(a)) for s,a,_ in pts]))
         cycle = [(e.get('cycle'), e['step']) for e in own]
         starts += [x(before) for (c,before),(after,_) in zip(cycle, cycle[1:]) if after != c]
     step = next(s for s in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**4, 10**5, 10**9) if most/s <= 6)
     return dict(width=width, height=height, left=left, right=right, top=top, bottom=bottom, lines=lines, starts=starts,
-                xs=[(x(v), v) for v in range(0, int(most)+1, step)], ys=[(y(v/4), f"{25*v}%") for v in range(5)], chance=y(0.1))
+                xs=[(x(v), v) for v in range(0, int(most)+1, step)], ys=[(y(v/4), f"{25*v}%") for v in range(5)],
+                chance=y(0.1))
 
 def _runs(pts):
     "Points of one fit belong together; the next fit starts a new line"
@@ -224,11 +246,11 @@ def _costs(fits):
     out = []
     for arm in dict.fromkeys(str(f.get('arm')) for f in fits):
         own = [f for f in fits if str(f.get('arm')) == arm]
-        total = lambda key: sum(num(f.get(key)) or 0 for f in own)
+        def total(key): return sum(num(f.get(key)) or 0 for f in own)
         parts = [total(f'seconds_{k}') for k in ('train', 'scout', *copying)]
-        out.append(dict(arm=arm, steps=count(total('steps')), scout=count(total('scout_steps')), copies=count(total('proxies')),
-                        parts=[secs(p) for p in parts], sum=sum(parts), total=secs(sum(parts)),
-                        extra=share(sum(parts[1:])/parts[0]) if parts[0] else '–'))
+        out.append(dict(arm=arm, steps=count(total('steps')), scout=count(total('scout_steps')),
+                        copies=count(total('proxies')), parts=[secs(p) for p in parts], sum=sum(parts),
+                        total=secs(sum(parts)), extra=share(sum(parts[1:])/parts[0]) if parts[0] else '–'))
     plain = next((o['sum'] for o in out if o['arm'] == 'control'), 0)
     return [o | dict(times=written('.2f', o['sum']/plain) + '×' if plain else '–') for o in out]
 
@@ -237,13 +259,15 @@ def _settings(config):
     conf = config.get('settings')
     conf = conf if isinstance(conf, dict) else {}
     out = [(k, [(n, v) for n,v in val.items() if v is not None]) for k,val in conf.items() if isinstance(val, dict)]
-    env = [(k, v) for k,v in config.items() if k not in ('settings', 'made_by')] + [(k, v) for k,v in conf.items() if not isinstance(v, dict)]
+    env = ([(k, v) for k,v in config.items() if k not in ('settings', 'made_by')]
+           + [(k, v) for k,v in conf.items() if not isinstance(v, dict)])
     return out + [('run', env)]
 
 def _template(name):
     "A template of this package; every value is escaped"
     loader = jinja2.FileSystemLoader(Path(proxy_attention.__file__).parent/'lab')
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True).get_template(name)
 
 def _write(file, page):
     "The page, whole or not at all"
@@ -257,9 +281,11 @@ def _demo_page(records):
     image = base64.b64encode(gallery.read_bytes()).decode() if gallery.is_file() else None
     numeric = [write is not str for *_,write in columns]
     return _template('report.html').render(
-        sentences=verdict(records), heads=[c[1] for c in columns], rows=[_cells(f) for f in records['fits']], numeric=numeric,
-        rejected=any(s.get('verdict') not in (None, 'shortcut') for s in records['scouts']), curves=curves(records), gallery=image, costs=_costs(records['fits']), settings=_settings(records['config']), end=records['end'],
-        seconds=secs((records['end'] or {}).get('seconds')), measuring=secs((records['end'] or {}).get('seconds_measure')),
+        sentences=verdict(records), heads=[c[1] for c in columns], rows=[_cells(f) for f in records['fits']],
+        numeric=numeric, rejected=any(s.get('verdict') not in (None, 'shortcut') for s in records['scouts']),
+        curves=curves(records), gallery=image, costs=_costs(records['fits']), settings=_settings(records['config']),
+        end=records['end'], seconds=secs((records['end'] or {}).get('seconds')),
+        measuring=secs((records['end'] or {}).get('seconds_measure')),
         judge=records['config'].get('judge', 'unknown'), version=records['config'].get('version', 'unknown'))
 
 # %% ../../nbs/lab/10_report.ipynb #870e075d
@@ -269,15 +295,21 @@ proxy_keys = cost_keys[2:-1] # Of these, on making proxies
 def _row(what, line, report, **more):
     "A row of the tables: values of a line, its report's and its maps'"
     maps = at(line, 'maps')
-    return {**line, **{k: at(report, k) for k in ('accuracy', 'precision', 'recall', 'f1', 'nll', 'ece', 'worst_group_accuracy')},
-            **{k: v for k,v in (maps.items() if isinstance(maps, dict) else ()) if k.startswith(('on_', 'area_'))}, 'what': what, 'note': None, 'undone': False,
-            'peak_gpu_mb': next((line[k] for k in ('peak_gpu_allocated_mb', 'peak_gpu_mb') if num(line.get(k)) is not None), None), **more}
+    return {**line,
+            **{k: at(report, k) for k in ('accuracy', 'precision', 'recall', 'f1', 'nll', 'ece',
+                                          'worst_group_accuracy')},
+            **{k: v for k,v in (maps.items() if isinstance(maps, dict) else ()) if k.startswith(('on_', 'area_'))},
+            'what': what, 'note': None, 'undone': False,
+            'peak_gpu_mb': next((line[k] for k in ('peak_gpu_allocated_mb', 'peak_gpu_mb')
+                                 if num(line.get(k)) is not None), None), **more}
 
 def _looked(s):
     "What a Stage 2 did, in words"
-    out = [f"{count(s.get('wrong'))} of {count(s.get('items'))} training images wrong"] + [f"{count(s[k])} {words}" for k,words in (
-        ('candidates', 'chosen'), ('proxies', 'proxies made'), ('flat', 'empty maps'), ('unreadable', 'unreadable'), ('held_out', 'kept back as they are in another split'),
-        ('suspects', 'kept back as their label is in doubt'), ('rejected', 'copies rejected'))
+    out = [f"{count(s.get('wrong'))} of {count(s.get('items'))} training images wrong"] + [
+        f"{count(s[k])} {words}" for k,words in (
+            ('candidates', 'chosen'), ('proxies', 'proxies made'), ('flat', 'empty maps'), ('unreadable', 'unreadable'),
+            ('held_out', 'kept back as they are in another split'),
+            ('suspects', 'kept back as their label is in doubt'), ('rejected', 'copies rejected'))
         if num(s.get(k)) is not None and (s[k] or k in ('candidates', 'proxies'))]
     return ', '.join(out)
 
@@ -291,10 +323,14 @@ def stage_rows(
     for s in records['stages']:
         cycle = count(s.get('cycle'))
         if s.get('stage') == 'proxies': out.append(_row(f'Stage 2, cycle {cycle}', s, None, note=_looked(s)))
-        else: out.append(_row('Stage 1' if s.get('cycle') == 0 else f'Stage 3, cycle {cycle}', s, s.get('valid'), undone=s.get('rolled_back') is True))
+        else: out.append(_row('Stage 1' if s.get('cycle') == 0 else f'Stage 3, cycle {cycle}', s, s.get('valid'),
+                              undone=s.get('rolled_back') is True))
     end = records['end']
-    whole = ('steps', 'scout_steps', 'proxies_made', *(f'seconds_{k}' for k in cost_keys if k != 'test')) # the end's line has the sums of these
-    if end: out.append(_row('Test' if end.get('tested_on') != 'valid' else 'End, validation', {k: v for k,v in end.items() if k not in whole}, end.get('test'), items=at(end, 'test', 'n')))
+    # The end's line has the sums of these
+    whole = ('steps', 'scout_steps', 'proxies_made', *(f'seconds_{k}' for k in cost_keys if k != 'test'))
+    if end: out.append(_row('Test' if end.get('tested_on') != 'valid' else 'End, validation',
+                            {k: v for k,v in end.items() if k not in whole}, end.get('test'),
+                            items=at(end, 'test', 'n')))
     return out
 
 # %% ../../nbs/lab/10_report.ipynb #2f2a20eb
@@ -302,27 +338,38 @@ def _loss(v): return written('.3f', v)
 def _rate(v): return written(',.0f', v)
 def _mb(v): return written(',.1f', v)
 
-quality_columns = [('images', 'Images', 'items', count), ('proxies', 'Proxies among them', 'proxies', count), ('epochs', 'Epochs', 'epochs', count),
-                   ('steps', 'Steps', 'steps', count), ('accuracy', 'Accuracy', 'accuracy', share), ('precision', 'Precision', 'precision', share),
-                   ('recall', 'Recall', 'recall', share), ('F1', 'F1', 'f1', share), ('NLL', 'NLL', 'nll', _loss), ('ECE', 'ECE', 'ece', _loss)]
-cost_columns = [('train', 'Training, s', 'seconds_train', secs), ('valid', 'Validation, s', 'seconds_valid', secs), ('scout', 'Scouts, s', 'seconds_scout', secs), ('score', 'Scoring, s', 'seconds_score', secs),
-                ('saliency', 'Saliency, s', 'seconds_saliency', secs), ('erase', 'Erasing, s', 'seconds_erase', secs), ('write', 'Writing, s', 'seconds_write', secs),
-                ('test', 'Test, s', 'seconds_test', secs), ('images/s', 'Images a second', 'images_per_second', _rate), ('RAM', 'Peak RAM, MB', 'peak_ram_mb', _rate),
-                ('GPU', 'Peak GPU, MB', 'peak_gpu_mb', _rate), ('disk', 'Proxies on disk, MB', 'proxies_mb', _mb)]
+quality_columns = [('images', 'Images', 'items', count), ('proxies', 'Proxies among them', 'proxies', count),
+                   ('epochs', 'Epochs', 'epochs', count), ('steps', 'Steps', 'steps', count),
+                   ('accuracy', 'Accuracy', 'accuracy', share), ('precision', 'Precision', 'precision', share),
+                   ('recall', 'Recall', 'recall', share), ('F1', 'F1', 'f1', share), ('NLL', 'NLL', 'nll', _loss),
+                   ('ECE', 'ECE', 'ece', _loss)]
+cost_columns = [('train', 'Training, s', 'seconds_train', secs), ('valid', 'Validation, s', 'seconds_valid', secs),
+                ('scout', 'Scouts, s', 'seconds_scout', secs), ('score', 'Scoring, s', 'seconds_score', secs),
+                ('saliency', 'Saliency, s', 'seconds_saliency', secs), ('erase', 'Erasing, s', 'seconds_erase', secs),
+                ('write', 'Writing, s', 'seconds_write', secs), ('test', 'Test, s', 'seconds_test', secs),
+                ('images/s', 'Images a second', 'images_per_second', _rate),
+                ('RAM', 'Peak RAM, MB', 'peak_ram_mb', _rate), ('GPU', 'Peak GPU, MB', 'peak_gpu_mb', _rate),
+                ('disk', 'Proxies on disk, MB', 'proxies_mb', _mb)]
 
 def extra_columns(rows) -> list:
     "Columns that only some data sets have: where the saliency lies, the worst group"
     parts = dict.fromkeys(k for r in rows for k in r if k.startswith('on_') and num(r[k]) is not None)
     out = [(f"on {k[3:]}", f"Saliency on {k[3:]}", k, share) for k in parts]
-    return out + [('worst', 'Worst group', 'worst_group_accuracy', share)]*any(num(r['worst_group_accuracy']) is not None for r in rows)
+    return out + [('worst', 'Worst group', 'worst_group_accuracy', share)]*any(
+        num(r['worst_group_accuracy']) is not None for r in rows)
 
 def _run_table(records):
     rows = stage_rows(records)
     keys = quality_columns + extra_columns(rows)
-    took = lambda r,*ks: written('.1f', sum(num(r.get(f'seconds_{k}')) or 0 for k in ks) if any(num(r.get(f'seconds_{k}')) is not None for k in ks) else None)
-    cells = [[r['what'] + ' (undone)'*r['undone'], *(f(r.get(k)) for _,_,k,f in keys), took(r, 'train'), took(r, *proxy_keys), _rate(r.get('peak_ram_mb'))] for r in rows]
-    legend = ("Figures of validation, those of the last row of the test. precision, recall, F1: means over classes. NLL: negative log-likelihood. ECE: calibration error.\n"
-              "s train, s proxies: seconds of training, and of scouts, scoring, saliency, erasing and writing. MB: peak RAM.")
+    def took(r, *ks):
+        return written('.1f', sum(num(r.get(f'seconds_{k}')) or 0 for k in ks)
+                       if any(num(r.get(f'seconds_{k}')) is not None for k in ks) else None)
+    cells = [[r['what'] + ' (undone)'*r['undone'], *(f(r.get(k)) for _,_,k,f in keys), took(r, 'train'),
+              took(r, *proxy_keys), _rate(r.get('peak_ram_mb'))] for r in rows]
+    legend = ("Figures of validation, those of the last row of the test. precision, recall, F1: means over classes. "
+              "NLL: negative log-likelihood. ECE: calibration error.\n"
+              "s train, s proxies: seconds of training, and of scouts, scoring, saliency, erasing and writing. "
+              "MB: peak RAM.")
     return '\n'.join([*_aligned([['stage', *(c[0] for c in keys), 's train', 's proxies', 'MB'], *cells]), legend])
 
 def table_text(
@@ -349,14 +396,17 @@ def _stage_after(records):
     todo = records['next'] if isinstance(records['next'], list) else []
     name,cycle = todo[0] if todo else None, todo[1] if len(todo) > 1 else None
     if name == 'train': return 'Stage 1' if cycle == 0 else f'Stage 3 of cycle {cycle}'
-    return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'labels': 'the labels in doubt', 'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
+    return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'labels': 'the labels in doubt',
+            'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
 
 def _unfinished(records):
     goes_on = str(records['config'].get('command') or 'proxy-attention run')
-    best = [at(s, 'valid', 'accuracy') for s in records['stages'] if s.get('stage') == 'train' and not s.get('rolled_back')]
+    best = [at(s, 'valid', 'accuracy') for s in records['stages']
+            if s.get('stage') == 'train' and not s.get('rolled_back')]
     best = best or [e.get('accuracy') for e in records['epochs'][-1:]]
     so_far = f" So far: {share(best[-1])} on validation." if best and num(best[-1]) is not None else ''
-    return [f"This run is not finished: it has come to {_stage_after(records)}, and nothing has been tested.{so_far}", f"What follows is what it has left behind until now. To go on: {goes_on}"]
+    return [f"This run is not finished: it has come to {_stage_after(records)}, and nothing has been tested.{so_far}",
+            f"What follows is what it has left behind until now. To go on: {goes_on}"]
 
 def _tested(end, valid):
     "How right, of how many, and whether validation had said so"
@@ -364,57 +414,75 @@ def _tested(end, valid):
     if right is None or not n or not 0 <= right <= 1: return ["The test's accuracy is not known."]
     low,high = wilson(right, n)
     words = f"{share(right)} of {count(n)} {{}} images (95% interval {share(low)} to {share(high)})"
-    if end.get('tested_on') == 'valid': return [f"The network is right on {words.format('validation')}. There are no test images, and validation decided when to stop, so this is likely too good."]
+    if end.get('tested_on') == 'valid':
+        return [f"The network is right on {words.format('validation')}. There are no test images, and validation "
+                "decided when to stop, so this is likely too good."]
     return [f"The network is right on {words.format('test')}.", *_unlike(valid, low, high)]
 
 def _unlike(valid, low, high):
     "A warning where validation and test don't agree"
     if num(valid) is None or low <= valid <= high: return []
-    return [f"On validation the same network is right on {share(valid)}, {'above' if valid > high else 'below'} that interval: what validation says does not carry over to these test images."]
+    return [f"On validation the same network is right on {share(valid)}, {'above' if valid > high else 'below'} that "
+            "interval: what validation says does not carry over to these test images."]
 
 def _changed(records):
     "What the cycles changed on validation"
-    trained = [s for s in records['stages'] if s.get('stage') == 'train' and num(at(s, 'valid', 'accuracy')) is not None]
+    trained = [s for s in records['stages']
+               if s.get('stage') == 'train' and num(at(s, 'valid', 'accuracy')) is not None]
     first = next((s for s in trained if s.get('cycle') == 0), None)
     last = next((s for s in reversed(trained) if s.get('cycle') != 0 and s.get('rolled_back') is not True), None)
     if first is None: return []
-    if not any(s.get('cycle') for s in trained): return [] if records['scouts'] else ["There was no training on proxies."]
+    if not any(s.get('cycle') for s in trained):
+        return [] if records['scouts'] else ["There was no training on proxies."]
     if last is None: return ["No cycle with proxies was kept: what is tested is the network of Stage 1."]
     a,b = at(first, 'valid', 'accuracy'), at(last, 'valid', 'accuracy')
     steps = sum(num(s.get('steps')) or 0 for s in trained if s.get('rolled_back') is not True)
-    longer = f", after {count(steps)} optimizer steps instead of {count(first['steps'])}" if num(first.get('steps')) and steps else ''
-    return [f"On validation it is right on {share(b)} after cycle {count(last.get('cycle'))} and was on {share(a)} after Stage 1: {_pts(b-a)} points{longer}. "
-            "Whether the proxies did that is not known from one run: it has no control that trained as long without them. A claim needs several seeds and proxy-attention compare."]
+    longer = (f", after {count(steps)} optimizer steps instead of {count(first['steps'])}"
+              if num(first.get('steps')) and steps else '')
+    return [f"On validation it is right on {share(b)} after cycle {count(last.get('cycle'))} and was on {share(a)} "
+            f"after Stage 1: {_pts(b-a)} points{longer}. Whether the proxies did that is not known from one run: it "
+            "has no control that trained as long without them. "
+            "A claim needs several seeds and proxy-attention compare."]
 
 def _undone(records):
     cycles = [count(s.get('cycle')) for s in records['stages'] if s.get('rolled_back') is True]
     if not cycles: return []
     e = at(records['config'], 'settings', 'experiment')
-    more = f" {at(e, 'monitor') or 'what is watched'} by more than {at(e, 'rollback')}" if num(at(e, 'rollback')) is not None else ''
+    more = (f" {at(e, 'monitor') or 'what is watched'} by more than {at(e, 'rollback')}"
+            if num(at(e, 'rollback')) is not None else '')
     which = f"Cycle {cycles[0]}" if len(cycles) == 1 else f"Cycles {', '.join(cycles)}"
-    return [f"{which} {'was' if len(cycles) == 1 else 'were'} undone, having worsened{more or ' validation'}; the cycle before is what counts."]
+    return [f"{which} {'was' if len(cycles) == 1 else 'were'} undone, having worsened{more or ' validation'}; "
+            "the cycle before is what counts."]
 
 def _stopped(records):
     "Why it ended, in words"
     end,s = records['end'], at(records['config'], 'settings')
     stop,cycles = str(end.get('stop') or ''), num(end.get('cycles')) or 0
     words = {'until': f"the target {at(s, 'experiment', 'until') or ''} was reached".replace('  ', ' '),
-             'patience': f"{_plural(num(at(s, 'experiment', 'patience')), 'cycle')} went by without improvement of {at(s, 'experiment', 'monitor') or 'what is watched'}",
-             'budget': f"the budget of {written('g', at(s, 'experiment', 'budget'))} seconds was spent", 'nothing left to erase': "there was nothing left to erase",
+             'patience': f"{_plural(num(at(s, 'experiment', 'patience')), 'cycle')} went by without improvement of "
+                         f"{at(s, 'experiment', 'monitor') or 'what is watched'}",
+             'budget': f"the budget of {written('g', at(s, 'experiment', 'budget'))} seconds was spent",
+             'nothing left to erase': "there was nothing left to erase",
              'diverged': "training diverged: its weights were no numbers any more, so those before it were tested"}
     if stop == 'trained': return ["It trained once, without proxies, as its settings say."]
     if stop == 'cycles done' and not cycles: return ["It trained once, as its settings say."]
-    if stop == 'cycles done': return [{1: "Its one cycle was done.", 2: "Both its cycles were done."}.get(cycles, f"All its {count(cycles)} cycles were done.")]
+    if stop == 'cycles done':
+        return [{1: "Its one cycle was done.", 2: "Both its cycles were done."}.get(
+            cycles, f"All its {count(cycles)} cycles were done.")]
     return [f"It ended after {_plural(cycles, 'cycle')}: {words.get(stop, stop) or 'no reason is given'}."]
 
 def _where_it_looked(end):
     maps,out = at(end, 'maps'), []
-    parts = [k[3:] for k in maps if k.startswith('on_') and num(maps[k]) is not None] if isinstance(maps, dict) else []
+    parts = ([k[3:] for k in maps if k.startswith('on_') and num(maps[k]) is not None]
+             if isinstance(maps, dict) else [])
     if parts:
-        even = lambda p: f" (evenly spread: {share(maps[f'area_{p}'])})" if num(maps.get(f'area_{p}')) is not None else ''
+        def even(p):
+            return f" (evenly spread: {share(maps[f'area_{p}'])})" if num(maps.get(f'area_{p}')) is not None else ''
         lies = ' and '.join(f"{share(maps[f'on_{p}'])} on the {p}{even(p)}" for p in parts)
-        out.append(f"Of the saliency lies {lies}, judged by {maps.get('method') or 'an unknown method'} on {count(maps.get('images'))} images.")
-    if num(worst := at(end, 'test', 'worst_group_accuracy')) is not None: out.append(f"In the group of images where it does worst it is right on {share(worst)}.")
+        out.append(f"Of the saliency lies {lies}, judged by {maps.get('method') or 'an unknown method'} on "
+                   f"{count(maps.get('images'))} images.")
+    if num(worst := at(end, 'test', 'worst_group_accuracy')) is not None:
+        out.append(f"In the group of images where it does worst it is right on {share(worst)}.")
     return out
 
 def _audit(end):
@@ -422,13 +490,15 @@ def _audit(end):
     audit = at(end, 'audit')
     if not isinstance(audit, dict): return None
     problems = audit.get('problems') if isinstance(audit.get('problems'), list) else []
-    return dict(ok=audit.get('ok') is True, problems=list(map(str, problems)), near=num(audit.get('near')) or 0, checked=str(audit.get('checked') or ('clean' if audit.get('ok') is True else 'problems')))
+    return dict(ok=audit.get('ok') is True, problems=list(map(str, problems)), near=num(audit.get('near')) or 0,
+                checked=str(audit.get('checked') or ('clean' if audit.get('ok') is True else 'problems')))
 
 def _audited(end):
     audit = _audit(end)
     if audit is None or audit['ok']: return []
     found = audit['problems']
-    return [f"The audit found {_plural(len(found), 'problem')}, so the figures below can't be trusted: {'; '.join(dict.fromkeys(found[:2])) or 'see there'}."]
+    return [f"The audit found {_plural(len(found), 'problem')}, so the figures below can't be trusted: "
+            f"{'; '.join(dict.fromkeys(found[:2])) or 'see there'}."]
 
 def _scout_found(records): return [f"Before Stage 1 scouts were sent. {_scout_text(s)}" for s in records['scouts']]
 
@@ -436,7 +506,8 @@ def _run_verdict(records):
     end = records['end']
     if not end: return _unfinished(records)
     kept = [s for s in records['stages'] if s.get('stage') == 'train' and s.get('rolled_back') is not True]
-    return [*_audited(end), *_tested(end, at(kept[-1], 'valid', 'accuracy') if kept else None), *_scout_found(records), *_changed(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
+    return [*_audited(end), *_tested(end, at(kept[-1], 'valid', 'accuracy') if kept else None), *_scout_found(records),
+            *_changed(records), *_undone(records), *_stopped(records), *_where_it_looked(end)]
 
 def verdict(
     records, # What `read_records` returns
@@ -455,15 +526,20 @@ def summary(
     kept = [o for o in trained if o.get('rolled_back') is not True]
     right,n = num(at(end, 'test', 'accuracy')), num(at(end, 'test', 'n'))
     low,high = wilson(right, n) if right is not None and n and 0 <= right <= 1 else (None, None)
-    if is_demo(r): right = next((f.get('test_accuracy') for f in reversed(r['fits']) if f.get('arm') != 'control'), None)
-    return dict(run=r['name'], folder=str(r['folder']), made_by=r['config'].get('made_by'), done=bool(r['end']), next=None if r['end'] or is_demo(r) else _stage_after(r),
+    if is_demo(r):
+        right = next((f.get('test_accuracy') for f in reversed(r['fits']) if f.get('arm') != 'control'), None)
+    return dict(run=r['name'], folder=str(r['folder']), made_by=r['config'].get('made_by'), done=bool(r['end']),
+                next=None if r['end'] or is_demo(r) else _stage_after(r),
                 experiment=at(s, 'name'), **{k: at(s, 'experiment', k) for k in ('data', 'model', 'proxy', 'seed')},
-                stage1_accuracy=at(next(iter(kept), None), 'valid', 'accuracy'), valid_accuracy=at(next(reversed(kept), None), 'valid', 'accuracy'),
-                test_accuracy=num(right), test_low=low, test_high=high, test_images=n, tested_on=end.get('tested_on'), f1=num(at(end, 'test', 'f1')), nll=num(at(end, 'test', 'nll')),
-                ece=num(at(end, 'test', 'ece')), worst_group_accuracy=num(at(end, 'test', 'worst_group_accuracy')), cycles=num(end.get('cycles')),
-                undone=[o.get('cycle') for o in trained if o.get('rolled_back') is True], stop=end.get('stop'), audit_ok=at(end, 'audit', 'ok'), proxies_made=num(end.get('proxies_made')),
-                steps=num(end.get('steps')), seconds=num(end.get('seconds')), started=r['config'].get('started'), commit=r['config'].get('commit'),
-                settings_sha256=r['config'].get('settings_sha256'))
+                stage1_accuracy=at(next(iter(kept), None), 'valid', 'accuracy'),
+                valid_accuracy=at(next(reversed(kept), None), 'valid', 'accuracy'),
+                test_accuracy=num(right), test_low=low, test_high=high, test_images=n, tested_on=end.get('tested_on'),
+                f1=num(at(end, 'test', 'f1')), nll=num(at(end, 'test', 'nll')), ece=num(at(end, 'test', 'ece')),
+                worst_group_accuracy=num(at(end, 'test', 'worst_group_accuracy')), cycles=num(end.get('cycles')),
+                undone=[o.get('cycle') for o in trained if o.get('rolled_back') is True], stop=end.get('stop'),
+                audit_ok=at(end, 'audit', 'ok'), proxies_made=num(end.get('proxies_made')),
+                steps=num(end.get('steps')), seconds=num(end.get('seconds')), started=r['config'].get('started'),
+                commit=r['config'].get('commit'), settings_sha256=r['config'].get('settings_sha256'))
 
 # %% ../../nbs/lab/10_report.ipynb #ec85ef05
 def run_pieces(
@@ -483,7 +559,9 @@ def run_pieces(
             pieces.append(dict(points=[], faint=cycle in undone))
             if against == 'seconds': x += mining.get(cycle, 0)
         x += 1 if against == 'epochs' else num(e.get('seconds_train')) or 0
-        if num(e.get(key)) is not None: pieces[-1]['points'].append((x, e[key], f"{records['name']}, cycle {count(cycle)}, epoch {count(e.get('epoch'))}: {e[key]:.4g}"))
+        if num(e.get(key)) is not None:
+            pieces[-1]['points'].append((
+                x, e[key], f"{records['name']}, cycle {count(cycle)}, epoch {count(e.get('epoch'))}: {e[key]:.4g}"))
     return pieces, marks
 
 def run_curves(
@@ -491,13 +569,16 @@ def run_curves(
 ) -> list: # Dicts: title, svg
     "The learning curves of one or several runs"
     def chart(title, keys, against, **kw):
-        lines = [dict(name=f"{r['name']} {what}", number=i, style=style, pieces=run_pieces(r, key, against)[0]) for i,r in enumerate(runs) for key,what,style in keys]
+        lines = [dict(name=f"{r['name']} {what}", number=i, style=style, pieces=run_pieces(r, key, against)[0])
+                 for i,r in enumerate(runs) for key,what,style in keys]
         marks = run_pieces(runs[0], keys[0][0], against)[1] if len(runs) == 1 else ()
         xlabel = {'epochs': 'epochs', 'seconds': 'seconds of training and making proxies'}[against]
         title = f'{title}, by {against}'
         return dict(title=title, svg=line_chart(lines, xlabel, title, marks=marks, **kw))
-    accuracy,loss = [('accuracy', 'validation', 'solid')], [('valid_loss', 'validation', 'solid'), ('train_loss', 'training', 'dashed')]
-    out = [chart('Accuracy on validation', accuracy, a, top=1, percent=True) for a in ('epochs', 'seconds')] + [chart('Loss', loss, a) for a in ('epochs', 'seconds')]
+    accuracy,loss = ([('accuracy', 'validation', 'solid')],
+                     [('valid_loss', 'validation', 'solid'), ('train_loss', 'training', 'dashed')])
+    out = ([chart('Accuracy on validation', accuracy, a, top=1, percent=True) for a in ('epochs', 'seconds')]
+           + [chart('Loss', loss, a) for a in ('epochs', 'seconds')])
     return [o for o in out if o['svg']]
 
 # %% ../../nbs/lab/10_report.ipynb #eb81bbf7
@@ -506,13 +587,15 @@ def class_rows(
 ) -> list: # Dicts: name, n, precision, recall, f1; the worst first
     "Precision and recall of every class"
     each = at(report, 'per_class')
-    rows = [dict(name=k, **{m: num(at(v, m)) for m in ('n', 'precision', 'recall', 'f1')}) for k,v in (each.items() if isinstance(each, dict) else ())]
+    rows = [dict(name=k, **{m: num(at(v, m)) for m in ('n', 'precision', 'recall', 'f1')})
+            for k,v in (each.items() if isinstance(each, dict) else ())]
     return sorted(rows, key=lambda r: (r['f1'] is None, r['f1']))
 
 def _confidence(report):
     "Rows: at least so sure, share of the images, accuracy among them"
     rows = at(report, 'accuracy_at')
-    return [(f"{float(k):.0%}" if _is_number(k) else k, meter(at(v, 'share'), 'f2'), meter(at(v, 'accuracy'))) for k,v in (rows.items() if isinstance(rows, dict) else ())]
+    return [(f"{float(k):.0%}" if _is_number(k) else k, meter(at(v, 'share'), 'f2'), meter(at(v, 'accuracy')))
+            for k,v in (rows.items() if isinstance(rows, dict) else ())]
 
 def _is_number(text):
     try: return math.isfinite(float(text))
@@ -535,7 +618,8 @@ def gallery(
 def _card(folder, row):
     names = [Path(str(f)).name for f in row.get('files') or ()]
     pictures = [(what, _picture(folder/n)) for what,n in zip(('original', 'map', 'copy'), names)]
-    return dict(cycle=count(row.get('cycle')), label=str(row.get('label')), predicted=str(row.get('predicted')), confidence=share(row.get('confidence')), erased=share(row.get('erased')),
+    return dict(cycle=count(row.get('cycle')), label=str(row.get('label')), predicted=str(row.get('predicted')),
+                confidence=share(row.get('confidence')), erased=share(row.get('erased')),
                 pictures=[(what, p) for what,p in pictures if p])
 
 def _picture(file):
@@ -546,25 +630,32 @@ def _picture(file):
 def _run_costs(records):
     "Seconds by kind, as bars, and sentences about the rest"
     rows,end,run = stage_rows(records), records['end'] or {}, records['run']
-    total = lambda k: sum(num(r.get(f'seconds_{k}')) or 0 for r in rows)
-    names = dict(zip(cost_keys, ('training', 'validation', 'scouts', 'scoring', 'saliency', 'erasing', 'writing', 'test')))
+    def total(k): return sum(num(r.get(f'seconds_{k}')) or 0 for r in rows)
+    names = dict(zip(cost_keys, ('training', 'validation', 'scouts', 'scoring', 'saliency', 'erasing', 'writing',
+                                 'test')))
     drawn = bars([(names[k], total(k), f'{secs(total(k))} s') for k in cost_keys if total(k) or k == 'train'])
-    big = lambda v: next((f'{v/m:.3g}{s}' for m,s in ((1e9, ' billion'), (1e6, ' million')) if v >= m), count(v)) if num(v) is not None else '–'
-    words = [f"{big(run.get('parameters'))} parameters, {big(run.get('trainable'))} of them trained; {big(run.get('multiply_adds'))} multiply-adds an image."]
+    def big(v):
+        return (next((f'{v/m:.3g}{s}' for m,s in ((1e9, ' billion'), (1e6, ' million')) if v >= m), count(v))
+                if num(v) is not None else '–')
+    words = [f"{big(run.get('parameters'))} parameters, {big(run.get('trainable'))} of them trained; "
+             f"{big(run.get('multiply_adds'))} multiply-adds an image."]
     train,extra = total('train'), sum(map(total, proxy_keys))
     if train and extra: words.append(f"Making proxies took {share(extra/train)} of the time of training.")
-    if num(end.get('seconds')) is not None: words.append(f"All of it, loading and saving included, took {count(end['seconds'])} seconds.")
+    if num(end.get('seconds')) is not None:
+        words.append(f"All of it, loading and saving included, took {count(end['seconds'])} seconds.")
     goal = at(end, 'target', 'accuracy')
     if num(goal) is not None:
         reached = num(at(end, 'target', 'epochs')) is not None
-        words.append(f"{share(goal)} on validation was " + (f"reached after {_plural(at(end, 'target', 'epochs'), 'epoch')}, {secs(at(end, 'target', 'seconds'))} seconds of training."
-                                                             if reached else "not reached."))
+        words.append(f"{share(goal)} on validation was " + (
+            f"reached after {_plural(at(end, 'target', 'epochs'), 'epoch')}, {secs(at(end, 'target', 'seconds'))} "
+            "seconds of training." if reached else "not reached."))
     return drawn, words
 
 # %% ../../nbs/lab/10_report.ipynb #5590c0c0
 _script = """
 for (const g of document.querySelectorAll('.gallery')) {
-  const form = g.querySelector('form'), picks = [...form.querySelectorAll('select')], cards = [...g.querySelectorAll('.card')];
+  const form = g.querySelector('form'), picks = [...form.querySelectorAll('select')],\
+ cards = [...g.querySelectorAll('.card')];
   const show = () => {
     let n = 0;
     for (const c of cards) { c.hidden = !picks.every(s => !s.value || c.dataset[s.name] === s.value); n += !c.hidden; }
@@ -572,7 +663,8 @@ for (const g of document.querySelectorAll('.gallery')) {
   };
   const fromAddress = () => {
     const asked = new URLSearchParams(location.hash.slice(1));
-    for (const s of picks) if (asked.has(s.name) && [...s.options].some(o => o.value === asked.get(s.name))) s.value = asked.get(s.name);
+    for (const s of picks) if (asked.has(s.name) && [...s.options].some(o => o.value === asked.get(s.name)))\
+ s.value = asked.get(s.name);
     show();
   };
   form.hidden = false;
@@ -585,11 +677,13 @@ for (const g of document.querySelectorAll('.gallery')) {
 def _policy(script=_script):
     "Nothing from elsewhere, and no script but ours"
     sha = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha}'; base-uri 'none'; form-action 'none'"
+    return (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha}'; "
+            "base-uri 'none'; form-action 'none'")
 
 def _table(rows, columns):
     "What the template needs for a table: heads, and rows of texts"
-    body = [dict(what=r['what'], undone=r['undone'], note=r['note'], cells=[f(r.get(k)) for _,_,k,f in columns]) for r in rows]
+    body = [dict(what=r['what'], undone=r['undone'], note=r['note'], cells=[f(r.get(k)) for _,_,k,f in columns])
+            for r in rows]
     return dict(heads=[c[1] for c in columns], rows=body)
 
 def _provenance(records):
@@ -603,33 +697,45 @@ def _run_parts(records, number):
     end,rows = records['end'] or {}, stage_rows(records)
     report,split = at(end, 'test'), 'test' if end.get('tested_on') != 'valid' else 'validation'
     if not isinstance(report, dict):
-        split,report = 'validation', next((s['valid'] for s in reversed(records['stages']) if isinstance(s.get('valid'), dict) and s.get('rolled_back') is not True), {})
+        split,report = 'validation', next((s['valid'] for s in reversed(records['stages'])
+                                           if isinstance(s.get('valid'), dict)
+                                           and s.get('rolled_back') is not True), {})
     classes = class_rows(report)
     names = list(report['per_class']) if isinstance(report.get('per_class'), dict) else []
     confusion = matrix_of(report.get('confusion'))
     cards,total = gallery(records['folder'])
     drawn,words = _run_costs(records)
     groups = at(report, 'per_group')
-    return dict(number=number, name=records['name'], sentences=_run_verdict(records), finished=bool(records['end']), split=split,
-                quality=_table(rows, quality_columns + extra_columns(rows)), cost=_table(rows, [c for c in cost_columns if any(num(r.get(c[2])) is not None for r in rows)]),
-                confusion=confusion_table(confusion, names) if len(confusion) <= 20 else Markup(''), n_classes=len(names),
-                pairs=[(p['true'], p['seen'], p['n'], share(p['n']/p['of']) if p['of'] else '–') for p in confused_pairs(confusion, names, 5 if len(confusion) <= 20 else 15)],
-                classes=[dict(name=c['name'], n=count(c['n']), precision=meter(c['precision']), recall=meter(c['recall'], 'f2'), f1=share(c['f1'])) for c in classes],
-                confidence=_confidence(report), right=share(report.get('confidence_right')), wrong=share(report.get('confidence_wrong')),
-                ece=_loss(report.get('ece')), nll=_loss(report.get('nll')), reliability=reliability_chart(report.get('reliability')),
-                groups=[(k, count(at(v, 'n')), meter(at(v, 'accuracy'))) for k,v in groups.items()] if isinstance(groups, dict) else [],
-                cards=cards, total=total, cycles=list(dict.fromkeys(c['cycle'] for c in cards)), labels=sorted({c['label'] for c in cards}),
+    return dict(number=number, name=records['name'], sentences=_run_verdict(records), finished=bool(records['end']),
+                split=split, quality=_table(rows, quality_columns + extra_columns(rows)),
+                cost=_table(rows, [c for c in cost_columns if any(num(r.get(c[2])) is not None for r in rows)]),
+                confusion=confusion_table(confusion, names) if len(confusion) <= 20 else Markup(''),
+                n_classes=len(names),
+                pairs=[(p['true'], p['seen'], p['n'], share(p['n']/p['of']) if p['of'] else '–')
+                       for p in confused_pairs(confusion, names, 5 if len(confusion) <= 20 else 15)],
+                classes=[dict(name=c['name'], n=count(c['n']), precision=meter(c['precision']),
+                              recall=meter(c['recall'], 'f2'), f1=share(c['f1'])) for c in classes],
+                confidence=_confidence(report), right=share(report.get('confidence_right')),
+                wrong=share(report.get('confidence_wrong')), ece=_loss(report.get('ece')), nll=_loss(report.get('nll')),
+                reliability=reliability_chart(report.get('reliability')),
+                groups=([(k, count(at(v, 'n')), meter(at(v, 'accuracy'))) for k,v in groups.items()]
+                        if isinstance(groups, dict) else []),
+                cards=cards, total=total, cycles=list(dict.fromkeys(c['cycle'] for c in cards)),
+                labels=sorted({c['label'] for c in cards}),
                 bars=drawn, costs=words, audit=_audit(end), settings=_provenance(records))
 
 def _overview(runs):
     "A row a run"
-    keys = [('run', str), ('experiment', str), ('data', str), ('model', str), ('proxy', str), ('seed', str), ('test_accuracy', share), ('interval', str), ('test_images', count), ('f1', share),
-            ('nll', _loss), ('ece', _loss), ('cycles', count), ('proxies_made', count), ('seconds', count)]
-    heads = ['Run', 'Experiment', 'Data', 'Network', 'Proxies', 'Seed', 'Test accuracy', '95% interval', 'Test images', 'F1', 'NLL', 'ECE', 'Cycles', 'Proxies made', 'Seconds']
+    keys = [('run', str), ('experiment', str), ('data', str), ('model', str), ('proxy', str), ('seed', str),
+            ('test_accuracy', share), ('interval', str), ('test_images', count), ('f1', share), ('nll', _loss),
+            ('ece', _loss), ('cycles', count), ('proxies_made', count), ('seconds', count)]
+    heads = ['Run', 'Experiment', 'Data', 'Network', 'Proxies', 'Seed', 'Test accuracy', '95% interval', 'Test images',
+             'F1', 'NLL', 'ECE', 'Cycles', 'Proxies made', 'Seconds']
     rows = []
     for r in runs:
         s = summary(r['folder'])
-        s |= dict(run=r['name'], interval='–' if s['test_low'] is None else f"{share(s['test_low'])} to {share(s['test_high'])}")
+        s |= dict(run=r['name'],
+                  interval='–' if s['test_low'] is None else f"{share(s['test_low'])} to {share(s['test_high'])}")
         rows.append(['–' if s[k] is None else f(s[k]) for k,f in keys])
     return dict(heads=heads, rows=rows)
 
@@ -647,13 +753,17 @@ def write_run_report(
     "Write the page of a run, or of several runs side by side, from their records and galleries alone"
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if not folders: raise ValueError("folders is empty: name at least one run.")
-    if compared := [str(f) for f in folders if is_comparison(f)]: raise ValueError(f"{', '.join(compared)}: a comparison, whose page stands by itself. Report it alone.")
+    if compared := [str(f) for f in folders if is_comparison(f)]:
+        raise ValueError(f"{', '.join(compared)}: a comparison, whose page stands by itself. Report it alone.")
     if len(folders) > 1 and out is None: raise ValueError("out=None: several runs need a name for their page.")
     runs = [read_records(f) for f in folders]
-    if demos := [str(r['folder']) for r in runs if is_demo(r)]: raise ValueError(f"{', '.join(demos)}: made by proxy-attention demo, whose page stands by itself. Report it alone.")
+    if demos := [str(r['folder']) for r in runs if is_demo(r)]:
+        raise ValueError(f"{', '.join(demos)}: made by proxy-attention demo, whose page stands by itself. "
+                         "Report it alone.")
     out = runs[0]['folder']/'report.html' if out is None else Path(out)
     _named_apart(runs)
-    page = _template('run.html').render(runs=[_run_parts(r, i) for i,r in enumerate(runs)], curves=run_curves(runs), overview=_overview(runs), script=Markup(_script), policy=_policy(),
+    page = _template('run.html').render(runs=[_run_parts(r, i) for i,r in enumerate(runs)], curves=run_curves(runs),
+                                        overview=_overview(runs), script=Markup(_script), policy=_policy(),
                                         version=proxy_attention.__version__)
     return _write(out, page)
 

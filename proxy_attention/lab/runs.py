@@ -39,7 +39,8 @@ from ..store import MARKER, StoreError, read_manifest, write_atomic
 # %% ../../nbs/lab/08_runs.ipynb #e11cf01b
 SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them
 MADE_BY = 'proxy_attention run'
-files = ('config.json', 'state.json', 'state.json.bak', 'record.jsonl', 'split.json', 'suspects.json', 'partial.pt', 'report.html', 'weights', 'proxies', 'gallery', 'tensorboard')
+files = ('config.json', 'state.json', 'state.json.bak', 'record.jsonl', 'split.json', 'suspects.json', 'partial.pt',
+         'report.html', 'weights', 'proxies', 'gallery', 'tensorboard')
 
 class RunError(ValueError):
     "A run's folder can't be used: it is taken, somebody else's, or was made with other settings"
@@ -65,8 +66,11 @@ def commit() -> str|None:
     "The commit of the package's checkout, with + if files were changed since; None if it isn't one"
     top = Path(proxy_attention.__file__).resolve().parent.parent
     if not (top/'.git').exists(): return None
-    git = lambda *args: subprocess.run(['git', '-C', str(top), *args], capture_output=True, text=True, timeout=20).stdout.strip()
-    try: return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', 'proxy_attention', 'settings.ini') else '')
+    def git(*args):
+        return subprocess.run(['git', '-C', str(top), *args], capture_output=True, text=True, timeout=20).stdout.strip()
+    try:
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', '--',
+                                                      'proxy_attention', 'settings.ini') else '')
     except (OSError, subprocess.SubprocessError): return None
 
 def provenance(
@@ -76,16 +80,20 @@ def provenance(
     "What made a run: settings, their digest, command, commit, versions, machine"
     import fastai
     import timm
-    resolved = settings.model_dump() | {'file': Path(settings.file).name} # A record may be published: no paths of this machine
-    return dict(made_by=MADE_BY, schema=SCHEMA, command=command, version=__version__, commit=commit(), settings=resolved,
-                settings_sha256=digest(json.dumps(resolved, sort_keys=True).encode()), python=platform.python_version(), torch=torch.__version__,
-                fastai=fastai.__version__, timm=timm.__version__, machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None, started=time.strftime('%Y-%m-%d %H:%M:%S'))
+    # A record may be published: no paths of this machine
+    resolved = settings.model_dump() | {'file': Path(settings.file).name}
+    return dict(made_by=MADE_BY, schema=SCHEMA, command=command, version=__version__, commit=commit(),
+                settings=resolved, settings_sha256=digest(json.dumps(resolved, sort_keys=True).encode()),
+                python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
+                timm=timm.__version__, machine=platform.machine(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(),
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                started=time.strftime('%Y-%m-%d %H:%M:%S'))
 
 # %% ../../nbs/lab/08_runs.ipynb #89894dee
 def _unreadable(file, e):
-    return RunError(f"{str(file)!r} is missing or damaged ({type(e).__name__}). Run it again from the start (--again), or "
-                    "delete the run with proxy-attention clean.")
+    return RunError(f"{str(file)!r} is missing or damaged ({type(e).__name__}). "
+                    "Run it again from the start (--again), or delete the run with proxy-attention clean.")
 
 def _packed(state) -> bytes:
     "A dict of tensors, numbers and words as `load_state` reads it"
@@ -116,7 +124,9 @@ def load_state(file):
 def opt_state(opt) -> dict:
     "A fastai optimizer's state in terms of tensors and numbers"
     sd = opt.state_dict()
-    clean = lambda d: {k: v if torch.is_tensor(v) or v is None or isinstance(v, (bool, int, str)) else float(v) for k,v in d.items()}
+    def clean(d):
+        return {k: v if torch.is_tensor(v) or v is None or isinstance(v, (bool, int, str)) else float(v)
+                for k,v in d.items()}
     return dict(state=[clean(s) for s in sd['state']], hypers=[clean(h) for h in sd['hypers']], frozen=opt.frozen_idx)
 
 def load_opt(opt, state):
@@ -132,7 +142,9 @@ def rng_state() -> dict:
     "The random streams of Python, NumPy and torch"
     name,keys,pos,has_gauss,cached = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached), torch=torch.get_rng_state(), cuda=cuda)
+    return dict(python=random.getstate(),
+                numpy=(name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached),
+                torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng_state(state):
     "Put back what `rng_state` took"
@@ -162,7 +174,8 @@ def _differences(old, new, prefix=''):
 
 def _with_defaults(settings):
     "Settings that an earlier version wrote, with the defaults of the keys that have been added since"
-    usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()} for kind,cls in kinds.items()}
+    usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()}
+             for kind,cls in kinds.items()}
     return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
 def check_same(
@@ -173,12 +186,13 @@ def check_same(
     config = Path(folder)/'config.json'
     if not config.exists(): return None
     old = _read_json(config)
-    if not isinstance(old.get('settings'), dict): raise RunError(f"{str(config)!r} is damaged, or not of a run. Give another folder.")
+    if not isinstance(old.get('settings'), dict):
+        raise RunError(f"{str(config)!r} is damaged, or not of a run. Give another folder.")
     now = plain(settings if isinstance(settings, dict) else settings.model_dump())
     differ = _differences(_with_defaults(old['settings']), _with_defaults(now))
     if not differ: return old
-    raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder, "
-                   "or run it again from the start.")
+    raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}"
+                   f"{', …' if len(differ) > 4 else ''}). Give another folder, or run it again from the start.")
 
 def is_run(folder) -> bool:
     "Did `run` make this folder?"
@@ -198,8 +212,11 @@ def clean_run(folder):
 def _lock(folder):
     lock = filelock.FileLock(folder/'.lock', timeout=0)
     try: lock.acquire()
-    except filelock.Timeout: raise RunError(f"{str(folder)!r} is in use by another process. Wait for it, or give another folder.") from None
-    except OSError as e: raise RunError(f"{str(folder)!r} can't be written to: {e.strerror or e}. Give another folder.") from None
+    except filelock.Timeout:
+        raise RunError(f"{str(folder)!r} is in use by another process. "
+                       "Wait for it, or give another folder.") from None
+    except OSError as e:
+        raise RunError(f"{str(folder)!r} can't be written to: {e.strerror or e}. Give another folder.") from None
     return lock
 
 # %% ../../nbs/lab/08_runs.ipynb #a60b8f2d
@@ -236,7 +253,8 @@ def _read_state(file) -> dict|None:
     "The state in a file; None if there is none, or a damaged one"
     got = _read_json(file)
     if isinstance(got.get('schema'), int) and got['schema'] > SCHEMA:
-        raise RunError(f"{str(file.parent)!r} was made by a newer version of proxy_attention. Upgrade, or give another folder.")
+        raise RunError(f"{str(file.parent)!r} was made by a newer version of proxy_attention. "
+                       "Upgrade, or give another folder.")
     try: State(**got)
     except ValidationError: return None
     return got
@@ -321,7 +339,8 @@ class Run:
     def __enter__(self):
         check_run_folder(self.folder)
         try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise RunError(f"{str(self.folder)!r} can't be made: {e.strerror or e}. Give another folder.") from None
+        except OSError as e:
+            raise RunError(f"{str(self.folder)!r} can't be made: {e.strerror or e}. Give another folder.") from None
         self.lock = _lock(self.folder)
         try: self._read()
         except BaseException: self.__exit__(); raise
@@ -340,14 +359,17 @@ class Run:
 
     def _latest(self) -> dict:
         "The last state whose files are as they were written; going back to an earlier one is told"
-        if not any((self/n).exists() for n in ('state.json', 'state.json.bak')): return dict(next=['prepare'], record_bytes=0)
+        if not any((self/n).exists() for n in ('state.json', 'state.json.bak')):
+            return dict(next=['prepare'], record_bytes=0)
         now,before = (_read_state(self/n) for n in ('state.json', 'state.json.bak'))
         found,wrong = [s for s in (now, before) if s is not None], [] if now is not None else ['state.json']
         for state in [*found, *(s['back'] for s in found if s.get('back'))]:
             if (bad := _wrong(self.folder, state)) is None: break
             wrong.append(bad)
-        else: raise RunError(f"{str(self.folder)!r} can't go on: {_listed(wrong)}, and there is no earlier step whose files are "
-                             "whole. Run it again from the start (--again), or delete it with proxy-attention clean.")
+        else:
+            raise RunError(f"{str(self.folder)!r} can't go on: {_listed(wrong)}, and there is no earlier step whose "
+                           "files are whole. Run it again from the start (--again), or delete it with "
+                           "proxy-attention clean.")
         if wrong:
             step = ' '.join(map(str, state['next']))
             self.say(f"{self.folder}: {_listed(wrong)}; goes on from {step}, the last step whose files are whole")
@@ -382,12 +404,12 @@ class Run:
         self._tidy()
 
     def _sums(self, state):
-        "SHA-256 of each file that a state builds on: what is known of it, or, if the step has written it, what it holds now"
+        "SHA-256 of each file that a state builds on: as known, or, if the step has written it, of what it holds now"
         known = self.state.get('files', {})
         return {n: known.get(n) or file_digest(self/n) for n in (*_needed(state), 'split.json') if (self/n).is_file()}
 
     def _tidy(self):
-        "Delete weights that neither the state nor one that can be gone back to names, and what killed processes have left half written"
+        "Delete weights that neither the state nor one to go back to names, and what killed processes left half written"
         states = [self.state, self.previous, self.state.get('back') or {}]
         named = {n for s in states for n in _needed(s)}
         for f in [*(self/'weights').glob('*'), *self.folder.glob('*.tmp')]:
@@ -405,7 +427,7 @@ class Run:
         write_atomic(self/'partial.pt', digest(kept).encode() + b'\n' + kept)
 
     def partial(self) -> dict|None:
-        "What `checkpoint` has kept of the step that comes next, its lines put back into the record; None if there is nothing"
+        "What `checkpoint` has kept of the next step, its lines put back into the record; None if there is nothing"
         file = self/'partial.pt'
         if not file.exists(): return None
         mark,_,kept = file.read_bytes().partition(b'\n')
@@ -446,7 +468,8 @@ def check_free(
     file = Path(file)
     if file.is_dir(): raise ValueError(f"out={str(file)!r} is a folder; give the name of a file.")
     if file.exists() and not _is_ours(file, kind):
-        raise ValueError(f"out={str(file)!r} is there already and not a record of {kind}; it is left as it is. Give another name.")
+        raise ValueError(f"out={str(file)!r} is there already and not a record of {kind}; it is left as it is. "
+                         "Give another name.")
 
 def write_lines(
     file, # A record
@@ -463,8 +486,10 @@ _signs = ('.lock', '.journal.lock') # Files of ours that may be there before it 
 def _has_mark(folder, kind):
     "Did the command `kind` make this folder? An earlier version has left no mark but the record, or runs alone"
     mark = _read_json(folder/MARKER)
-    if mark.get('made_by') == 'proxy_attention' and mark.get('kind') == kind or _is_ours(folder/'record.jsonl', kind): return True
-    return kind == 'compare' and [f.name for f in folder.iterdir()] == ['arms'] and any(map(is_run, folder.glob('arms/*/*')))
+    if (mark.get('made_by') == 'proxy_attention' and mark.get('kind') == kind
+        or _is_ours(folder/'record.jsonl', kind)): return True
+    return (kind == 'compare' and [f.name for f in folder.iterdir()] == ['arms']
+            and any(map(is_run, folder.glob('arms/*/*'))))
 
 def check_folder(
     folder, # Of a command that makes several runs
@@ -475,7 +500,8 @@ def check_folder(
     if folder.exists() and not folder.is_dir(): raise RunError(f"{str(folder)!r} is a file; give the name of a folder.")
     if not folder.is_dir() or _has_mark(folder, kind): return
     strange = [f.name for f in folder.iterdir() if f.name not in _signs and not f.name.startswith(f'.{MARKER}.')]
-    if strange: raise RunError(f"{str(folder)!r} is a folder with something else in it (no {kind} made it); give another name.")
+    if strange:
+        raise RunError(f"{str(folder)!r} is a folder with something else in it (no {kind} made it); give another name.")
 
 def mark_folder(
     folder, # As in `check_folder`
