@@ -8,19 +8,22 @@ __all__ = ['about_arms', 'controls', 'former_arms', 'about_arm', 'arm_kind']
 # %% ../../nbs/lab/07_arms.ipynb #90f88bc8
 about_arms = {
     'none': ('control', "plain training"),
-    'duplicate_wrong': ('control', "the images that a scout gets wrong, five times more (as in Just Train Twice, Liu et al. 2021)"),
+    'duplicate_wrong': ('control', "the images that a scout gets wrong, five times more "
+                                   "(as in Just Train Twice, Liu et al. 2021)"),
     'random_erasing': ('control', "Random Erasing (Zhong et al. 2020)"),
     'mixup': ('control', "MixUp (Zhang et al. 2018)"),
     'cutmix': ('control', "CutMix (Yun et al. 2019)"),
     'random_place': ('control', "the experiment's policy, erased at random places"),
     'least_salient': ('control', "the experiment's policy, erased where the map is lowest"),
     'shuffled_map': ('control', "the experiment's policy, erased where another image's map is highest"),
-    'masktune': ('rival', "all images, above mean + 2σ of the map, one epoch on the copies (Asgari Taghanaki et al. 2022)"),
+    'masktune': ('rival', "all images, above mean + 2σ of the map, one epoch on the copies "
+                          "(Asgari Taghanaki et al. 2022)"),
     'proposal': ('proxies', "the thesis proposal to the letter"),
     'thesis_blend': ('proxies', "the wrong images scaled down by the map"),
     'early_look': ('proxies', "a scout's copies of all images, untested, beside the originals"),
     'early_look_replace': ('proxies', "a scout's copies of all images, untested, in the originals' place"),
-    'recommended': ('proxies', "the callback's default: scouts before the fit, tested copies in their originals' place"),
+    'recommended': ('proxies', "the callback's default: scouts before the fit, tested copies "
+                               "in their originals' place"),
 }
 controls = tuple(name for name,(kind,_) in about_arms.items() if kind == 'control') # What a method has to beat
 

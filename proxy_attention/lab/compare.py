@@ -28,16 +28,20 @@ from fastprogress.fastprogress import progress_bar
 from ..core import check_choice, check_number, digest
 from .arms import about_arms, controls
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
-from .runs import RunError, check_folder, check_free, check_same, is_run, mark_folder, plain, provenance, read_lines
+from .runs import (RunError, check_folder, check_free, check_same, is_run, mark_folder, plain,
+                                      provenance, read_lines)
 from .splits import split_digest
-from .stats import bounded_by_images, effect_sign, in_words, intervals, not_worse, not_worse_in_words, points
+from .stats import (bounded_by_images, effect_sign, in_words, intervals, not_worse,
+                                       not_worse_in_words, points)
 from ..policy import presets
 from ..store import write_atomic
 
 # %% ../../nbs/lab/17_compare.ipynb #4d1cba8d
 def own(conf, **changes):
     "The experiment's own policy, changed"
-    if conf.proxy is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: this arm varies the experiment's policy, and it has none. Set proxy=NAME.")
+    if conf.proxy is None:
+        raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: this arm varies the "
+                            "experiment's policy, and it has none. Set proxy=NAME.")
     return dict(proxy={**conf.proxy.model_dump(), **changes})
 
 def _preset(name, **changes):
@@ -59,14 +63,17 @@ def arm_least_salient(conf): return own(conf, place='least_salient')
 def arm_shuffled_map(conf): return own(conf, place='shuffled_map')
 def arm_masktune(conf): return _preset('masktune', cycles=1, cycle_epochs=1)
 def arm_proposal(conf): return _preset('proposal', cycles=3)
-def arm_thesis_blend(conf): return dict(proxy=dict(scout='off', select='wrong', share=0.5, fill='blend', area=1., cycles=3))
+def arm_thesis_blend(conf):
+    return dict(proxy=dict(scout='off', select='wrong', share=0.5, fill='blend', area=1., cycles=3))
 def arm_early_look(conf): return _early(conf)
 def arm_early_look_replace(conf): return _early(conf, scout_merge='replace')
 def arm_recommended(conf): return _preset('recommended', cycles=0)
 
 def _with_policy(conf, name, change):
     "The policy of an arm that has one, or an error"
-    if change['proxy'] is None: raise SettingsError(f"{conf.file} [experiment:{conf.name}] arm {name!r} makes no copies, so it takes no @method.")
+    if change['proxy'] is None:
+        raise SettingsError(f"{conf.file} [experiment:{conf.name}] arm {name!r} makes no copies, "
+                            "so it takes no @method.")
     return change['proxy']
 
 arms = {name: globals()[f'arm_{name}'] for name in about_arms}
@@ -74,7 +81,7 @@ arms = {name: globals()[f'arm_{name}'] for name in about_arms}
 # %% ../../nbs/lab/17_compare.ipynb #d3804a07
 def arm_settings(
     conf, # `Settings` of the experiment
-    arm:str, # A key of `arms`, or a [proxy:...] section of the settings file; ARM@METHOD is the same with another saliency method
+    arm:str, # A key of `arms`, or a [proxy:...] section; ARM@METHOD is the same with another saliency method
     seed:int,
     threads:int|None=None, # CPU threads of the run; None: the experiment's
     sections=None, # Raw [proxy:...] sections by name; None: those of the settings file
@@ -85,10 +92,13 @@ def arm_settings(
     if name not in arms: check_choice('arms', name, [*arms, *sections])
     change = arms[name](conf) if name in arms else dict(proxy=sections[name])
     if method: change = change | dict(proxy={**_with_policy(conf, name, change), 'method': method})
-    e = conf.experiment.model_dump() | change.get('experiment', {}) | dict(seed=seed, proxy=None if change['proxy'] is None else arm) | ({} if threads is None else dict(threads=threads))
+    e = (conf.experiment.model_dump() | change.get('experiment', {})
+         | dict(seed=seed, proxy=None if change['proxy'] is None else arm)
+         | ({} if threads is None else dict(threads=threads)))
     proxy = None if change['proxy'] is None else ProxyConfig(**{**change['proxy'], 'epochs': None})
-    return Settings(name=f'{conf.name}/{arm}', file=conf.file, data=type(conf.data)(**(conf.data.model_dump() | change.get('data', {}))), model=conf.model, proxy=proxy,
-                    experiment=type(conf.experiment)(**e))
+    return Settings(name=f'{conf.name}/{arm}', file=conf.file,
+                    data=type(conf.data)(**(conf.data.model_dump() | change.get('data', {}))),
+                    model=conf.model, proxy=proxy, experiment=type(conf.experiment)(**e))
 
 # %% ../../nbs/lab/17_compare.ipynb #319d0e49
 def fair_steps(conf, n_train):
@@ -103,10 +113,11 @@ def fair_settings(
     steps:int, # Of all its stages together
 ) -> Settings:
     "The same run with so many steps, and without anything that could end it earlier or undo a part of it"
-    return conf.model_copy(update=dict(experiment=conf.experiment.model_copy(update=dict(steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))
+    return conf.model_copy(update=dict(experiment=conf.experiment.model_copy(update=dict(
+        steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))
 
 def _n_train(conf, data):
-    "Training images, as far as is known before the split; what is generated or downloaded is there afterwards, before several processes need it"
+    "Training images, as far as is known before the split; makes or fetches the data, before several processes need it"
     from proxy_attention.lab.data import load_items
     items = load_items(conf.data, Path(data))
     n = len(items.fixed['train']) if items.fixed else len(items)
@@ -134,7 +145,7 @@ def _done(folder):
     return end[-1] if end else None
 
 def asked_digest(settings) -> str:
-    "Digest of what was asked for; values that are the defaults are left out, so that keys which a later version adds change nothing"
+    "Digest of what was asked for; defaults are left out, so that keys which a later version adds change nothing"
     return digest(json.dumps(settings.model_dump(exclude_defaults=True, exclude={'file'}), sort_keys=True).encode())
 
 def known_results(
@@ -154,10 +165,10 @@ def compare(
     out=None, # Folder; None: runs/compare_EXPERIMENT
     overrides=(), # Texts `key=value` that win over the settings, in all arms
     data='data', # Folder for data sets
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows the methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of accuracy that would matter: is each arm shown to lose less? None: not asked
-    record=None, # File of the record; None: record.jsonl in `out`. Results that it holds of the same settings are not made again, their runs' folders gone or not
+    record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again, folder or not
     reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
@@ -166,34 +177,44 @@ def compare(
     conf = load_experiment(experiment, settings, overrides)
     names = list(dict.fromkeys(['none', *arms]))
     first = conf.experiment.seed
-    seeds = list(range(first, first + check_number('seeds', seeds, 1, 1000, whole=True))) if not isinstance(seeds, (list, tuple, range)) else [check_number('seeds', s, 0, whole=True) for s in seeds]
+    seeds = (list(range(first, first + check_number('seeds', seeds, 1, 1000, whole=True)))
+             if not isinstance(seeds, (list, tuple, range)) else
+             [check_number('seeds', s, 0, whole=True) for s in seeds])
     check_choice('interval', interval, intervals)
     if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
-    jobs = min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None else check_number('jobs', jobs, 1, whole=True)
+    jobs = (min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None
+            else check_number('jobs', jobs, 1, whole=True))
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
     from proxy_attention.lab.experiment import command_line
     from proxy_attention.lab.plan import check_amounts, check_settings
     all_jobs = _jobs(conf, names, seeds, out, None)
-    for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s) # Everything that is wrong is said before anything runs
+    # Everything that is wrong is said before anything runs
+    for s in (conf, *(s for _,_,s,_ in all_jobs)): check_settings(s)
     check_folder(out, 'compare')
     file = out/'record.jsonl' if record is None else Path(record)
     check_free(file, 'compare')
     steps = fair_steps(conf, _n_train(conf, data))
     all_jobs = _jobs(conf, names, seeds, out, steps)
-    which = dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds))) else {'seed-list': (','.join(map(str, seeds)), None)}
-    command = command or command_line('compare', experiment, arms=(','.join(names), None), **which, out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None), settings=(settings, None),
-                                      data=(data, 'data'), interval=(interval, 't'), margin=(margin, None), overrides=overrides)
+    which = (dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds)))
+             else {'seed-list': (','.join(map(str, seeds)), None)})
+    command = command or command_line('compare', experiment, arms=(','.join(names), None), **which,
+                                      out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None),
+                                      settings=(settings, None), data=(data, 'data'), interval=(interval, 't'),
+                                      margin=(margin, None), overrides=overrides)
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
     known = known_results([*reuse, *([] if record is None else [record])], all_jobs)
     todo,counted = [j for j in all_jobs if _done(j[3]) is None and j[:2] not in known], {}
     for s in {s.name: s for _,_,s,_ in todo}.values(): check_amounts(s, data, counted) # The seed makes no difference
-    say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: {len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
+    say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: "
+        f"{len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')
     write() # Before the first run and after each: a comparison that was stopped has a record
     failed = _run_all(todo, data, command, jobs, say, write) if todo else []
-    if failed: raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: " + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))
+    if failed:
+        raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: "
+                       + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))
     return out
 
 def _run_all(todo, data, command, jobs, say, write):
@@ -221,14 +242,15 @@ def _here(todo, data, command):
 def _in_processes(todo, data, command, jobs):
     "Several at a time"
     with processes(jobs) as pool:
-        started = {pool.submit(_work, s.model_dump(), folder, str(data), command): (arm, seed, folder) for arm,seed,s,folder in todo}
+        started = {pool.submit(_work, s.model_dump(), folder, str(data), command): (arm, seed, folder)
+                   for arm,seed,s,folder in todo}
         for f in as_completed(started): yield *started[f], f.exception()
 
 @contextlib.contextmanager
 def processes(
     jobs:int, # How many
 ):
-    "A pool of processes that end with this one, and when the block is interrupted; what they were doing goes on the next time"
+    "A pool of processes that end with this one or when the block is interrupted; their work goes on the next time"
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), initializer=_of_its_parent) as pool:
         try: yield pool
         except BaseException:
@@ -237,7 +259,7 @@ def processes(
             raise
 
 def _of_its_parent():
-    "Ctrl-C is the parent's business, which ends this process; and if it is killed, this one would wait for work for ever"
+    "Ctrl-C is the parent's business, which ends this process; if it is killed, this one would wait for work for ever"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     def follow():
         multiprocessing.parent_process().join()
@@ -260,21 +282,31 @@ def run_line(
             seconds += o['seconds_train']
             curve.append([step + o['step'], round(seconds, 2), o['accuracy'], o['valid_loss']])
         if o['kind'] == 'stage' and o['stage'] == 'train': step += o['steps']
-    test = {k: end['test'].get(k) for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'nll', 'ece', 'worst_group_accuracy')}
+    test = {k: end['test'].get(k)
+            for k in ('n', 'accuracy', 'precision', 'recall', 'f1', 'nll', 'ece', 'worst_group_accuracy')}
     maps = {k: v for k,v in end.get('maps', {}).items() if k.startswith(('on_', 'hit_', 'area_', 'method'))}
     stages,scouts = ([o for o in lines if o['kind'] == k] for k in ('stage', 'scout'))
-    return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()}, **{f'map_{k}': v for k,v in maps.items()},
-                valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None), steps=end['steps'], stages=[o['steps'] for o in stages if o['stage'] == 'train'], stop=end['stop'],
+    return dict(kind='result', arm=arm, seed=seed, **{f'test_{k}': v for k,v in test.items()},
+                **{f'map_{k}': v for k,v in maps.items()},
+                valid_accuracy=next((o['valid']['accuracy'] for o in reversed(stages) if o['stage'] == 'train'), None),
+                steps=end['steps'], stages=[o['steps'] for o in stages if o['stage'] == 'train'], stop=end['stop'],
                 scout_steps=end.get('scout_steps', 0),
-                copies=[*(o['copies'] for o in scouts), *(o['proxies'] for o in stages if o['stage'] == 'proxies')], verdict=next((o['verdict']['name'] for o in scouts if o['verdict']), None), audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'), initial_sha256=first['initial_sha256'],
-                commit=first['commit'], asked_sha256=asked_digest(Settings(**first['settings'])), **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
+                copies=[*(o['copies'] for o in scouts), *(o['proxies'] for o in stages if o['stage'] == 'proxies')],
+                verdict=next((o['verdict']['name'] for o in scouts if o['verdict']), None),
+                audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'),
+                initial_sha256=first['initial_sha256'], commit=first['commit'],
+                asked_sha256=asked_digest(Settings(**first['settings'])),
+                **{k: v for k,v in end.items() if k.startswith(('seconds', 'peak_'))}, curve=curve)
 
 def check_fair(results):
     "An error if runs that are compared don't share split, initial weights and steps"
-    for what,name,key in (('split', 'split_sha256', lambda r: 0), ('initial weights', 'initial_sha256', lambda r: r['seed'])):
+    for what,name,key in (('split', 'split_sha256', lambda r: 0),
+                          ('initial weights', 'initial_sha256', lambda r: r['seed'])):
         seen = {}
         for r in results:
-            if seen.setdefault(key(r), r[name]) != r[name]: raise RunError(f"{r['arm']}, seed {r['seed']} has another {what} than the other arms: they can't be compared.")
+            if seen.setdefault(key(r), r[name]) != r[name]:
+                raise RunError(f"{r['arm']}, seed {r['seed']} has another {what} than the other arms: "
+                               "they can't be compared.")
     steps = Counter(r['steps'] for r in results)
     if len(steps) > 1: raise RunError(f"the runs took unequal numbers of optimizer steps: {dict(steps)}.")
 
@@ -288,12 +320,15 @@ def verdicts(
     "Each arm against `none` and against the best control, over the seeds that both have"
     by = {}
     for r in results: by.setdefault(r['arm'], {})[r['seed']] = r
-    pairs = lambda a,b: [s for s in by[a] if s in by.get(b, {}) and by[a][s][measure] is not None and by[b][s][measure] is not None]
-    average = lambda a, key=measure: mean(v for v in (r[key] for r in by[a].values()) if v is not None)
+    def pairs(a, b):
+        return [s for s in by[a] if s in by.get(b, {})
+                and by[a][s][measure] is not None and by[b][s][measure] is not None]
+    def average(a, key=measure): return mean(v for v in (r[key] for r in by[a].values()) if v is not None)
     best = max((a for a in by if a in controls), key=average, default=None)
     out = []
     for arm in by:
-        row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm), seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
+        row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm),
+                   seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
         for name,other in (('none', 'none'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
@@ -311,9 +346,11 @@ def verdicts(
 
 def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     "The record of a comparison: what was asked, results, verdicts"
-    results = [r for arm,seed,_,folder in all_jobs if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
+    results = [r for arm,seed,_,folder in all_jobs
+               if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
     check_fair(results)
-    lines = [dict(kind='compare', **about), *results, *(verdicts(results, interval=interval, margin=margin) if results else [])]
+    lines = [dict(kind='compare', **about), *results,
+             *(verdicts(results, interval=interval, margin=margin) if results else [])]
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
 
@@ -326,7 +363,8 @@ def _short(v):
 def _table_lines(table, right=()):
     "Rows of texts as lines, the first underlined, each column as wide as its widest text; columns `right` to the right"
     width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    text = ['  '.join(c.rjust(w) if i in right else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip() for r in table]
+    text = ['  '.join(c.rjust(w) if i in right else c.ljust(w) for i,(c,w) in enumerate(zip(r, width))).rstrip()
+            for r in table]
     return [text[0], '-'*max(map(len, text)), *text[1:]]
 
 def _not_worse_lines(rows, best):
@@ -334,11 +372,16 @@ def _not_worse_lines(rows, best):
     asked = [v for row in rows for k in ('none', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
     if not asked: return []
     others = dict(none='none') | (dict(best=best) if best not in (None, 'none') else {})
-    cell = lambda v: f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})" if 'not_worse' in v else ''
-    table = [('arm', *(f'not worse than {o}' for o in others.values())), *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
+    def cell(v):
+        return (f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})"
+                if 'not_worse' in v else '')
+    table = [('arm', *(f'not worse than {o}' for o in others.values())),
+             *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
     few = min(v['n'] for v in asked)
-    margin = f"Not worse: a loss of {100*asked[0]['not_worse']['margin']:.4g} points or more is ruled out by the one-sided 95% bound, in brackets."
-    return ['', *_table_lines(table), '', margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
+    margin = (f"Not worse: a loss of {100*asked[0]['not_worse']['margin']:.4g} points or more is ruled out by the "
+              "one-sided 95% bound, in brackets.")
+    return ['', *_table_lines(table), '',
+            margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
 
 def comparison_text(
     out, # Folder of a comparison, or its record
@@ -351,7 +394,10 @@ def comparison_text(
     table = [('arm', 'mean', 'lowest', 'highest', 'seconds', 'against none', '', f'against {best}' if best else '', '')]
     for v in rows:
         values = [x for x in v['values'].values() if x is not None]
-        table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}", *_short(v.get('against_none')), *_short(v.get('against_best'))))
-    note = (f"Test accuracy of {len(head['seeds'])} seeds, {head['steps']} optimizer steps each. Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
-            f"for the number of arms; {best} is the best control. Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
+        table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}",
+                      *_short(v.get('against_none')), *_short(v.get('against_best'))))
+    note = (f"Test accuracy of {len(head['seeds'])} seeds, {head['steps']} optimizer steps each. "
+            f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
+            f"for the number of arms; {best} is the best control. "
+            f"Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
     return '\n'.join([*_table_lines(table, range(1, 5)), '', note, *_not_worse_lines(rows, best)])

@@ -42,25 +42,32 @@ class DataConfig(Section):
     "A data set: where it is, what tells the labels, how it is split and read"
     source: str # Where it comes from: a key of `lab.data.datasets`, as shortcut_digits, folder or csv
     path: Optional[str] = None # Its folder; none: the source's own place
-    labels: Optional[Literal['folder', 'pattern', 'csv', 'idx']] = None # What tells an image's label; none: the source's own way
-    pattern: Optional[str] = None # Regular expression on the path of an image inside of the folder; its group `label` (or only group) is the label
+    # What tells an image's label; none: the source's own way
+    labels: Optional[Literal['folder', 'pattern', 'csv', 'idx']] = None
+    # Regular expression on the path of an image inside of the folder; its group `label` (or only group) is the label
+    pattern: Optional[str] = None
     table: Optional[str] = None # CSV file, inside of the folder
     file_column: Optional[str] = None # Column that holds file names; none: file, else the first
     label_column: Optional[str] = None # Column that holds labels; none: label, else the second
-    group: Optional[str] = None # Regular expression (as pattern, group `group`) or CSV column: images of one group stay in one split
+    # Regular expression (as pattern, group `group`) or CSV column: images of one group stay in one split
+    group: Optional[str] = None
     valid: float = Field(0.2, gt=0, lt=1) # Share of the images for validation
     test: float = Field(0.2, ge=0, lt=1) # Share of the images for the test
     per_class: Optional[int] = Field(None, ge=1) # At most so many training images a class
     n_train: Optional[int] = Field(None, ge=1) # Number of training images, instead of a share
     n_valid: Optional[int] = Field(None, ge=1) # Number of validation images, instead of a share
     n_test: Optional[int] = Field(None, ge=1) # Number of test images, instead of a share
-    shortcut: Optional[str] = None # Cue in every image that tells the class: a key of `lab.shortcuts.shortcuts`; none: shortcut_digits' square, else no cue
-    strength: float = Field(0.95, ge=0, le=1) # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
+    # Cue in every image that tells the class: a key of `lab.shortcuts.shortcuts`;
+    # none: shortcut_digits' square, else no cue
+    shortcut: Optional[str] = None
+    # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
+    strength: float = Field(0.95, ge=0, le=1)
     reserved: int = Field(0, ge=0) # shortcut_digits: so many digits are in no split, whatever the seed
     exam: bool = False # shortcut_digits: the reserved digits are the test, instead of the others
     size: int = Field(224, ge=8, le=4096) # Side of the image the network gets, in pixels
     resize: Literal['crop', 'pad', 'squish'] = 'crop' # How an image of another shape becomes a square
-    augment: Optional[Literal['flip', 'standard', 'random_erasing']] = None # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
+    # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
+    augment: Optional[Literal['flip', 'standard', 'random_erasing']] = None
     seed: int = Field(0, ge=0, lt=2**32) # Decides the splits and what is drawn
     bs: int = Field(64, ge=1) # Images in a batch
     num_workers: int = Field(0, ge=0, le=256) # Processes that load images
@@ -68,8 +75,10 @@ class DataConfig(Section):
 
     @model_validator(mode='after')
     def _reserves(self):
-        if self.reserved and self.source != 'shortcut_digits': raise ValueError(f"reserved={self.reserved} is for source=shortcut_digits, and this is {self.source!r}")
-        if self.exam and not self.reserved: raise ValueError('exam=true makes the reserved digits the test: set reserved, too')
+        if self.reserved and self.source != 'shortcut_digits':
+            raise ValueError(f"reserved={self.reserved} is for source=shortcut_digits, and this is {self.source!r}")
+        if self.exam and not self.reserved:
+            raise ValueError('exam=true makes the reserved digits the test: set reserved, too')
         return self
 
 # %% ../../nbs/lab/06_config.ipynb #2d3a01ff
@@ -85,7 +94,8 @@ class ProxyConfig(Section):
     "A proxy policy, and how many cycles follow Stage 1"
     method: Optional[str] = None # Saliency method
     samples: Optional[int] = Field(None, ge=1) # expected_gradients: passes, each set against another training image
-    blur: Optional[float] = Field(None, ge=0, le=.5) # expected_gradients: standard deviation of the blur as a share of the side; 0: none
+    # expected_gradients: standard deviation of the blur as a share of the side; 0: none
+    blur: Optional[float] = Field(None, ge=0, le=.5)
     target: Optional[Literal['pred', 'true', 'contrast']] = None # Class explained
     select: Optional[str] = None # Which training items get a copy after each fit; off: none
     share: Optional[float] = Field(None, gt=0, le=1) # At most this share of the training items
@@ -99,18 +109,24 @@ class ProxyConfig(Section):
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
-    scout: Optional[Union[float, str]] = None # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
+    # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
+    scout: Optional[Union[float, str]] = None
     scout_select: Optional[str] = None # Which training items get a copy from the scout
-    scout_merge: Optional[Literal['add', 'replace']] = None # The scout's copies beside their originals, or in their place
+    # The scout's copies beside their originals, or in their place
+    scout_merge: Optional[Literal['add', 'replace']] = None
     scout_test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
     rounds: Optional[int] = Field(None, ge=1, le=10) # How many regions scouts may find, one behind the other
-    probe: Optional[bool] = None # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
+    # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
+    probe: Optional[bool] = None
     repeat: Optional[int] = Field(None, ge=1, le=100) # How often an epoch draws each copy
-    accept: Optional[bool] = None # Keep a copy only if what its map explains is less probable on it than on its original?
+    # Keep a copy only if what its map explains is less probable on it than on its original?
+    accept: Optional[bool] = None
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
-    label_gate: bool = False # Give images whose label is probably wrong no copy, and list them? Networks of folds are trained for it, after Stage 1; no scout then
+    # Give images whose label is probably wrong no copy, and list them?
+    # Networks of folds are trained for it, after Stage 1; no scout then
+    label_gate: bool = False
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
 
@@ -122,7 +138,8 @@ class ProxyConfig(Section):
     @classmethod
     def _length(cls, v):
         if v in (None, 'off'): return v
-        if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v): raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of the fit, nor off")
+        if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v):
+            raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of the fit, nor off")
         number = float(re.match(r'[-.\d]+', str(v).strip())[0])
         if not math.isfinite(number): raise ValueError('must be a finite number')
         if number <= 0: raise ValueError('must be above 0')
@@ -131,21 +148,26 @@ class ProxyConfig(Section):
     @model_validator(mode='after')
     def _one_of(self):
         if self.area is not None and self.threshold is not None: raise ValueError('give area or threshold, not both')
-        if self.label_gate and self.scout not in (None, 'off'): raise ValueError('label_gate finds label errors after Stage 1, when a scout has made its copies: set scout = off')
-        if self.cycles == 0 and self.policy.get('scout', 'on') is None: raise ValueError('cycles = 0 makes no copies without a scout')
+        if self.label_gate and self.scout not in (None, 'off'):
+            raise ValueError('label_gate finds label errors after Stage 1, when a scout has made its copies: '
+                             'set scout = off')
+        if self.cycles == 0 and self.policy.get('scout', 'on') is None:
+            raise ValueError('cycles = 0 makes no copies without a scout')
         return self
 
     @property
     def policy(self) -> dict:
         "Arguments of `ProxyAttentionCB`"
         given = {k: v for k,v in self if k not in (*loop_keys, *gate_keys) and v is not None}
-        return given | {k: None for k in ('scout', 'select') if given.get(k) == 'off' or k == 'scout' and self.label_gate}
+        return given | {k: None for k in ('scout', 'select')
+                        if given.get(k) == 'off' or k == 'scout' and self.label_gate}
 
 loop_keys = ('cycles', 'epochs', 'cycle_epochs') # Arguments of `fit_proxy`, not of the callback
 gate_keys = ('label_gate', 'label_folds', 'label_epochs') # What finds the label errors
 
 # %% ../../nbs/lab/06_config.ipynb #7beaca15
-measures = ('train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1') # What every epoch tells; precision, recall and F1 are means over classes
+# What every epoch tells; precision, recall and F1 are means over classes
+measures = ('train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1')
 
 class ExperimentConfig(Section):
     "An experiment: which data set, network and policy, and how to train"
@@ -154,12 +176,15 @@ class ExperimentConfig(Section):
     proxy: Optional[str] = None # Name of a [proxy:...] section; none: train without proxies
     seed: int = Field(0, ge=0, lt=2**32) # Decides the initial weights and the order of the images
     epochs: int = Field(5, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3
-    steps: Optional[int] = Field(None, ge=1) # Optimizer steps of all stages together, instead of epochs: the same for every policy
+    # Optimizer steps of all stages together, instead of epochs: the same for every policy
+    steps: Optional[int] = Field(None, ge=1)
     freeze_epochs: int = Field(0, ge=0, le=1000) # Before these, so many epochs of the head alone
-    lr: Union[float, Literal['find']] = 1e-3 # Largest learning rate of each fit (one cycle); find: fastai's lr_find, before Stage 1
+    # Largest learning rate of each fit (one cycle); find: fastai's lr_find, before Stage 1
+    lr: Union[float, Literal['find']] = 1e-3
     mix: Optional[Literal['mixup', 'cutmix']] = None # fastai's MixUp or CutMix in training
     weight_decay: Optional[float] = Field(None, ge=0, le=10) # none: fastai's
-    monitor: Literal['train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1'] = 'accuracy' # What patience and rollback go by, on validation
+    # What patience and rollback go by, on validation
+    monitor: Literal['train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1'] = 'accuracy'
     until: Optional[str] = None # Stop when this holds, such as accuracy>=0.95
     patience: Optional[int] = Field(None, ge=1) # Stop after so many cycles without improvement
     budget: Optional[float] = Field(None, gt=0) # Start no cycle after so many seconds of work
@@ -167,11 +192,15 @@ class ExperimentConfig(Section):
     precision: Literal['auto', 'fp32', 'fp16', 'bf16'] = 'auto' # auto: bf16 or fp16 where a GPU has it
     accumulate: int = Field(1, ge=1, le=4096) # Batches whose gradients are added up before a step
     auto_batch: bool = False # When memory runs out: halve the batch, double accumulate, and try again?
-    deterministic: bool = False # Only deterministic algorithms, so that a repeated run has the same weights to the bit (slower on a GPU)
+    # Only deterministic algorithms, so that a repeated run has the same weights to the bit (slower on a GPU)
+    deterministic: bool = False
     threads: Optional[int] = Field(None, ge=1, le=1024) # CPU threads of torch; none: as many as torch takes
     judge: Optional[str] = None # Saliency method that judges maps against truth masks; none: one that doesn't erase
-    target_accuracy: Optional[float] = Field(None, gt=0, le=1) # Report epochs and seconds to this validation accuracy; none: nine tenths of the best
-    channels_last: bool = False # Keep the network's weights in torch's channels-last order? Convolutions are faster with it, most of all on GPUs and for depthwise ones
+    # Report epochs and seconds to this validation accuracy; none: nine tenths of the best
+    target_accuracy: Optional[float] = Field(None, gt=0, le=1)
+    # Keep the network's weights in torch's channels-last order?
+    # Convolutions are faster with it, most of all on GPUs and for depthwise ones
+    channels_last: bool = False
     tensorboard: bool = False # Write TensorBoard's files into the run's folder?
 
     @field_validator('lr', mode='before')
@@ -188,7 +217,8 @@ class ExperimentConfig(Section):
     @classmethod
     def _until(cls, v):
         m = re.fullmatch(r'\s*(\w+)\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*', v or '')
-        if v is not None and (not m or m[1] not in measures): raise ValueError(f"not like accuracy>=0.95 (measures: {', '.join(measures)}; signs: >=, <=, >, <)")
+        if v is not None and (not m or m[1] not in measures):
+            raise ValueError(f"not like accuracy>=0.95 (measures: {', '.join(measures)}; signs: >=, <=, >, <)")
         if m and not math.isfinite(float(m[3])): raise ValueError('must be a finite number')
         return v
 
@@ -198,7 +228,8 @@ class ComparisonConfig(Section):
     arms: str # Names of arms or [proxy:...] sections, separated by commas; none is always among them
     seeds: int = Field(5, ge=2, le=1000) # How many
     first_seed: int = Field(0, ge=0, lt=2**32) # The first of them
-    reference: Optional[str] = None # Name of the comparison whose plain training, without the shortcut, is what can be reached; none: no gap to close
+    # Name of the comparison whose plain training, without the shortcut, is what can be reached; none: no gap to close
+    reference: Optional[str] = None
     change: str = '' # What differs from the experiment's sections: key=value or kind.key=value, separated by commas
 
     @field_validator('change', mode='before')
@@ -229,14 +260,16 @@ def _names(text):
 def _choice(key, text):
     "What `text` means for a key of a proxy section"
     try: return getattr(ProxyConfig(**{key: text}), key)
-    except ValidationError as e: raise ValueError(f"{text!r}: {_told(ProxyConfig, {key: text}, e.errors())[0][2]}") from None
+    except ValidationError as e:
+        raise ValueError(f"{text!r}: {_told(ProxyConfig, {key: text}, e.errors())[0][2]}") from None
 
 def _searched(key, text):
     "What is searched for a key of a proxy section: a tuple of choices, or a `Range`"
     if '..' in text:
         low,high,log = re.fullmatch(r'(.*?)\.\.(.*?)(\s+log)?\s*', text, re.S | re.I).groups()
         ends = [_choice(key, t.strip()) for t in (low, high)]
-        if any(isinstance(v, (bool, str)) or v is None for v in ends): raise ValueError('not a range of numbers, such as 0.1..0.3; choices stand between commas')
+        if any(isinstance(v, (bool, str)) or v is None for v in ends):
+            raise ValueError('not a range of numbers, such as 0.1..0.3; choices stand between commas')
         if not ends[0] < ends[1]: raise ValueError('the second number of a range must be above the first')
         if log and ends[0] <= 0: raise ValueError('a range with log must begin above 0')
         return Range(low=ends[0], high=ends[1], log=bool(log))
@@ -252,15 +285,20 @@ class _Sweep(Section):
     experiment: tuple[str, ...] # Names of [experiment:...] sections between commas: what the policies are tried on
     trials: int = Field(40, ge=1, le=100000) # How many policies are tried
     seeds: int = Field(2, ge=1, le=1000) # Each with so many seeds, from the experiment's on
-    objective: Literal['test_accuracy', 'test_worst_group_accuracy', 'test_precision', 'test_recall', 'test_f1', 'test_nll', 'test_ece', 'valid_accuracy'] = 'test_accuracy' # What a good policy is good at
-    sampler: Literal['tpe', 'random'] = 'tpe' # Optuna's: Tree-structured Parzen Estimator, which learns from the trials so far, or blind draws
+    # What a good policy is good at
+    objective: Literal['test_accuracy', 'test_worst_group_accuracy', 'test_precision', 'test_recall', 'test_f1',
+                       'test_nll', 'test_ece', 'valid_accuracy'] = 'test_accuracy'
+    # Optuna's: Tree-structured Parzen Estimator, which learns from the trials so far, or blind draws
+    sampler: Literal['tpe', 'random'] = 'tpe'
     seed: int = Field(0, ge=0, lt=2**32) # Decides what is drawn
 
     @model_validator(mode='before')
     @classmethod
     def _nothing(cls, values):
         "An empty value is None, and so is `none`, which is a choice of a searched key"
-        return {k: None if isinstance(v, str) and (not v.strip() or k not in _searchable and v.strip().lower() == 'none') else v for k,v in values.items()}
+        return {k: None if isinstance(v, str) and (not v.strip() or
+                                                   k not in _searchable and v.strip().lower() == 'none') else v
+                for k,v in values.items()}
 
     @field_validator('experiment', mode='before')
     @classmethod
@@ -272,12 +310,15 @@ class _Sweep(Section):
     @field_validator(*_searchable, mode='before', check_fields=False)
     @classmethod
     def _space(cls, v, info):
-        if info.field_name == 'epochs': raise ValueError("all trials take the experiment's steps; search cycles or cycle_epochs, which divide them")
+        if info.field_name == 'epochs':
+            raise ValueError("all trials take the experiment's steps; search cycles or cycle_epochs, which divide them")
         return None if v is None else _searched(info.field_name, v)
 
     @model_validator(mode='after')
     def _something(self):
-        if not self.space: raise ValueError('nothing is searched: give choices (select = all, wrong) or a range (area = 0.05..0.3) for a key of a proxy section')
+        if not self.space:
+            raise ValueError('nothing is searched: give choices (select = all, wrong) or a range (area = 0.05..0.3) '
+                             'for a key of a proxy section')
         if 'area' in self.space and 'threshold' in self.space: raise ValueError('search area or threshold, not both')
         return self
 
@@ -286,10 +327,12 @@ class _Sweep(Section):
         "What is searched: key of a proxy section -> tuple of choices, or a `Range`"
         return {k: getattr(self, k) for k in _searchable if getattr(self, k) is not None}
 
-SweepConfig = create_model('SweepConfig', __base__=_Sweep, __doc__=_Sweep.__doc__, **{k: (Any, None) for k in _searchable})
+SweepConfig = create_model('SweepConfig', __base__=_Sweep, __doc__=_Sweep.__doc__,
+                           **{k: (Any, None) for k in _searchable})
 
 # %% ../../nbs/lab/06_config.ipynb #8463c3ab
-kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig, 'experiment': ExperimentConfig, 'comparison': ComparisonConfig, 'sweep': SweepConfig}
+kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig,
+         'experiment': ExperimentConfig, 'comparison': ComparisonConfig, 'sweep': SweepConfig}
 refs = ('data', 'model', 'proxy') # Keys of an experiment that name other sections
 
 # %% ../../nbs/lab/06_config.ipynb #231d6691
@@ -330,12 +373,13 @@ class Problem:
     def __str__(self):
         where = [self.file or '', f"line {self.line}" if self.line else '', f"[{self.section}]" if self.section else '']
         what = '' if self.key is None else self.key if self.value is None else f"{self.key}={self.value!r}"
-        return ' '.join(f"{', '.join(w for w in where if w)}{f' {what}' if what else ''}: {self.message}".removeprefix(': ').split())
+        return ' '.join(f"{', '.join(w for w in where if w)}{f' {what}' if what else ''}: {self.message}"
+                        .removeprefix(': ').split())
 
     def to_dict(self): return asdict(self)
 
 class SettingsError(ValueError):
-    "Something is wrong with `settings.ini`: the message has a line for each problem, with file, line, section, key and value"
+    "Something is wrong with `settings.ini`: a line for each problem, with file, line, section, key and value"
     def __init__(self, problems):
         self.problems = [Problem(problems)] if isinstance(problems, str) else list(problems)
         super().__init__('\n'.join(map(str, self.problems)))
@@ -348,13 +392,18 @@ def _parse(file):
     try:
         text = Path(file).read_text(encoding='utf-8-sig')
         parser.read_string(text, source=str(file))
-    except UnicodeDecodeError as e: raise SettingsError(f"{file} is not text in UTF-8 ({e.reason} at byte {e.start}).") from None
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{file} is not text in UTF-8 ({e.reason} at byte {e.start}).") from None
     except OSError as e: raise SettingsError(f"{file} can't be read: {e.strerror or e}.") from None
-    except configparser.MissingSectionHeaderError as e: raise SettingsError([Problem('there is no [kind:name] above this line.', str(file), e.lineno)]) from None
+    except configparser.MissingSectionHeaderError as e:
+        raise SettingsError([Problem('there is no [kind:name] above this line.', str(file), e.lineno)]) from None
     except configparser.ParsingError as e:
-        raise SettingsError([Problem(f"{text.split(chr(10))[n-1].strip()!r} is neither [kind:name], nor key = value, nor a comment.", str(file), n) for n,_ in e.errors]) from None
-    except configparser.DuplicateSectionError as e: raise SettingsError([Problem('this section is there twice.', str(file), e.lineno, e.section)]) from None
-    except configparser.DuplicateOptionError as e: raise SettingsError([Problem('this key is there twice.', str(file), e.lineno, e.section, e.option)]) from None
+        raise SettingsError([Problem(f"{text.split(chr(10))[n-1].strip()!r} is neither [kind:name], nor key = value, "
+                                     "nor a comment.", str(file), n) for n,_ in e.errors]) from None
+    except configparser.DuplicateSectionError as e:
+        raise SettingsError([Problem('this section is there twice.', str(file), e.lineno, e.section)]) from None
+    except configparser.DuplicateOptionError as e:
+        raise SettingsError([Problem('this key is there twice.', str(file), e.lineno, e.section, e.option)]) from None
     except configparser.Error as e: raise SettingsError(f"{file} can't be read: {' '.join(str(e).split())}") from None
     return {s: dict(parser.items(s)) for s in parser.sections()}, _lines(parser, text)
 
@@ -376,7 +425,9 @@ def find_settings(
 ) -> Path:
     "The settings file to read: `path`, else the working directory's, else the package's own"
     if path is not None:
-        if not Path(path).is_file(): raise SettingsError(f"{path} is not a file. Name a settings file, or leave it out to use the package's own.")
+        if not Path(path).is_file():
+            raise SettingsError(f"{path} is not a file. Name a settings file, "
+                                "or leave it out to use the package's own.")
         return Path(path)
     here = Path('settings.ini')
     if here.is_file() and _ours(_parse(here)[0]): return here
@@ -408,7 +459,8 @@ def _no_key(key, known, what):
 def _check(kind, values):
     "The section's object (None if it can't be made), and all that is wrong: (key, value, message)"
     cls = kinds[kind]
-    wrong = [(k, values[k], _no_key(k, cls.model_fields, f'Keys of a {kind} section')) for k in values if k not in cls.model_fields]
+    wrong = [(k, values[k], _no_key(k, cls.model_fields, f'Keys of a {kind} section'))
+             for k in values if k not in cls.model_fields]
     try: made = cls(**{k: v for k,v in values.items() if k in cls.model_fields})
     except ValidationError as e: made = wrong.extend(_told(cls, values, e.errors()))
     return (None if wrong else made), wrong
@@ -420,22 +472,25 @@ def _told(cls, values, errors):
         key = next(iter(err['loc']), None)
         if key is None: out.setdefault(None, (None, None, err['msg'].removeprefix('Value error, ') + '.'))
         elif err['type'] == 'missing': out.setdefault(key, (key, None, 'this key is missing.'))
-        else: out.setdefault(key, (key, values.get(key), _sentence(err['msg'].removeprefix('Value error, ')) + _choices(err, values.get(key))))
+        else: out.setdefault(key, (key, values.get(key), _sentence(err['msg'].removeprefix('Value error, '))
+                                   + _choices(err, values.get(key))))
     return list(out.values())
 
 def _sentence(text): return text if text.endswith(('.', '?')) else f'{text}.'
 
 def _choices(err, value):
     if err['type'] != 'literal_error': return ''
-    return ' ' + _near(value, [c.strip(" '") for c in err['ctx']['expected'].replace(' or ', ',').split(',')], 'Choices')
+    return ' ' + _near(value, [c.strip(" '") for c in err['ctx']['expected'].replace(' or ', ',').split(',')],
+                       'Choices')
 
 def _excluded(kind, key, values):
-    "Is a default not for this section: because it says the opposite itself, or because it is a policy's value and the section searches for policies?"
+    """Is a default not for this section: because it says the opposite itself,
+    or because it is a policy's value and the section searches for policies?"""
     return {'area': 'threshold', 'threshold': 'area'}.get(key) in values or kind == 'sweep' and key in _searchable
 
 # %% ../../nbs/lab/06_config.ipynb #3c11c83d
 class SettingsFile:
-    "A settings file as it was read: raw values by kind and name, the line of each, and everything that is wrong with it"
+    "A settings file as it was read: raw values by kind and name, the line of each, and all that is wrong with it"
     def __init__(self,
         path=None, # The file; None: see `find_settings`
     ):
@@ -457,25 +512,33 @@ class SettingsFile:
 
     def _read(self, section, values):
         kind,_,name = (s.strip() for s in section.partition(':'))
-        if kind not in kinds: return self._wrong(section, None, None, f"no kind of section is called {kind!r}. {_near(kind, kinds, 'Kinds')}")
+        if kind not in kinds:
+            return self._wrong(section, None, None,
+                               f"no kind of section is called {kind!r}. {_near(kind, kinds, 'Kinds')}")
         if not name: return self._wrong(section, None, None, f"a section needs a name, as in [{kind}:mine].")
-        if name in self.raw[kind]: return self._wrong(section, None, None, f"there are two {kind} sections called {name!r}.")
-        passed_on = {k: v for k,v in self.default.items() if k in kinds[kind].model_fields and not _excluded(kind, k, values)}
+        if name in self.raw[kind]:
+            return self._wrong(section, None, None, f"there are two {kind} sections called {name!r}.")
+        passed_on = {k: v for k,v in self.default.items()
+                     if k in kinds[kind].model_fields and not _excluded(kind, k, values)}
         self.raw[kind][name] = passed_on | values
         self.origin[kind, name] = {k: 'DEFAULT' for k in passed_on} | {k: section for k in values}
-        for key,value,message in _check(kind, self.raw[kind][name])[1]: self._wrong(self.origin[kind, name].get(key, section), key, value, message)
+        for key,value,message in _check(kind, self.raw[kind][name])[1]:
+            self._wrong(self.origin[kind, name].get(key, section), key, value, message)
 
     def _reference(self, of, name, kind, key=None):
         "Does the section [kind:...] exist that [of:name] names, under a key that is called like the kind unless told?"
         key = key or kind
         ref = self.raw[of][name].get(key, '').strip()
         if ref in self.raw[kind] or (ref.lower() in ('', 'none')): return
-        self._wrong(self.origin[of, name][key], key, ref, f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
+        self._wrong(self.origin[of, name][key], key, ref,
+                    f"there is no section [{kind}:{ref}]. {_near(ref, self.raw[kind], 'There are')}")
 
     def _experiments(self, name):
         for ref in filter(None, _names(self.raw['sweep'][name].get('experiment'))):
             if ref not in self.raw['experiment']:
-                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref, f"there is no section [experiment:{ref}]. {_near(ref, self.raw['experiment'], 'There are')}")
+                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref,
+                            f"there is no section [experiment:{ref}]. "
+                            f"{_near(ref, self.raw['experiment'], 'There are')}")
 
     def _wrong(self, section, key, value, message):
         problem = self.problem(message, section, key, value)
@@ -489,7 +552,8 @@ class SettingsFile:
     def where(self, kind, name, key) -> str:
         "Where the value of a key comes from: a line, or the defaults of the library"
         section = self.origin.get((kind, name), {}).get(key)
-        return 'default' if section is None else f"line {self.lines[section].get(key)}" + (' [DEFAULT]' if section == 'DEFAULT' else '')
+        return ('default' if section is None else
+                f"line {self.lines[section].get(key)}" + (' [DEFAULT]' if section == 'DEFAULT' else ''))
 
 # %% ../../nbs/lab/06_config.ipynb #2f5c97e4
 def _meant(text, chosen):
@@ -501,9 +565,13 @@ def _meant(text, chosen):
     if dot and kind not in kinds: raise SettingsError(f"{where} no kind {kind!r}. {_near(kind, kinds, 'Kinds')}")
     asked = [k for k in kinds if (k == kind if dot else k != 'sweep' or k in chosen)]
     knows = [k for k in asked if key in kinds[k].model_fields]
-    if not knows: raise SettingsError(f"{where} {_no_key(key, {f for k in asked for f in kinds[k].model_fields}, 'Keys')}")
+    if not knows:
+        raise SettingsError(f"{where} {_no_key(key, {f for k in asked for f in kinds[k].model_fields}, 'Keys')}")
     knows = [k for k in knows if k in chosen] or knows # Without proxies there is but one `epochs`
-    if len(knows) > 1: raise SettingsError(f"{where} {', '.join(knows[:-1])} and {knows[-1]} {'both' if len(knows) == 2 else 'all'} have {key!r}; write {' or '.join(f'{k}.{key}' for k in knows)}.")
+    if len(knows) > 1:
+        raise SettingsError(f"{where} {', '.join(knows[:-1])} and {knows[-1]} "
+                            f"{'both' if len(knows) == 2 else 'all'} have {key!r}; "
+                            f"write {' or '.join(f'{k}.{key}' for k in knows)}.")
     if knows[0] not in chosen: raise SettingsError(f"{where} {_missing(knows[0], chosen)}")
     return knows[0], key, value.strip()
 
@@ -522,14 +590,18 @@ def _override(chosen, text):
 def _chosen(file, name, overrides):
     "Raw values of an experiment and of the sections it names, their names, and what --set has changed"
     if name not in file.raw['experiment']:
-        raise SettingsError(f"{file.file} has no section [experiment:{name}]. {_near(name, file.raw['experiment'], 'Experiments')}")
+        raise SettingsError(f"{file.file} has no section [experiment:{name}]. "
+                            f"{_near(name, file.raw['experiment'], 'Experiments')}")
     chosen,names,changed = {'experiment': dict(file.raw['experiment'][name])}, {'experiment': name}, {}
     for text in overrides: # First those that choose another section
         if str(text).partition('=')[0].strip().removeprefix('experiment.') in refs: _override(chosen, text)
     for kind in refs:
         ref = chosen['experiment'].get(kind, '').strip()
         if kind == 'proxy' and ref.lower() in ('', 'none'): continue
-        if ref not in file.raw[kind]: raise SettingsError([file.problem(f"there is no section [{kind}:{ref}]. {_near(ref, file.raw[kind], 'There are')}", f'experiment:{name}', kind, ref)])
+        if ref not in file.raw[kind]:
+            raise SettingsError([file.problem(f"there is no section [{kind}:{ref}]. "
+                                              f"{_near(ref, file.raw[kind], 'There are')}",
+                                              f'experiment:{name}', kind, ref)])
         chosen[kind],names[kind] = dict(file.raw[kind][ref]), ref
     for text in overrides: changed[_override(chosen, text)] = f"--set {text}"
     return chosen, names, changed
@@ -563,23 +635,29 @@ def _made(file, chosen, names, changed):
         for key,value,message in wrong:
             set_by = changed.get((kind, key)) or (next(iter(changed.values()), None) if key is None else None)
             problem = file.problem(message, section, key, value)
-            problems.append(Problem(f"{problem.message}", f"{file.file} with {set_by}", None, section, key, value) if set_by else problem)
-        if made[kind] is not None: rows += [(kind, names[kind], k, v, changed.get((kind, k)) or file.where(kind, names[kind], k)) for k,v in made[kind]]
+            problems.append(Problem(f"{problem.message}", f"{file.file} with {set_by}", None, section, key, value)
+                            if set_by else problem)
+        if made[kind] is not None:
+            rows += [(kind, names[kind], k, v, changed.get((kind, k)) or file.where(kind, names[kind], k))
+                     for k,v in made[kind]]
     if problems: raise SettingsError(problems)
     return made, rows
 
 def load_sweep(
     name:str, # Sweep, that is, the section [sweep:name]
     path=None, # Settings file; None: see `find_settings`
-    overrides=(), # Texts `key=value` or `kind.key=value` that win over the file: those of the sweep, and those of all its experiments
+    # Texts `key=value` or `kind.key=value` that win over the file: those of the sweep, and those of all its experiments
+    overrides=(),
 ) -> SweepSettings:
     "The sweep `name` with its experiments, every value checked"
     file = _right(path)
-    if name not in file.raw['sweep']: raise SettingsError(f"{file.file} has no section [sweep:{name}]. {_near(name, file.raw['sweep'], 'Sweeps')}")
+    if name not in file.raw['sweep']:
+        raise SettingsError(f"{file.file} has no section [sweep:{name}]. {_near(name, file.raw['sweep'], 'Sweeps')}")
     chosen,changed,theirs = {'sweep': dict(file.raw['sweep'][name])}, {}, []
     for text in overrides:
         kind,key,value = _meant(text, ('sweep', 'data', 'model', 'experiment'))
         if kind == 'sweep': chosen[kind][key], changed[kind, key] = value, f"--set {text}"
         else: theirs.append(f'{kind}.{key}={value}')
     sweep = _made(file, chosen, {'sweep': name}, changed)[0]['sweep']
-    return SweepSettings(name=name, file=str(file.file), sweep=sweep, experiments={e: load_experiment(e, path, theirs) for e in sweep.experiment})
+    return SweepSettings(name=name, file=str(file.file), sweep=sweep,
+                         experiments={e: load_experiment(e, path, theirs) for e in sweep.experiment})

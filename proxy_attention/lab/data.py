@@ -39,7 +39,8 @@ from torchvision.datasets import FashionMNIST
 from ..core import check_choice, check_number, digest, seeded_rng
 from .digits import make_shortcut_digits, shown_colour, truth_masks
 from .reading import OpenCVBlock, OpenCVImage
-from .shortcuts import least_side, made, most_classes, read_cues, read_masks, shortcuts, shown_cues, write_cues, write_png
+from .shortcuts import (
+    least_side, made, most_classes, read_cues, read_masks, shortcuts, shown_cues, write_cues, write_png)
 from .splits import file_hashes, make_splits, relative_names, shown, some, split_names
 from ..store import encode_image
 
@@ -62,7 +63,8 @@ class Items:
     def __len__(self): return len(self.files)
 
     @property
-    def classes(self) -> list: return sorted(set(self.labels)) # of all items: the same in every stage, whatever the splits hold
+    def classes(self) -> list: # of all items: the same in every stage, whatever the splits hold
+        return sorted(set(self.labels))
 
     @cached_property
     def names(self) -> list: return relative_names(self.files, self.root)
@@ -74,8 +76,10 @@ def checked(
     "`items` if a network can learn from them, else a `DataError`"
     twice = [f for f,n in Counter(map(str, items.files)).items() if n > 1]
     if twice: raise DataError(f"data source={source!r}: {len(twice)} files are listed twice: {some(twice)}.")
-    if len(items.classes) < 2: raise DataError(f"data source={source!r}: all {len(items)} images in {items.root} have the label {items.classes[0]!r}; "
-                                               "a classifier needs at least two classes. Look at labels= and pattern=.")
+    if len(items.classes) < 2:
+        raise DataError(f"data source={source!r}: all {len(items)} images in {items.root} have the label "
+                        f"{items.classes[0]!r}; a classifier needs at least two classes. "
+                        "Look at labels= and pattern=.")
     return items
 
 # %% ../../nbs/lab/03_data.ipynb #f1d1714d
@@ -88,7 +92,9 @@ def places(
 
 def _folder(path):
     "The folder that `path=` names"
-    if not Path(path).is_dir(): raise DataError(f"path={str(path)!r} {'is a file' if Path(path).exists() else 'is not there'}; it must be the folder of the images.")
+    if not Path(path).is_dir():
+        raise DataError(f"path={str(path)!r} {'is a file' if Path(path).exists() else 'is not there'}; "
+                        "it must be the folder of the images.")
     return Path(path).absolute()
 
 def _find(conf, source, also=(), files='*'):
@@ -98,16 +104,19 @@ def _find(conf, source, also=(), files='*'):
 
 def _missing(source, layout, address, also=()):
     looked = ', '.join(str(p) for p in [*places(source), *also])
-    return DataError(f"the data set {source!r} is in none of {looked}. Put {layout} into one of these, or set path= to its folder, or PROXY_ATTENTION_DATA to "
-                     f"the folder above it. {f'It is at {address}; download = true fetches it.' if address else 'It has no address that could be fetched.'}")
+    return DataError(f"the data set {source!r} is in none of {looked}. Put {layout} into one of these, or set path= "
+                     f"""to its folder, or PROXY_ATTENTION_DATA to the folder above it. {
+                         f'It is at {address}; download = true fetches it.' if address else
+                         'It has no address that could be fetched.'}""")
 
 def _fetched(source, get, address, layout):
     "What `get()` returns; any failure of the network is one clear error"
     try: return Path(get())
     except Exception as e: # fastai and torchvision raise many kinds, a wrong hash being a bare Exception
         why = ' '.join(str(e).split())[:200]
-        raise DataError(f"download = true: the data set {source!r} could not be fetched from {address} ({why}). Without a connection: put {layout} into "
-                        f"{places(source)[-1]}, or set path= to its folder.") from None
+        raise DataError(f"download = true: the data set {source!r} could not be fetched from {address} ({why}). "
+                        f"Without a connection: put {layout} into {places(source)[-1]}, "
+                        "or set path= to its folder.") from None
 
 # %% ../../nbs/lab/03_data.ipynb #5a6ef39e
 def _images(root, source):
@@ -123,7 +132,8 @@ def _regex(key, text, part):
     except re.error as e: raise DataError(f"{key}={text!r} is not a regular expression: {e}.") from None
     if part in rx.groupindex: return rx, part
     if rx.groups == 1: return rx, 1
-    raise DataError(f"{key}={text!r} must have a group (?P<{part}>…), or one pair of brackets, around what is the {part}; it has {rx.groups} groups.")
+    raise DataError(f"{key}={text!r} must have a group (?P<{part}>…), or one pair of brackets, around what is "
+                    f"the {part}; it has {rx.groups} groups.")
 
 def by_pattern(
     names, # Paths relative to the data set's folder, with /
@@ -135,7 +145,8 @@ def by_pattern(
     rx,group = _regex(key, text, part)
     found = [rx.search(n) for n in names]
     bad = [n for n,m in zip(names, found) if m is None or not m[group]]
-    if len(bad) == len(names): raise DataError(f"{key}={text!r} matches none of the {len(names)} files, the first is {names[0]}.")
+    if len(bad) == len(names):
+        raise DataError(f"{key}={text!r} matches none of the {len(names)} files, the first is {names[0]}.")
     if bad: raise DataError(f"{key}={text!r} finds nothing in {len(bad)} of the {len(names)} files: {some(bad)}.")
     return [m[group] for m in found]
 
@@ -144,27 +155,31 @@ def by_folder(
 ) -> list:
     "The name of each file's parent folder"
     bad = [n for n in names if '/' not in n]
-    if bad: raise DataError(f"labels='folder': {len(bad)} of the {len(names)} images lie in the data set's folder itself, not in the folder of a class: "
-                            f"{some(bad)}. Give a pattern= or a table=, or move them.")
+    if bad:
+        raise DataError(f"labels='folder': {len(bad)} of the {len(names)} images lie in the data set's folder itself, "
+                        f"not in the folder of a class: {some(bad)}. Give a pattern= or a table=, or move them.")
     return [n.split('/')[-2] for n in names]
 
 def _groups(conf, names):
     return None if conf.group is None else by_pattern(names, conf.group, 'group', 'group')
 
 # %% ../../nbs/lab/03_data.ipynb #5e405015
-split_folders = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid', 'test': 'test', 'testing': 'test'}
+split_folders = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid',
+                 'test': 'test', 'testing': 'test'}
 
 def folder_splits(
     names, # Paths relative to the data set's folder, with /
     alias:dict=split_folders, # Name of a folder → split
 ) -> dict|None: # Split → indices
     "The splits that top folders stand for; None if they stand for none"
-    deep = [n.split('/')[0] if n.count('/') > 1 else '' for n in names] # the top folder, of files that lie deeper than that
+    # the top folder, of files that lie deeper than that
+    deep = [n.split('/')[0] if n.count('/') > 1 else '' for n in names]
     kinds = {alias.get(d.lower()) for d in deep}
     if 'train' not in kinds or kinds == {'train'}: return None
     if None in kinds:
         other = [n for n,d in zip(names, deep) if d.lower() not in alias]
-        raise DataError(f"the folder has splits ({', '.join(sorted(k for k in kinds if k))}), but {len(other)} images lie outside of them: {some(other)}. "
+        raise DataError(f"the folder has splits ({', '.join(sorted(k for k in kinds if k))}), but {len(other)} images "
+                        f"lie outside of them: {some(other)}. "
                         "Move or remove them, or tell the classes with a table=.")
     return {k: np.array([i for i,d in enumerate(deep) if alias[d.lower()] == k]) for k in split_names if k in kinds}
 
@@ -173,15 +188,20 @@ def _read_table(conf, root):
     "The CSV table of the configuration, all text"
     tables = sorted(p.name for p in root.glob('*.csv'))
     if conf.table is None and len(tables) != 1:
-        raise DataError(f"table= must name the CSV file in {root}; " + (f"there are {some(tables)}." if tables else "there is none."))
+        raise DataError(f"table= must name the CSV file in {root}; "
+                        + (f"there are {some(tables)}." if tables else "there is none."))
     file = root/(conf.table or tables[0])
     if not file.is_file():
         near = difflib.get_close_matches(str(conf.table), tables, 1)
-        raise DataError(f"table={conf.table!r} is not in {root}. {f'Did you mean {near[0]!r}?' if near else f'Tables there: {some(tables)}.' if tables else ''}".strip())
+        raise DataError(
+            f"table={conf.table!r} is not in {root}. "
+            f"{f'Did you mean {near[0]!r}?' if near else f'Tables there: {some(tables)}.' if tables else ''}".strip())
     try: table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, ValueError) as e: raise DataError(f"table={file.name!r} can't be read as CSV: {' '.join(str(e).split())}") from None
-    if table.shape[1] < 2 or not len(table): raise DataError(f"table={file.name!r} has {table.shape[1]} columns and {len(table)} rows; it needs a column of "
-                                                             "files, a column of labels, and rows.")
+    except (OSError, ValueError) as e:
+        raise DataError(f"table={file.name!r} can't be read as CSV: {' '.join(str(e).split())}") from None
+    if table.shape[1] < 2 or not len(table):
+        raise DataError(f"table={file.name!r} has {table.shape[1]} columns and {len(table)} rows; "
+                        "it needs a column of files, a column of labels, and rows.")
     return file, table
 
 def _column(table, file, key, wanted, usual, place):
@@ -190,16 +210,20 @@ def _column(table, file, key, wanted, usual, place):
     if wanted is None: return usual if usual in names else names[place]
     if wanted in names: return wanted
     near = difflib.get_close_matches(wanted, names, 1, 0.5)
-    raise DataError(f"{key}={wanted!r}: {file.name} has no such column. {f'Did you mean {near[0]!r}?' if near else f'Columns: {some(names, 10)}.'}")
+    raise DataError(f"{key}={wanted!r}: {file.name} has no such column. "
+                    f"{f'Did you mean {near[0]!r}?' if near else f'Columns: {some(names, 10)}.'}")
 
 def _check_table(file, files, labels, root):
     "Errors of the table's rows"
     empty = [n for n,c in zip(files, labels) if not n.strip() or not c.strip()]
-    if empty: raise DataError(f"{file.name}: {len(empty)} rows have no file or no label: {some([n or 'a row without a file' for n in empty])}.")
+    if empty:
+        raise DataError(f"{file.name}: {len(empty)} rows have no file or no label: "
+                        f"{some([n or 'a row without a file' for n in empty])}.")
     twice = [n for n,k in Counter(files).items() if k > 1]
     if twice:
         odd = [n for n in twice if len({c for m,c in zip(files, labels) if m == n}) > 1]
-        raise DataError(f"{file.name}: {len(twice)} files are listed twice{', with different labels' if odd else ''}: {some(odd or twice)}.")
+        raise DataError(f"{file.name}: {len(twice)} files are listed twice{', with different labels' if odd else ''}: "
+                        f"{some(odd or twice)}.")
     gone = [n for n in files if not (root/n).is_file()]
     if gone: raise DataError(f"{file.name}: {len(gone)} of its {len(files)} files aren't in {root}: {some(gone)}.")
 
@@ -222,8 +246,10 @@ def _from_files(conf, root, source, alias=split_folders):
     "The images below `root`, labelled by folder or pattern"
     files = _images(root, source)
     names = relative_names(files, root)
-    how = check_choice('labels', conf.labels or ('folder' if conf.pattern is None else 'pattern'), ('folder', 'pattern'))
-    if how == 'pattern' and conf.pattern is None: raise DataError("labels='pattern' needs a pattern=, a regular expression whose group is the class.")
+    how = check_choice('labels', conf.labels or ('folder' if conf.pattern is None else 'pattern'),
+                       ('folder', 'pattern'))
+    if how == 'pattern' and conf.pattern is None:
+        raise DataError("labels='pattern' needs a pattern=, a regular expression whose group is the class.")
     labels = by_folder(names) if how == 'folder' else by_pattern(names, conf.pattern)
     return Items(root, files, labels, _groups(conf, names), folder_splits(names, alias))
 
@@ -239,16 +265,22 @@ def _agreements(files, names, labels, cues):
     return partial(_cue_agrees, {str(f): cues[n] == c for f,n,c in zip(files, names, labels)})
 
 def shortcut_digits(
-    conf, # Data configuration: `strength`, `n_train`, `n_valid`, `n_test`, `seed`, `size`, `path`, `shortcut`, `reserved`, `exam`
+    # Data configuration: `strength`, `n_train`, `n_valid`, `n_test`, `seed`, `size`,
+    # `path`, `shortcut`, `reserved`, `exam`
+    conf,
     cache:Path, # Where it is drawn, unless `path` says otherwise
 ) -> Items:
     "The generated data set whose shortcut is known"
     check_choice('labels', conf.labels or 'folder', ['folder'])
-    recipe = dict(strength=conf.strength, n_train=1200 if conf.n_train is None else conf.n_train, n_valid=200 if conf.n_valid is None else conf.n_valid,
-                  n_test=conf.n_test, seed=conf.seed, size=conf.size)
+    recipe = dict(strength=conf.strength, n_train=1200 if conf.n_train is None else conf.n_train,
+                  n_valid=200 if conf.n_valid is None else conf.n_valid, n_test=conf.n_test,
+                  seed=conf.seed, size=conf.size)
     kind = conf.shortcut or 'square'
-    recipe |= {k: v for k,v in dict(shortcut=kind, reserved=conf.reserved, exam=conf.exam).items() if v not in ('square', 0)} # the folder's name comes of what isn't usual
-    root = Path(conf.path) if conf.path else Path(cache)/'shortcut_digits'/digest(json.dumps(recipe, sort_keys=True).encode())[:12]
+    # the folder's name comes of what isn't usual
+    recipe |= {k: v for k,v in dict(shortcut=kind, reserved=conf.reserved, exam=conf.exam).items()
+               if v not in ('square', 0)}
+    root = (Path(conf.path) if conf.path else
+            Path(cache)/'shortcut_digits'/digest(json.dumps(recipe, sort_keys=True).encode())[:12])
     root = make_shortcut_digits(root.absolute(), **recipe)
     files = _images(root, conf.source)
     names = relative_names(files, root)
@@ -261,7 +293,8 @@ def signer_blocks(
     names, # Such as 3/IMG_1121.JPG
 ) -> list: # Such as 'signer 007'
     "Whose hand each photo of the ASL digits shows, by the camera's numbering"
-    number,digit = by_pattern(names, r'(\d+)\.\w+$', 'group', 'group'), by_pattern(names, r'(\d)/[^/]*$', 'group', 'group')
+    number,digit = (by_pattern(names, r'(\d+)\.\w+$', 'group', 'group'),
+                    by_pattern(names, r'(\d)/[^/]*$', 'group', 'group'))
     rows = sorted((int(n), int(d), i) for i,(n,d) in enumerate(zip(number, digit)))
     blocks = []
     for before,row in zip([None, *rows], rows):
@@ -281,13 +314,17 @@ def asl_digits(
 ) -> Items:
     "Photos of hands that show the digits 0 to 9; a group is a person"
     root = _find(conf, 'asl_digits')
-    if root is None: raise _missing('asl_digits', "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)", None)
+    if root is None:
+        raise _missing('asl_digits',
+                       "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)", None)
     items = _from_files(conf, root, 'asl_digits')
     if items.groups is None and not conf.labels and not conf.pattern: items.groups = signer_blocks(items.names)
     return items
 
-imagenette_names = {'n01440764': 'tench', 'n02102040': 'english_springer', 'n02979186': 'cassette_player', 'n03000684': 'chain_saw', 'n03028079': 'church',
-                    'n03394916': 'french_horn', 'n03417042': 'garbage_truck', 'n03425413': 'gas_pump', 'n03445777': 'golf_ball', 'n03888257': 'parachute'}
+imagenette_names = {'n01440764': 'tench', 'n02102040': 'english_springer', 'n02979186': 'cassette_player',
+                    'n03000684': 'chain_saw', 'n03028079': 'church', 'n03394916': 'french_horn',
+                    'n03417042': 'garbage_truck', 'n03425413': 'gas_pump', 'n03445777': 'golf_ball',
+                    'n03888257': 'parachute'}
 
 def _published(conf, source, url, names=None):
     "A data set in folders train and test (or val, which then is the test), at one of its places or from fastai"
@@ -325,11 +362,13 @@ def read_idx(
         data = Path(file).read_bytes()
         if data[:2] == b'\x1f\x8b': data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as e: raise DataError(f"IDX file {file} can't be read: {e}.") from None
-    if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _idx_types or len(data) < 4 + 4*data[3]: raise DataError(f"{file} is not an IDX file.")
+    if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _idx_types or len(data) < 4 + 4*data[3]:
+        raise DataError(f"{file} is not an IDX file.")
     shape = tuple(int(n) for n in np.frombuffer(data, '>u4', data[3], 4))
     kind, start = np.dtype(_idx_types[data[2]]), 4 + 4*data[3]
     if len(data) - start != math.prod(shape)*kind.itemsize:
-        raise DataError(f"IDX file {file} should hold {' × '.join(map(str, shape))} values, but has {len(data)-start} bytes: it is damaged.")
+        raise DataError(f"IDX file {file} should hold {' × '.join(map(str, shape))} values, "
+                        f"but has {len(data)-start} bytes: it is damaged.")
     return np.frombuffer(data, kind, offset=start).reshape(shape)
 
 _idx_name = re.compile(r'^(train|t10k|test)[-_.](images|labels)[-_.]idx[13][-_.]ubyte(\.gz)?$')
@@ -340,16 +379,19 @@ def _idx_files(root):
     for f in sorted(Path(root).rglob('*ubyte*')):
         if m := _idx_name.match(f.name): found.setdefault(('train' if m[1] == 'train' else 'test', m[2]), f)
     lack = [f"{s} {k}" for s,_ in found for k in ('images', 'labels') if (s, k) not in found]
-    if not found or lack: raise DataError(f"labels='idx': {root} holds no IDX file of {some(lack or ['train images', 'train labels'])} "
-                                          "(such as train-images-idx3-ubyte.gz).")
+    if not found or lack:
+        raise DataError(f"labels='idx': {root} holds no IDX file of {some(lack or ['train images', 'train labels'])} "
+                        "(such as train-images-idx3-ubyte.gz).")
     return found
 
 def _idx_split(files, split, names):
     "Images (N,H,W) and the name of each one's class"
     images,labels = read_idx(files[split, 'images']), read_idx(files[split, 'labels'])
     if images.ndim != 3 or images.dtype != np.uint8 or labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(f"{files[split, 'images']} and {files[split, 'labels']} hold arrays {images.shape} and {labels.shape}: not a label for each grey image.")
-    if names is not None and labels.max(initial=0) >= len(names): raise DataError(f"{files[split, 'labels']} has the label {labels.max()}; there are {len(names)} classes.")
+        raise DataError(f"{files[split, 'images']} and {files[split, 'labels']} hold arrays {images.shape} and "
+                        f"{labels.shape}: not a label for each grey image.")
+    if names is not None and labels.max(initial=0) >= len(names):
+        raise DataError(f"{files[split, 'labels']} has the label {labels.max()}; there are {len(names)} classes.")
     return images, [str(c) if names is None else names[c] for c in labels.tolist()]
 
 def _write_idx(files, folder, names):
@@ -408,11 +450,13 @@ def fashion_mnist(
 ) -> Items:
     "Fashion-MNIST, from its IDX files"
     check_choice('labels', conf.labels or 'idx', ['idx'])
-    layout, address = "its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package dataset-fashion-mnist has them)", FashionMNIST.mirrors[0]
-    root = _find(conf, 'fashion_mnist', [debian_fashion], '*ubyte*') # data/fashion_mnist may be where an earlier run unpacked them to
+    layout, address = ("its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package "
+                       "dataset-fashion-mnist has them)", FashionMNIST.mirrors[0])
+    # data/fashion_mnist may be where an earlier run unpacked them to
+    root = _find(conf, 'fashion_mnist', [debian_fashion], '*ubyte*')
     if root is None and not conf.download: raise _missing('fashion_mnist', layout, address, [debian_fashion])
     if root is None:
-        fetch = lambda: FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
+        def fetch(): return FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
         root = _fetched('fashion_mnist', fetch, address, layout)
     return _from_idx(conf, root, cache, 'fashion_mnist', fashion_names)
 
@@ -425,7 +469,8 @@ def own_images(
 ) -> Items:
     "Images in a folder of one's own, labelled by parent folder, pattern, table or IDX files"
     if conf.path is None: raise DataError(f"source={conf.source!r} needs a path=, the folder of the images.")
-    how = check_choice('labels', conf.labels or ('csv' if conf.source == 'csv' or conf.table else 'pattern' if conf.pattern else 'folder'), labellers)
+    how = check_choice('labels', conf.labels or ('csv' if conf.source == 'csv' or conf.table else
+                                                 'pattern' if conf.pattern else 'folder'), labellers)
     root = _folder(conf.path)
     if how == 'csv': return from_table(conf, root)
     return _from_idx(conf, root, cache, f"idx_{root.name}") if how == 'idx' else _from_files(conf, root, conf.source)
@@ -438,16 +483,19 @@ def splits_of(
     conf, # Data configuration: `valid`, `test`, `seed`, `per_class`, `n_train`, `n_valid`, `n_test`
 ):
     "The `make_splits` of a configuration"
-    return make_splits(items, valid=conf.valid, test=conf.test, seed=conf.seed, per_class=conf.per_class, n_train=conf.n_train, n_valid=conf.n_valid, n_test=conf.n_test)
+    return make_splits(items, valid=conf.valid, test=conf.test, seed=conf.seed, per_class=conf.per_class,
+                       n_train=conf.n_train, n_valid=conf.n_valid, n_test=conf.n_test)
 
 def _check_plant(items, conf):
     "An error if this cue can't be drawn into this data set"
     check_choice('shortcut', conf.shortcut, shortcuts)
     check_number('strength', conf.strength, 0, 1)
     _to_size(conf, conf.size)
-    if check_number('size', conf.size, 1, whole=True) < least_side: raise DataError(f"size={conf.size}: a cue (shortcut={conf.shortcut!r}) needs at least {least_side} pixels.")
+    if check_number('size', conf.size, 1, whole=True) < least_side:
+        raise DataError(f"size={conf.size}: a cue (shortcut={conf.shortcut!r}) needs at least {least_side} pixels.")
     if len(items.classes) > most_classes:
-        raise DataError(f"shortcut={conf.shortcut!r}: there are cues for {most_classes} classes, and data source={conf.source!r} has {len(items.classes)}.")
+        raise DataError(f"shortcut={conf.shortcut!r}: there are cues for {most_classes} classes, "
+                        f"and data source={conf.source!r} has {len(items.classes)}.")
 
 def _planted_name(name): return '/'.join('_' if part == '..' else part for part in name.split('/')) + '.png'
 
@@ -458,7 +506,9 @@ def _write_planted(tmp, items, names, splits, conf):
     classes, resize, cues = items.classes, _to_size(conf, conf.size), {}
     for split in split_names:
         y = np.array([classes.index(items.labels[i]) for i in splits[split]], dtype=int)
-        cues |= dict(zip(splits[split].tolist(), shown_cues(y, conf.strength, split, seeded_rng(conf.seed, 'cues', split), len(classes)).tolist()))
+        cues |= dict(zip(splits[split].tolist(),
+                         shown_cues(y, conf.strength, split, seeded_rng(conf.seed, 'cues', split),
+                                    len(classes)).tolist()))
     for i,k in shown(cues.items(), len(cues)):
         img = np.asarray(resize(OpenCVImage.create(items.files[i], conf.size), split_idx=1))
         img,mask = shortcuts[conf.shortcut](img, k, len(classes), seeded_rng(conf.seed, 'cue', items.names[i]))
@@ -477,19 +527,23 @@ def plant(
     used = [int(i) for k in split_names for i in splits[k]]
     names = {i: _planted_name(items.names[i]) for i in used}
     content = [[items.names[i], str(items.labels[i]), k, splits.sha256[i]] for k in split_names for i in splits[k]]
-    recipe = dict(dataset=conf.source, version=plant_version, shortcut=conf.shortcut, strength=float(conf.strength), seed=conf.seed, size=conf.size, resize=conf.resize,
-                  classes=items.classes, images={k: len(splits[k]) for k in split_names}, content=digest(json.dumps(content).encode()))
-    path = Path(cache).absolute()/f"{conf.source}_{conf.shortcut}"/digest(json.dumps(recipe, sort_keys=True).encode())[:12]
+    recipe = dict(dataset=conf.source, version=plant_version, shortcut=conf.shortcut, strength=float(conf.strength),
+                  seed=conf.seed, size=conf.size, resize=conf.resize, classes=items.classes,
+                  images={k: len(splits[k]) for k in split_names}, content=digest(json.dumps(content).encode()))
+    path = (Path(cache).absolute()/f"{conf.source}_{conf.shortcut}"
+            /digest(json.dumps(recipe, sort_keys=True).encode())[:12])
     root = made(path, recipe, lambda tmp: _write_planted(tmp, items, names, splits, conf), 'shortcut=')
     files, labels = [root/names[i] for i in used], [items.labels[i] for i in used]
     ends = np.cumsum([0, *recipe['images'].values()])
     fixed = {k: np.arange(a, b) for k,a,b in zip(split_names, ends, ends[1:]) if b > a}
-    return replace(items, root=root, files=files, labels=labels, groups=None if items.groups is None else [items.groups[i] for i in used], fixed=fixed,
-                   size=conf.size, masks=partial(_planted_mask, root), subgroup=_agreements(files, names.values(), labels, read_cues(root)))
+    return replace(items, root=root, files=files, labels=labels,
+                   groups=None if items.groups is None else [items.groups[i] for i in used],
+                   fixed=fixed, size=conf.size, masks=partial(_planted_mask, root),
+                   subgroup=_agreements(files, names.values(), labels, read_cues(root)))
 
 # %% ../../nbs/lab/03_data.ipynb #2a6f72e7
-datasets = {'shortcut_digits': shortcut_digits, 'asl_digits': asl_digits, 'cifar10': cifar10, 'fashion_mnist': fashion_mnist, 'imagenette': imagenette,
-            'folder': own_images, 'csv': own_images}
+datasets = {'shortcut_digits': shortcut_digits, 'asl_digits': asl_digits, 'cifar10': cifar10,
+            'fashion_mnist': fashion_mnist, 'imagenette': imagenette, 'folder': own_images, 'csv': own_images}
 
 def load_items(
     conf, # Data configuration; its `source` is a key of `datasets`
@@ -498,7 +552,8 @@ def load_items(
     "The data set of a configuration, checked, and with a shortcut in it if that is wanted"
     if conf.shortcut is not None: check_choice('shortcut', conf.shortcut, shortcuts)
     items = checked(datasets[check_choice('source', conf.source, datasets)](conf, Path(cache)), conf.source)
-    return items if conf.shortcut is None or conf.source == 'shortcut_digits' else checked(plant(items, conf, Path(cache)), conf.source)
+    return (items if conf.shortcut is None or conf.source == 'shortcut_digits' else
+            checked(plant(items, conf, Path(cache)), conf.source))
 
 # %% ../../nbs/lab/03_data.ipynb #abaf9826
 @dataclass(frozen=True)
@@ -516,9 +571,12 @@ class SteadyResize(Resize):
     "`Resize` that crops the middle in training too: fastai's own crops at random there, which is augmentation"
     def before_call(self, b, split_idx): return super().before_call(b, 1)
 
-augmentations = {'none': lambda: [], 'flip': lambda: [Flip()], 'standard': lambda: aug_transforms(), 'random_erasing': lambda: [RandomErasing(p=0.5)]} # Batch transforms of training
+# Batch transforms of training
+augmentations = {'none': lambda: [], 'flip': lambda: [Flip()], 'standard': lambda: aug_transforms(),
+                 'random_erasing': lambda: [RandomErasing(p=0.5)]}
 
-def _to_size(conf, size, cls=SteadyResize): return cls(size, method=check_choice('resize', conf.resize, ('crop', 'pad', 'squish')), pad_mode='zeros')
+def _to_size(conf, size, cls=SteadyResize):
+    return cls(size, method=check_choice('resize', conf.resize, ('crop', 'pad', 'squish')), pad_mode='zeros')
 
 def _resize(items, conf, size):
     "Item transforms that bring the images to `size`"
@@ -536,11 +594,14 @@ def make_dls(
 ):
     "fastai `DataLoaders` on training and validation"
     size = check_number('size', conf.size if size is None else size, 1, whole=True)
-    bs = min(check_number('bs', conf.bs if bs is None else bs, 1, whole=True), len(splits['train'])) # else there would be no full batch
-    batch = augmentations[check_choice('augment', conf.augment or 'none', augmentations)]() + ([] if stats is None else [Normalize.from_stats(*stats, cuda=False)])
+    # else there would be no full batch
+    bs = min(check_number('bs', conf.bs if bs is None else bs, 1, whole=True), len(splits['train']))
+    batch = (augmentations[check_choice('augment', conf.augment or 'none', augmentations)]()
+             + ([] if stats is None else [Normalize.from_stats(*stats, cuda=False)]))
     train,valid = (_entries(items, splits[k]) for k in ('train', 'valid'))
     block = DataBlock(blocks=(OpenCVBlock(size), CategoryBlock(vocab=items.classes)), get_x=_file_of, get_y=_label_of,
-                      splitter=lambda _: (range(len(train)), range(len(train), len(train) + len(valid))), item_tfms=_resize(items, conf, size), batch_tfms=batch)
+                      splitter=lambda _: (range(len(train)), range(len(train), len(train) + len(valid))),
+                      item_tfms=_resize(items, conf, size), batch_tfms=batch)
     dls = block.dataloaders(train + valid, path=Path(path), bs=bs, num_workers=conf.num_workers, device='cpu')
     return dls.to(default_device() if device is None else device)
 
@@ -550,5 +611,5 @@ def test_dl(
     splits,
     split:str='test', # A key of `splits`
 ):
-    "The labelled images of a split, in the order of the files, as validation sees them: never shuffled, never augmented"
+    "The labelled images of a split in the order of the files, as validation sees them: never shuffled or augmented"
     return dls.test_dl(_entries(items, splits[check_choice('split', split, splits)]), with_labels=True)

@@ -207,7 +207,8 @@ def _make_data(out, settings):
     s = settings.data
     def make():
         return make_shortcut_digits(out/'data', strength=s.strength, n_train=s.n_train or 1200,
-                                    n_valid=s.n_valid or 200, seed=s.seed, size=s.size, reserved=s.reserved, exam=s.exam)
+                                    n_valid=s.n_valid or 200, seed=s.seed, size=s.size,
+                                    reserved=s.reserved, exam=s.exam)
     try: return make()
     except ValueError:
         if not (out/'data').exists(): raise

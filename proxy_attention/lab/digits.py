@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from ..core import check_choice, check_flag, check_number, seeded_rng
-from .shortcuts import colours, corner, made, mark_side, read_masks, shortcuts, shown_cues, write_cues, write_png
+from .shortcuts import (colours, corner, made, mark_side, read_masks, shortcuts, shown_cues,
+                                           write_cues, write_png)
 
 # %% ../../nbs/lab/00_digits.ipynb #8eecd5c7
 splits = ('train', 'valid', 'test')
@@ -27,7 +28,7 @@ def reserved_digits(
     labels, # Classes of all digits
     n:int, # How many
 ) -> np.ndarray: # Their numbers
-    "The digits that are kept apart: stratified, the same whatever the seed of a data set is, and fewer are a part of more"
+    "The digits that are kept apart: stratified, the same whatever a data set's seed is, and fewer are a part of more"
     rank = np.empty(len(labels))
     for c in np.unique(labels):
         where = np.flatnonzero(labels == c)
@@ -42,7 +43,8 @@ def _split_digits(labels, n_train, n_valid, seed, n_test=None, reserved=0, exam=
     out = {}
     for split,n in (('train', n_train), ('valid', n_valid)):
         out[split],rest = train_test_split(rest, train_size=n, stratify=labels[rest], random_state=seed)
-    if n_test is not None and n_test < len(rest): rest,_ = train_test_split(rest, train_size=n_test, stratify=labels[rest], random_state=seed)
+    if n_test is not None and n_test < len(rest):
+        rest,_ = train_test_split(rest, train_size=n_test, stratify=labels[rest], random_state=seed)
     return {k: np.sort(v) for k,v in (out | {'test': kept if exam else rest}).items()}
 
 # %% ../../nbs/lab/00_digits.ipynb #6526bd9d
@@ -79,18 +81,22 @@ def _drawing(kind, cue, size, seed, i):
     "What `_draw` needs to draw a cue that isn't the square"
     if kind == 'square': return {}
     draw = shortcuts[kind]
-    return dict(cue=lambda img, free: draw(img, int(cue), 10, seeded_rng(seed, 'cue', int(i)), free), margin=mark_side(size) + 1 if kind in ('position', 'border', 'position_and_square') else 0)
+    return dict(cue=lambda img, free: draw(img, int(cue), 10, seeded_rng(seed, 'cue', int(i)), free),
+                margin=mark_side(size) + 1 if kind in ('position', 'border', 'position_and_square') else 0)
 
 def _write_digits(tmp, recipe):
     "Images, masks and cues of a data set"
     from sklearn.datasets import load_digits
     digits,labels = load_digits(return_X_y=True)
-    digits, seed, size, kind, cues = digits.reshape(-1, 8, 8), recipe['seed'], recipe['size'], recipe.get('shortcut', 'square'), {}
-    numbers_of = _split_digits(labels, recipe['n_train'], recipe['n_valid'], seed, recipe.get('n_test'), recipe.get('reserved', 0), recipe.get('exam', False))
+    digits, seed, size, kind, cues = (digits.reshape(-1, 8, 8), recipe['seed'], recipe['size'],
+                                      recipe.get('shortcut', 'square'), {})
+    numbers_of = _split_digits(labels, recipe['n_train'], recipe['n_valid'], seed, recipe.get('n_test'),
+                               recipe.get('reserved', 0), recipe.get('exam', False))
     for split,numbers in numbers_of.items():
         shown = shown_cues(labels[numbers], recipe['strength'], split, seeded_rng(seed, 'colours', split))
         for i,c in zip(numbers, shown):
-            img,*masks = _draw(digits[i], colours[c], size, seeded_rng(seed, 'image', int(i)), **_drawing(kind, c, size, seed, i))
+            img,*masks = _draw(digits[i], colours[c], size, seeded_rng(seed, 'image', int(i)),
+                               **_drawing(kind, c, size, seed, i))
             name = Path(split)/str(labels[i])/f"{i:04}.png"
             write_png(tmp/name, img)
             for part,mask in zip(('digit', 'shortcut'), masks): write_png(tmp/'.masks'/part/name, mask)
@@ -99,7 +105,7 @@ def _write_digits(tmp, recipe):
 
 def make_shortcut_digits(
     path, # Folder to make; one that holds the same recipe is reused
-    strength:float=0.95, # Probability that the square's colour tells the class in train and valid; None or 0: colour independent of the class
+    strength:float=0.95, # Probability that the square's colour tells the class in train and valid; None, 0: independent
     n_train:int=1200, # Training images
     n_valid:int=200, # Validation images
     seed:int=0, # Decides splits, places, colours and noise
@@ -113,16 +119,22 @@ def make_shortcut_digits(
     strength = check_number('strength', 0 if strength is None else strength, 0, 1)
     check_choice('shortcut', shortcut, shortcuts)
     if reserved != 0: reserved = check_number('reserved', reserved, 10, n_digits-30, whole=True)
-    if check_flag('exam', exam) and not reserved: raise ValueError("exam=True tests on the reserved digits, but reserved=0: say how many there are.")
-    if exam and n_test is not None: raise ValueError(f"n_test={n_test}: with exam=True the test is the {reserved} reserved digits; leave n_test out.")
+    if check_flag('exam', exam) and not reserved:
+        raise ValueError("exam=True tests on the reserved digits, but reserved=0: say how many there are.")
+    if exam and n_test is not None:
+        raise ValueError(f"n_test={n_test}: with exam=True the test is the {reserved} reserved digits; "
+                         "leave n_test out.")
     n_train = check_number('n_train', n_train, 10, n_digits-reserved-20, whole=True)
     n_valid = check_number('n_valid', n_valid, 10, n_digits-reserved-10-n_train, whole=True)
     left = n_digits - reserved - n_train - n_valid
-    if n_test is not None and n_test != left: n_test = check_number('n_test', n_test, 10, left-10, whole=True) # stratified: ten stay behind
+    if n_test is not None and n_test != left:
+        n_test = check_number('n_test', n_test, 10, left-10, whole=True) # stratified: ten stay behind
     seed = check_number('seed', seed, 0, 2**32-1, whole=True)
     size = check_number('size', size, 8*zoom + 2*square, 512, whole=True)
-    recipe = dict(dataset='shortcut_digits', version=recipe_version, strength=strength, n_train=n_train, n_valid=n_valid, seed=seed, size=size)
-    if n_test is not None: recipe['n_test'] = n_test # else the recipe is what it was before there was this argument; so with those below
+    recipe = dict(dataset='shortcut_digits', version=recipe_version, strength=strength,
+                  n_train=n_train, n_valid=n_valid, seed=seed, size=size)
+    # else the recipe is what it was before there was this argument; so with those below
+    if n_test is not None: recipe['n_test'] = n_test
     if shortcut != 'square': recipe['shortcut'] = shortcut
     if reserved: recipe |= dict(reserved=reserved, exam=bool(exam))
     return made(Path(path), recipe, lambda tmp: _write_digits(tmp, recipe), 'make_shortcut_digits')
@@ -133,8 +145,10 @@ def truth_masks(
 ):
     "Boolean masks (digit, shortcut) of `file`"
     file = Path(file)
-    masks = read_masks(file.parents[2] if len(file.parents) > 2 else Path(), Path(*file.parts[-3:]), ('digit', 'shortcut')).values()
-    if any(m is None for m in masks): raise FileNotFoundError(f"{file} has no truth masks: not an image made by make_shortcut_digits.")
+    masks = read_masks(file.parents[2] if len(file.parents) > 2 else Path(), Path(*file.parts[-3:]),
+                       ('digit', 'shortcut')).values()
+    if any(m is None for m in masks):
+        raise FileNotFoundError(f"{file} has no truth masks: not an image made by make_shortcut_digits.")
     return tuple(masks)
 
 # %% ../../nbs/lab/00_digits.ipynb #f4110740
@@ -159,7 +173,8 @@ def shortcut_digits_dls(
     from fastai.torch_core import default_device
     from fastai.vision.data import ImageBlock
     bs,num_workers = check_number('bs', bs, 1, whole=True), check_number('num_workers', num_workers, 0, whole=True)
-    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p, folders=['train', 'valid'])),
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock),
+                      get_items=lambda p: sorted(get_image_files(p, folders=['train', 'valid'])),
                       splitter=GrandparentSplitter('train', 'valid'), get_y=parent_label,
                       batch_tfms=Normalize.from_stats([0.5]*3, [0.5]*3, cuda=False))
     dls = block.dataloaders(Path(path), path=Path(path), bs=bs, num_workers=num_workers, device='cpu')
@@ -178,5 +193,5 @@ def shortcut_digits_test_dl(
     path, # The same folder
     split:str='test', # train, valid or test
 ):
-    "The labelled images of a split, in the order of `split_files`, as validation sees them: never shuffled, never augmented"
+    "The labelled images of a split, in the order of `split_files`, as validation sees them: not shuffled or augmented"
     return dls.test_dl(split_files(path, split), with_labels=True)

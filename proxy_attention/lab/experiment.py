@@ -41,10 +41,13 @@ from .config import load_experiment, measures
 from .data import load_items, make_dls, splits_of, test_dl
 from .labels import find_label_errors, fold_indices, fold_probs, fold_seed
 from .maps import compared
-from .metrics import CostMeter, classification_report, folder_bytes, map_quality, model_cost, time_to_target
+from .metrics import (CostMeter, classification_report, folder_bytes, map_quality, model_cost,
+                                         time_to_target)
 from .models import input_stats, make_learner, quiet
 from .plan import check_amounts, check_batches, check_settings, named_fits, precision, stage_fits
-from .runs import Run, RunError, check_run_folder, clean_run, is_run, load_opt, load_state, load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state, save_weights, set_rng_state
+from .runs import (Run, RunError, check_run_folder, clean_run, is_run, load_opt, load_state,
+                                      load_weights, opt_state, plain, provenance, read_lines, rng_state, save_state,
+                                      save_weights, set_rng_state)
 from .splits import audit_run, load_split, save_split
 from ..scan import TrainingLog, plain_batch
 from ..saliency import saliency_maps
@@ -98,13 +101,15 @@ def run_dls(job):
     return make_dls(job.items, job.splits, job.conf.data, stats=stats, size=job.size, bs=job.bs, device=job.device)
 
 def suspects(job):
-    "Indices of the training images whose label is probably wrong, as `labels` has listed them; None if nobody has looked"
+    "Indices of the training images whose label is probably wrong, as `labels` listed them; None if nobody has looked"
     file = job.run.state.get('suspects')
-    return None if file is None else [o['index'] for o in json.loads((job.run/file).read_text(encoding='utf-8'))['suspects']]
+    return None if file is None else [o['index'] for o in
+                                      json.loads((job.run/file).read_text(encoding='utf-8'))['suspects']]
 
 def make_proxy_cb(job, **changes):
     "The callback of the experiment's policy; its copies are in the run's folder"
-    return ProxyAttentionCB(**job.conf.proxy.policy | changes, suspects=suspects(job), path=job.run/'proxies', seed=job.conf.experiment.seed, verbose=False)
+    return ProxyAttentionCB(**job.conf.proxy.policy | changes, suspects=suspects(job), path=job.run/'proxies',
+                            seed=job.conf.experiment.seed, verbose=False)
 
 mixers = {'mixup': MixUp, 'cutmix': CutMix}
 
@@ -119,7 +124,8 @@ def make_learn(
     dls = run_dls(job) if dls is None else dls
     more = dict(width=m.width) if m.width is not None else {}
     wd = dict(wd=e.weight_decay) if e.weight_decay is not None else {}
-    learn = make_learner(dls, m.arch, weights=weights or 'none', size=job.size, cbs=list(cbs), path=job.run.folder, **wd, **more)
+    learn = make_learner(dls, m.arch, weights=weights or 'none', size=job.size, cbs=list(cbs), path=job.run.folder,
+                         **wd, **more)
     if job.accumulate > 1: learn.add_cb(GradientAccumulation(dls.bs*job.accumulate))
     if e.mix is not None: learn.add_cb(mixers[e.mix]())
     if e.channels_last: learn.model.to(memory_format=torch.channels_last)
@@ -147,10 +153,15 @@ def prepare(job):
         cb.remove()
     learn.unfreeze()
     save_weights(run.weights('initial.safetensors'), learn.model)
-    shared = {k: file_digest(run/f) for k,f in (('split_sha256', 'split.json'), ('initial_sha256', 'weights/initial.safetensors'))} # what runs that are compared must share
-    run.record('run', **run.about, **shared, classes=list(map(str, learn.dls.vocab)), images={k: len(v) for k,v in job.splits.items()}, precision=precision(job.conf.experiment.precision, job.device),
+    # what runs that are compared must share
+    shared = {k: file_digest(run/f) for k,f in (('split_sha256', 'split.json'),
+                                                ('initial_sha256', 'weights/initial.safetensors'))}
+    run.record('run', **run.about, **shared, classes=list(map(str, learn.dls.vocab)),
+               images={k: len(v) for k,v in job.splits.items()},
+               precision=precision(job.conf.experiment.precision, job.device),
                device=str(job.device), **model_cost(learn.model, job.size))
-    run.commit(next=['find_lr'] if job.conf.experiment.lr == 'find' else ['train', 0], initial='initial.safetensors', live=[], seconds=0.)
+    run.commit(next=['find_lr'] if job.conf.experiment.lr == 'find' else ['train', 0],
+               initial='initial.safetensors', live=[], seconds=0.)
 
 def find_lr(job):
     "fastai's learning rate finder, from the initial weights"
@@ -195,12 +206,16 @@ class Watch(Callback):
         loss,*rest = self.recorder.values[-1]
         self.epochs, self.images = self.epochs + 1, self.images + self.seen
         self.seconds = {'train': self.seconds['train'] + self.took, 'valid': self.seconds['valid'] + self.took_valid}
-        self.last = {'train_loss': loss, 'valid_loss': rest[0], **{k: self.report[k] for k in measures if k in self.report}}
-        self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']), **self.last,
-                    seconds_train=self.took, seconds_valid=self.took_valid, images_per_second=self.seen/self.took, **self.meter.row())
+        self.last = {'train_loss': loss, 'valid_loss': rest[0],
+                     **{k: self.report[k] for k in measures if k in self.report}}
+        self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']),
+                    **self.last, seconds_train=self.took, seconds_valid=self.took_valid,
+                    images_per_second=self.seen/self.took, **self.meter.row())
 
     def state(self): return dict(epochs=self.epochs, steps=self.steps, images=self.images, seconds=dict(self.seconds))
-    def load(self, state): self.epochs, self.steps, self.images, self.seconds = (state[k] for k in ('epochs', 'steps', 'images', 'seconds'))
+    def load(self, state):
+        self.epochs, self.steps, self.images, self.seconds = (state[k]
+                                                              for k in ('epochs', 'steps', 'images', 'seconds'))
 
 # %% ../../nbs/lab/12_experiment.ipynb #a9be1326
 keep_every = 50 # A checkpoint is written when so many times the seconds it takes have passed
@@ -234,11 +249,14 @@ class Keep(Callback):
     def taken(self):
         "Everything that the next epoch depends on"
         smooth,log = self.recorder.smooth_loss, self.log
-        return dict(model=self.learn.model.state_dict(), opt=opt_state(self.learn.opt), rng=rng_state(), loaders=[dl.rng.getstate() for dl in self.loaders],
+        return dict(model=self.learn.model.state_dict(), opt=opt_state(self.learn.opt), rng=rng_state(),
+                    loaders=[dl.rng.getstate() for dl in self.loaders],
                     smooth=(smooth.count, smooth.val.detach().cpu().as_subclass(torch.Tensor)),
                     scaler=self.learn.scaler.state_dict() if getattr(self.learn, 'scaler', None) is not None else None,
-                    count=getattr(getattr(self.learn, 'gradient_accumulation', None), 'count', 0), grads=[p.grad for p in self.learn.model.parameters()],
-                    scout=self.watch.scout, log=None if log is None or log.y is None else (torch.from_numpy(log.wrong), torch.from_numpy(log.y)))
+                    count=getattr(getattr(self.learn, 'gradient_accumulation', None), 'count', 0),
+                    grads=[p.grad for p in self.learn.model.parameters()], scout=self.watch.scout,
+                    log=(None if log is None or log.y is None
+                         else (torch.from_numpy(log.wrong), torch.from_numpy(log.y))))
 
     @property
     def loaders(self):
@@ -258,10 +276,12 @@ class Keep(Callback):
         load_opt(self.learn.opt, kept['opt'])
         smooth = self.recorder.smooth_loss
         smooth.count,smooth.val = kept['smooth'][0], kept['smooth'][1].to(smooth.val.device)
-        if kept['scaler'] and getattr(self.learn, 'scaler', None) is not None: self.learn.scaler.load_state_dict(kept['scaler'])
+        if kept['scaler'] and getattr(self.learn, 'scaler', None) is not None:
+            self.learn.scaler.load_state_dict(kept['scaler'])
         if kept['count']: self.learn.gradient_accumulation.count = kept['count']
         for p,g in zip(self.learn.model.parameters(), kept['grads']): p.grad = None if g is None else g.to(p.device)
-        if kept['log'] is not None and self.log is not None: self.log.wrong,self.log.y = (t.numpy() for t in kept['log'])
+        if kept['log'] is not None and self.log is not None:
+            self.log.wrong,self.log.y = (t.numpy() for t in kept['log'])
         for dl,state in zip(self.loaders, kept['loaders']): dl.rng.setstate((state[0], tuple(state[1]), state[2]))
         set_rng_state(kept['rng'])
 
@@ -284,13 +304,16 @@ def run_fits(job, learn, watch, fits):
         keep.fit_no, watch.first = k, kept['epoch'] if kept is not None and k == kept['fit'] else 0
         if f['frozen'] is not None: (learn.freeze if f['frozen'] else learn.unfreeze)()
         short = epoch_of(learn.dls, f['steps']) if f['steps'] else contextlib.nullcontext()
-        with quiet(learn, job.bars), short: learn.fit_one_cycle(f['epochs'], f['lr'], start_epoch=watch.first, **f['more'])
+        with quiet(learn, job.bars), short:
+            learn.fit_one_cycle(f['epochs'], f['lr'], start_epoch=watch.first, **f['more'])
         if watch.diverged: return
 
 def tensorboard(folder):
     "fastai's TensorBoard callback, with its files in `folder`"
     try: from fastai.callback.tensorboard import TensorBoardCallback
-    except ImportError: raise RunError("tensorboard=true needs the package tensorboard: pip install 'proxy_attention[track]'.") from None
+    except ImportError:
+        raise RunError("tensorboard=true needs the package tensorboard: "
+                       "pip install 'proxy_attention[track]'.") from None
     return TensorBoardCallback(log_dir=folder, trace_model=False, log_preds=False)
 
 # %% ../../nbs/lab/12_experiment.ipynb #132d4916
@@ -321,19 +344,25 @@ def train(job, cycle:int):
     save_weights(run.weights(names[0]), learn.model)
     save_state(run.weights(names[1]), opt_state(learn.opt))
     log = cbs[0].fit_state.log if cbs else None
-    if log is not None: save_state(run.weights(f'seen{cycle}.pt'), dict(wrong=torch.from_numpy(log.wrong), y=torch.from_numpy(log.y)))
+    if log is not None:
+        save_state(run.weights(f'seen{cycle}.pt'), dict(wrong=torch.from_numpy(log.wrong), y=torch.from_numpy(log.y)))
     seconds = st['seconds'] + time.perf_counter() - start
     back,stop,changes = update_early_stopping(conf.experiment, st, cycle, watch.last, seconds)
     items,proxies = len(learn.dls.train_ds), len(cbs[0].copies.rows) if cbs else 0
-    run.record('stage', stage='train', cycle=cycle, items=items, proxies=proxies, bs=learn.dls.bs, accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
-               train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report, **looked(job, learn, 'valid', cap=200),
+    run.record('stage', stage='train', cycle=cycle, items=items, proxies=proxies, bs=learn.dls.bs,
+               accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
+               train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report,
+               **looked(job, learn, 'valid', cap=200),
                rolled_back=back, seconds_train=watch.seconds['train'], seconds_valid=watch.seconds['valid'],
-               images_per_second=watch.images/watch.seconds['train'], proxies_mb=folder_bytes(run/'proxies')/1e6, **watch.meter.row())
+               images_per_second=watch.images/watch.seconds['train'], proxies_mb=folder_bytes(run/'proxies')/1e6,
+               **watch.meter.row())
     if watch.scout is not None: st['live'] = watch.scout['ids']
-    kept = dict(live=st['before']) if back else dict(live=st['live'], weights=names[0], opt=names[1], seen=f'seen{cycle}.pt' if log is not None else None)
+    kept = dict(live=st['before']) if back else dict(live=st['live'], weights=names[0], opt=names[1],
+                                                     seen=f'seen{cycle}.pt' if log is not None else None)
     if p is None or cycle == p.cycles: stop = stop or ('trained' if p is None else 'cycles done')
     look = ['labels', 0] if p is not None and p.label_gate and cycle == 0 else ['proxies', cycle+1]
-    run.commit(next=['test'] if stop else look, stop=stop, seconds=st['seconds'] + time.perf_counter() - start, **changes, **kept)
+    run.commit(next=['test'] if stop else look, stop=stop, seconds=st['seconds'] + time.perf_counter() - start,
+               **changes, **kept)
 
 # %% ../../nbs/lab/12_experiment.ipynb #b0d90262
 def update_early_stopping(
@@ -345,33 +374,41 @@ def update_early_stopping(
 ) -> tuple: # (rolled back?, why to stop; '' to go on, the state's changes)
     "Take note of a stage; JSON holds no infinity, so that the worst is None in the state"
     best = -math.inf if st.get('best') is None else st['best']
-    rule = StopRule(e.monitor, e.until, e.patience, e.budget, e.rollback, measures, best, st.get('kept'), st.get('stale', 0))
+    rule = StopRule(e.monitor, e.until, e.patience, e.budget, e.rollback, measures,
+                    best, st.get('kept'), st.get('stale', 0))
     back,stop = rule.update(values, seconds, cycle > 0)
-    return back, stop, {k: v if v is None or math.isfinite(v) else None for k,v in (('best', rule.best), ('kept', rule.kept), ('stale', rule.stale))}
+    return back, stop, {k: v if v is None or math.isfinite(v) else None
+                        for k,v in (('best', rule.best), ('kept', rule.kept), ('stale', rule.stale))}
 
 # %% ../../nbs/lab/12_experiment.ipynb #ce608f8b
 named = 20 # So many of the images in doubt are named in the record; all are in suspects.json
 
 def labels(job, fold:int):
-    "What a network that hasn't seen the images of a fold thinks of their labels; after the last fold, which are in doubt"
+    "What a network that hasn't seen a fold's images thinks of their labels; after the last fold, which are in doubt"
     run,conf,st,start,meter = job.run, job.conf, job.run.state, time.perf_counter(), CostMeter()
     e,p,train = conf.experiment, conf.proxy, job.splits['train']
     targets = np.array([job.items.classes.index(job.items.labels[i]) for i in train])
     groups = None if job.items.groups is None else [job.items.groups[i] for i in train]
     held = fold_indices(targets, p.label_folds, groups, e.seed)[fold]
-    probs = fold_probs(run_dls(job), lambda dls: loaded(job, st['initial'], dls=dls), held, p.label_epochs or conf.epochs, st.get('lr') or e.lr, e.freeze_epochs, fold_seed(e.seed, fold))
-    said = load_state(run.weights(st['said']))['probs'].numpy() if fold else np.zeros((len(train), probs.shape[1]), np.float32)
+    probs = fold_probs(run_dls(job), lambda dls: loaded(job, st['initial'], dls=dls), held,
+                       p.label_epochs or conf.epochs, st.get('lr') or e.lr, e.freeze_epochs, fold_seed(e.seed, fold))
+    said = (load_state(run.weights(st['said']))['probs'].numpy() if fold
+            else np.zeros((len(train), probs.shape[1]), np.float32))
     said[held] = probs
-    run.record('fold', fold=fold, images=len(held), accuracy=float((probs.argmax(1) == targets[held]).mean()), seconds=time.perf_counter() - start, **meter.row())
+    run.record('fold', fold=fold, images=len(held), accuracy=float((probs.argmax(1) == targets[held]).mean()),
+               seconds=time.perf_counter() - start, **meter.row())
     if fold + 1 < p.label_folds:
         save_state(run.weights(f'labels{fold}.pt'), dict(probs=torch.from_numpy(said)))
         changes = dict(next=['labels', fold+1], said=f'labels{fold}.pt')
     else:
         found = find_label_errors(said, targets)
-        rows = [dict(index=int(i), file=job.items.names[train[i]], label=job.items.labels[train[i]], predicted=job.items.classes[said[i].argmax()],
+        rows = [dict(index=int(i), file=job.items.names[train[i]], label=job.items.labels[train[i]],
+                     predicted=job.items.classes[said[i].argmax()],
                      confidence=round(float(said[i, targets[i]]), 4)) for i in found]
-        write_atomic(run/'suspects.json', json.dumps(dict(folds=p.label_folds, images=len(train), suspects=rows), indent=1, ensure_ascii=False).encode())
-        run.record('labels', suspects=len(rows), images=len(train), files=[r['file'] for r in rows[:named]], accuracy=float((said.argmax(1) == targets).mean()),
+        write_atomic(run/'suspects.json', json.dumps(dict(folds=p.label_folds, images=len(train), suspects=rows),
+                                                     indent=1, ensure_ascii=False).encode())
+        run.record('labels', suspects=len(rows), images=len(train), files=[r['file'] for r in rows[:named]],
+                   accuracy=float((said.argmax(1) == targets).mean()),
                    seconds=st.get('seconds_labels', 0.) + time.perf_counter() - start)
         changes = dict(next=['proxies', 1], said=None, suspects='suspects.json')
     took = time.perf_counter() - start
@@ -389,13 +426,18 @@ def proxies(job, cycle:int):
     cb.copies.cycle = cycle - 1
     if st.get('seen'): cb.fit_state.log = seen_log(load_state(run.weights(st['seen'])))
     with quiet(learn, job.bars): done = cb.make_proxies().to_dict()
-    if str(done.get('why', '')).startswith("path="): raise RunError(done['why']) # the disk is full: nothing to do with the images
+    # the disk is full: nothing to do with the images
+    if str(done.get('why', '')).startswith("path="): raise RunError(done['why'])
     live = [r['id'] for r in cb.copies.rows]
     if live: save_gallery(run/'gallery', learn, cycle)
-    run.record('stage', stage='proxies', cycle=cycle, live=len(live), **{k: v for k,v in done.items() if k not in ('cycle', 'live', 'seconds', 'why', 'verdict', 'steps', 'text', 'seconds_scout')},
+    run.record('stage', stage='proxies', cycle=cycle, live=len(live),
+               **{k: v for k,v in done.items()
+                  if k not in ('cycle', 'live', 'seconds', 'why', 'verdict', 'steps', 'text', 'seconds_scout')},
                proxies_mb=folder_bytes(run/'proxies')/1e6, **meter.row())
-    stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase') # with `steps` all policies train equally long
-    run.commit(next=['test'] if stop else ['train', cycle], stop=stop, live=live, before=st['live'], seconds=st['seconds'] + time.perf_counter() - start)
+    # with `steps` all policies train equally long
+    stop = done.get('why') or ('' if live or job.conf.experiment.steps is not None else 'nothing left to erase')
+    run.commit(next=['test'] if stop else ['train', cycle], stop=stop, live=live, before=st['live'],
+               seconds=st['seconds'] + time.perf_counter() - start)
 
 def seen_log(state):
     "What training saw of each item, for `ever_wrong`"
@@ -418,14 +460,16 @@ def save_gallery(
     out = []
     for row,(img,saliency,copy) in zip(rows, proxy_images(learn, rows)):
         names = [f"{row['id']}-{k}.jpg" for k in ('original', 'map', 'copy')]
-        for name,picture in zip(names, (img, glow(img, saliency), copy)): cv2.imwrite(str(folder/name), small(picture, side), [cv2.IMWRITE_JPEG_QUALITY, 85])
-        out.append({k: row[k] for k in ('id', 'cycle', 'label', 'predicted', 'confidence', 'erased')} | dict(files=names))
+        for name,picture in zip(names, (img, glow(img, saliency), copy)):
+            cv2.imwrite(str(folder/name), small(picture, side), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        out.append({k: row[k] for k in ('id', 'cycle', 'label', 'predicted', 'confidence', 'erased')}
+                   | dict(files=names))
     (folder/f'cycle{cycle}.json').write_text(json.dumps(plain(out)))
 
 def spread(rows, most):
     "At most `most` of `rows`, the classes in turn"
     turn = {}
-    order = lambda r: turn.setdefault(str(r['label']), []).append(r) or len(turn[str(r['label'])])
+    def order(r): return turn.setdefault(str(r['label']), []).append(r) or len(turn[str(r['label'])])
     return [r for _,r in sorted([(order(r), r) for r in rows], key=lambda t: t[0])][:most]
 
 def rgb(img): return cv2.cvtColor(img, cv2.COLOR_GRAY2RGB) if img.ndim == 2 else img[..., :3]
@@ -474,7 +518,8 @@ def loader_maps(model, dl, method):
 def truth(items, idxs, side):
     "Masks (N,K,side,side) of images whose truth is known, and the K names of what they show"
     found = [items.masks(items.files[i]) for i in idxs]
-    masks = np.stack([[cv2.resize(m.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0 for m in t.values()] for t in found])
+    masks = np.stack([[cv2.resize(m.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0
+                       for m in t.values()] for t in found])
     return masks, list(found[0])
 
 def looked(job, learn, split, cap=None):
@@ -482,7 +527,8 @@ def looked(job, learn, split, cap=None):
     if job.items.masks is None: return {}
     idxs,method = job.splits[split][:cap], judge_method(job.conf)
     maps = loader_maps(learn.model, test_dl(learn.dls, job.items, {split: idxs}, split), method)
-    return dict(maps=dict(method=method, split=split, images=len(idxs), **map_quality(maps.numpy(), *truth(job.items, idxs, job.size))))
+    return dict(maps=dict(method=method, split=split, images=len(idxs),
+                          **map_quality(maps.numpy(), *truth(job.items, idxs, job.size))))
 
 def subgroups(job, split):
     "Name of the subgroup of every image of a split, or None"
@@ -490,7 +536,7 @@ def subgroups(job, split):
 
 # %% ../../nbs/lab/12_experiment.ipynb #12a96c28
 def test(job):
-    "The last line of the record: the test, once, with the weights of the last cycle that was kept; the audit; what all of it has cost"
+    "The last line of the record: one test, with the weights of the last cycle that was kept; the audit; the costs"
     run,conf,st,start,meter = job.run, job.conf, job.run.state, time.perf_counter(), CostMeter()
     job.seed('test')
     learn = loaded(job, st['weights'])
@@ -504,12 +550,17 @@ def test(job):
     target = conf.experiment.target_accuracy or (None if best is None else round(0.9*best, 4))
     audited = audit_run(run.folder)
     maps = looked(job, learn, split)
-    totals = {f'seconds_{k}': sum(o.get(f'seconds_{k}') or 0 for o in [*scouts, *stages]) for k in ('train', 'valid', 'scout', 'score', 'saliency', 'erase', 'write')}
-    run.record('end', stop=st['stop'], cycles=sum(o['stage'] == 'train' for o in stages) - 1, tested_on=split, test=report, **maps,
+    totals = {f'seconds_{k}': sum(o.get(f'seconds_{k}') or 0 for o in [*scouts, *stages])
+              for k in ('train', 'valid', 'scout', 'score', 'saliency', 'erase', 'write')}
+    run.record('end', stop=st['stop'], cycles=sum(o['stage'] == 'train' for o in stages) - 1,
+               tested_on=split, test=report, **maps,
                target=dict(accuracy=target, **time_to_target(epochs, target)) if target else None,
-               audit=dict(ok=bool(audited), problems=audited.problems, near=len(audited.near), checked=str(audited).splitlines()[0]),
-               proxies_mb=folder_bytes(run/'proxies')/1e6, steps=sum(o.get('steps') or 0 for o in stages), scout_steps=sum(o['steps'] for o in scouts),
-               proxies_made=sum(o.get('proxies') or 0 for o in [*scouts, *(o for o in stages if o['stage'] == 'proxies')]),
+               audit=dict(ok=bool(audited), problems=audited.problems, near=len(audited.near),
+                          checked=str(audited).splitlines()[0]),
+               proxies_mb=folder_bytes(run/'proxies')/1e6,
+               steps=sum(o.get('steps') or 0 for o in stages), scout_steps=sum(o['steps'] for o in scouts),
+               proxies_made=sum(o.get('proxies') or 0
+                                for o in [*scouts, *(o for o in stages if o['stage'] == 'proxies')]),
                **totals, seconds_test=clock['test'], seconds=st['seconds'] + time.perf_counter() - start, **meter.row())
     run.commit(next=['done'], seconds=st['seconds'] + time.perf_counter() - start)
 
@@ -522,21 +573,27 @@ def step_text(job, step):
     s = job.splits or {}
     where = f" {cycle[0]}" if cycle else ''
     return {'prepare': "stage 0   split, initial weights", 'find_lr': "stage 0   learning rate",
-            'train': f"stage {'1' if cycle == [0] else '3'}   train{f', cycle{where}' if cycle != [0] else ''} on {len(s.get('train', []))} images"
+            'train': f"stage {'1' if cycle == [0] else '3'}   train{f', cycle{where}' if cycle != [0] else ''} "
+                     f"on {len(s.get('train', []))} images"
                      + (f" and {len(job.run.state.get('live', []))} proxies" if cycle and cycle != [0] else ''),
-            'labels': f"stage 2   labels in doubt, fold {cycle[0]+1 if cycle else ''} of {job.conf.proxy.label_folds if job.conf.proxy else ''}",
-            'proxies': f"stage 2   proxies, cycle{where}", 'test': f"the end   test on {len(s.get('test', [])) or len(s.get('valid', []))} images, audit"}[name]
+            'labels': f"stage 2   labels in doubt, fold {cycle[0]+1 if cycle else ''} "
+                      f"of {job.conf.proxy.label_folds if job.conf.proxy else ''}",
+            'proxies': f"stage 2   proxies, cycle{where}",
+            'test': f"the end   test on {len(s.get('test', [])) or len(s.get('valid', []))} images, audit"}[name]
 
 def smaller_batch(job, e):
     "Memory has run out: try again with half the batch, if that is allowed"
     if not job.conf.experiment.auto_batch or job.bs < 2:
-        raise RunError(f"out of memory with bs={job.bs}: set a smaller bs in [data:…] (and accumulate in [experiment:…], to keep the effective batch), or auto_batch=true.") from e
+        raise RunError(f"out of memory with bs={job.bs}: set a smaller bs in [data:…] (and accumulate in "
+                       "[experiment:…], to keep the effective batch), or auto_batch=true.") from e
     job.run._cut()
     changes = dict(bs=job.bs//2, accumulate=job.accumulate*2)
     job.run.record('batch', step=job.run.state['next'], **changes)
     job.run.commit(**changes)
 
-def out_of_memory(e): return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
+def out_of_memory(e):
+    return (isinstance(e, (torch.OutOfMemoryError, MemoryError))
+            or isinstance(e, RuntimeError) and "can't allocate memory" in str(e))
 
 def forget():
     "Give back what the last step has used"
@@ -573,7 +630,8 @@ def run_settings(
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
         torch.set_num_threads(conf.experiment.threads or threads)
-        with Run(out, provenance(conf, command), say) as run, preserve_rng(), deterministic(conf.experiment.deterministic):
+        with (Run(out, provenance(conf, command), say) as run, preserve_rng(),
+              deterministic(conf.experiment.deterministic)):
             if run.done: say(f"{out} is done already")
             else: go(Job(run, conf, data, bars), say)
     finally: torch.set_num_threads(threads)
@@ -581,7 +639,8 @@ def run_settings(
 
 def command_line(*words, overrides=(), **options):
     "What a user would type: options (value, default) that differ from their default, then what was set"
-    given = [w for k,(v,default) in options.items() if v is not None and str(v) != str(default) for w in (f'--{k}', str(v))]
+    given = [w for k,(v,default) in options.items() if v is not None and str(v) != str(default)
+             for w in (f'--{k}', str(v))]
     return shlex.join(['proxy-attention', *words, *given, *(w for o in overrides for w in ('--set', str(o)))])
 
 def run_experiment(
@@ -601,4 +660,6 @@ def run_experiment(
     if again and out.exists():
         check_amounts(conf, data)
         clean_run(out)
-    return run_settings(conf, out, command_line('run', experiment, out=(out, Path('runs')/experiment), settings=(settings, None), data=(data, 'data'), overrides=overrides), data, progress, say)
+    return run_settings(conf, out, command_line('run', experiment, out=(out, Path('runs')/experiment),
+                                                settings=(settings, None), data=(data, 'data'), overrides=overrides),
+                        data, progress, say)

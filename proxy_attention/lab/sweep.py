@@ -29,7 +29,8 @@ from .compare import _n_train, _work, fair_settings, fair_steps, processes, run_
 from .config import ProxyConfig, Range, Settings, SettingsError, SettingsFile, load_sweep
 from .draw import share, span, ticks, written
 from .report import _aligned, _plural
-from .runs import RunError, _differences, _lock, check_folder, check_free, files, is_run, mark_folder, plain, provenance, read_lines
+from .runs import (RunError, _differences, _lock, check_folder, check_free, files, is_run,
+                                      mark_folder, plain, provenance, read_lines)
 from ..store import write_atomic
 
 # %% ../../nbs/lab/21_sweep.ipynb #199c867f
@@ -59,8 +60,10 @@ def check_space(
     "What the settings file's own check can't know: names of methods, selectors, fills"
     from proxy_attention.lab.plan import check_names
     first,file = next(iter(conf.experiments.values())), SettingsFile(conf.file)
-    tried = [(key, value, trial_settings(first, {key: value}, 0, 1)) for key,space in conf.sweep.space.items() for value in _ends(space)]
-    return [file.problem(message.removeprefix(f'{key}={value!r} '), file.origin['sweep', conf.name].get(key, f'sweep:{conf.name}'), key, str(value))
+    tried = [(key, value, trial_settings(first, {key: value}, 0, 1))
+             for key,space in conf.sweep.space.items() for value in _ends(space)]
+    return [file.problem(message.removeprefix(f'{key}={value!r} '),
+                         file.origin['sweep', conf.name].get(key, f'sweep:{conf.name}'), key, str(value))
             for key,value,s in tried for kind,_,_,message in check_names(s) if kind == 'proxy']
 
 def check_lengths(
@@ -75,16 +78,21 @@ def check_lengths(
         params = dict(zip(space, values))
         where = f"{conf.file} [sweep:{conf.name}] {', '.join(f'{k}={v}' for k,v in params.items()) or 'cycles=1'}"
         try: s = trial_settings(e, params, 0, steps[name])
-        except ValidationError as x: raise SettingsError(f"{where}: {x.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+        except ValidationError as x:
+            raise SettingsError(f"{where}: {x.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
         try: short = not run_batches(s, n_train[name]) or wrong_amounts(s, n_train[name], None)
         except SettingsError: short = True
-        if short: raise SettingsError(f"{where}: the {steps[name]} steps of [experiment:{name}] are too few for that. Raise steps, or change the choices.")
+        if short:
+            raise SettingsError(f"{where}: the {steps[name]} steps of [experiment:{name}] are too few for that. "
+                                "Raise steps, or change the choices.")
 
 # %% ../../nbs/lab/21_sweep.ipynb #0dfe9f20
 def need_optuna():
     "Optuna, or an error that says how to get it"
     try: import optuna
-    except ImportError: raise RunError("a sweep needs the package optuna, which isn't installed: pip install 'proxy_attention[sweep]'.") from None
+    except ImportError:
+        raise RunError("a sweep needs the package optuna, which isn't installed: "
+                       "pip install 'proxy_attention[sweep]'.") from None
     return optuna
 
 @contextlib.contextmanager
@@ -106,12 +114,15 @@ def _study(out, objective):
         if not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
     lock = filelock.FileLock(out/'.journal.lock') # Unlike Optuna's own it is gone with the process that held it
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file), lock_obj=lock))
-    return optuna.create_study(storage=storage, study_name='sweep', direction='minimize' if lower_is_better(objective) else 'maximize', load_if_exists=True)
+    return optuna.create_study(storage=storage, study_name='sweep',
+                               direction='minimize' if lower_is_better(objective) else 'maximize',
+                               load_if_exists=True)
 
 def _sampler(name, seed):
     optuna = need_optuna()
     if name == 'random': return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, warn_independent_sampling=False) # The liar keeps trials that run side by side apart
+    # The liar keeps trials that run side by side apart
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, warn_independent_sampling=False)
 
 def _distribution(space):
     d = need_optuna().distributions
@@ -123,17 +134,20 @@ def _draw(study, sweep):
     "A new trial with a value for each key; drawn beside the journal, which gets all of it in one line"
     optuna = need_optuna()
     trials = study.get_trials()
-    beside = optuna.create_study(direction=study.direction, sampler=_sampler(sweep.sampler, int(seeded_rng(sweep.seed, 'trial', len(trials)).integers(2**32))))
+    beside = optuna.create_study(direction=study.direction, sampler=_sampler(
+        sweep.sampler, int(seeded_rng(sweep.seed, 'trial', len(trials)).integers(2**32))))
     beside.add_trials(trials)
     drawn = beside.ask({k: _distribution(s) for k,s in sweep.space.items()})
-    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING,
+                                              params=drawn.params, distributions=drawn.distributions))
     return study.get_trials()[-1]
 
 def _importance(study, space):
     "Share of the variance of the values that each key explains, by Optuna's fANOVA; {} where that can't be said"
     optuna = need_optuna()
     if len({t.value for t in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}) < 2: return {}
-    found = optuna.importance.get_param_importances(study, params=_varied(space), evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+    found = optuna.importance.get_param_importances(study, params=_varied(space),
+                                                    evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
     return {k: round(float(v), 4) for k,v in found.items()}
 
 # %% ../../nbs/lab/21_sweep.ipynb #87c89a1f
@@ -157,10 +171,14 @@ def _outcome(runs, objective):
     lines = [(e, str(seed), s.experiment.steps, run_line('trial', seed, folder)) for e,seed,s,folder in runs]
     values = {}
     for e,seed,_,line in lines:
-        if line[objective] is None: raise RunError(f"objective={objective!r}: the runs of [experiment:{e}] have none. Choose another objective.")
+        if line[objective] is None:
+            raise RunError(f"objective={objective!r}: the runs of [experiment:{e}] have none. "
+                           "Choose another objective.")
         values.setdefault(e, {})[seed] = line[objective]
-    short = next((f"ended after {line['steps']} of {steps} steps: {line['stop']}" for _,_,steps,line in lines if line['steps'] < steps), None)
-    return dict(value=mean(mean(v.values()) for v in values.values()) if short is None else None, values=values, error=short, audit_ok=all(line['audit_ok'] for *_,line in lines),
+    short = next((f"ended after {line['steps']} of {steps} steps: {line['stop']}"
+                  for _,_,steps,line in lines if line['steps'] < steps), None)
+    return dict(value=mean(mean(v.values()) for v in values.values()) if short is None else None,
+                values=values, error=short, audit_ok=all(line['audit_ok'] for *_,line in lines),
                 seconds=sum(line['seconds'] for *_,line in lines))
 
 def _shrink(folder):
@@ -175,7 +193,7 @@ def sweep(
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows the methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
     say=print, # What is told goes there
@@ -195,14 +213,16 @@ def sweep(
     n_train = {e: _n_train(c, data) for e,c in conf.experiments.items()}
     steps = {e: fair_steps(c, n_train[e]) for e,c in conf.experiments.items()}
     check_lengths(conf, steps, n_train)
-    command = command_line('sweep', name, trials=(trials, None), out=(out, own), settings=(settings, None), data=(data, 'data'), overrides=overrides)
-    about = provenance(_public(conf), command) | dict(objective=s.objective, trials=s.trials, seeds={e: _seeds(c, s) for e,c in conf.experiments.items()}, steps=steps,
-                                                      space={k: v.model_dump() if isinstance(v, Range) else v for k,v in s.space.items()})
+    command = command_line('sweep', name, trials=(trials, None), out=(out, own), settings=(settings, None),
+                           data=(data, 'data'), overrides=overrides)
+    about = provenance(_public(conf), command) | dict(
+        objective=s.objective, trials=s.trials, seeds={e: _seeds(c, s) for e,c in conf.experiments.items()},
+        steps=steps, space={k: v.model_dump() if isinstance(v, Range) else v for k,v in s.space.items()})
     mark_folder(out, 'sweep')
     lock = _lock(out)
     try:
         with _quiet(optuna):
-            write = lambda importance=None: write_sweep(out, about, study, importance)
+            def write(importance=None): return write_sweep(out, about, study, importance)
             study = _study(out, s.objective)
             write() # Before the first trial and after each
             _search(study, conf, steps, out, data, command, jobs, say, write)
@@ -212,7 +232,8 @@ def sweep(
     fig.savefig(out/'sweep.png', dpi=110)
     plt.close(fig)
     lines = read_lines(out)
-    if lines[-1]['failed'] == lines[-1]['trials']: raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
+    if lines[-1]['failed'] == lines[-1]['trials']:
+        raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
     return out
 
 def _seeds(conf, sweep): return list(range(conf.experiment.seed, conf.experiment.seed + sweep.seeds))
@@ -229,26 +250,32 @@ def _check_folder(out, conf):
     if not (out/'record.jsonl').exists(): return
     old,new = read_lines(out)[0]['settings'], plain(_public(conf).model_dump())
     for o in (old, new): o['sweep'].pop('trials', None) # There may be more of them
-    if differ := _differences(old, new): raise RunError(f"{str(out)!r} holds a sweep with other settings ({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder.")
+    if differ := _differences(old, new):
+        raise RunError(f"{str(out)!r} holds a sweep with other settings "
+                       f"({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder.")
 
 def _search(study, conf, steps, out, data, command, jobs, say, write):
     "Draw, run and judge trials until there are enough"
     optuna = need_optuna()
     s,State = conf.sweep, optuna.trial.TrialState
-    runs_of = lambda n,params: [(e, seed, trial_settings(c, params, seed, steps[e]), out/'trials'/f'{n:04d}'/e/str(seed)) for e,c in conf.experiments.items() for seed in _seeds(c, s)]
+    def runs_of(n, params):
+        return [(e, seed, trial_settings(c, params, seed, steps[e]), out/'trials'/f'{n:04d}'/e/str(seed))
+                for e,c in conf.experiments.items() for seed in _seeds(c, s)]
     ended = study.get_trials(states=[State.COMPLETE, State.FAIL])
     for t in ended: _clean(runs_of(t.number, t.params))
     under_way = study.get_trials(states=[State.RUNNING])
     left = max(s.trials - len(ended), 0)
     each = ' and '.join(f"{e} ({_plural(steps[e], 'step')})" for e in conf.experiments)
-    say(f"sweep {conf.name}: {_plural(len(ended), 'trial')} of {s.trials} ended before, {left} to go, {jobs} at a time; each is {_plural(s.seeds, 'seed')} of {each}")
+    say(f"sweep {conf.name}: {_plural(len(ended), 'trial')} of {s.trials} ended before, {left} to go, "
+        f"{jobs} at a time; each is {_plural(s.seeds, 'seed')} of {each}")
     with contextlib.nullcontext(_Here()) if jobs == 1 else processes(jobs) as pool:
         running = {}
         while left or running:
             while left and len(running) < jobs:
                 trial = under_way.pop(0) if under_way else _draw(study, s)
                 runs = runs_of(trial.number, trial.params)
-                running[pool.submit(_trial, [(c.model_dump(), folder) for *_,c,folder in runs], str(data), command)] = trial, runs
+                running[pool.submit(_trial, [(c.model_dump(), folder) for *_,c,folder in runs],
+                                    str(data), command)] = trial, runs
                 left -= 1
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 trial,runs = running.pop(f)
@@ -262,7 +289,9 @@ def _search(study, conf, steps, out, data, command, jobs, say, write):
 def _judged(f, runs, objective):
     "What a trial came to that has ended"
     try: error = f.result()
-    except BrokenProcessPool: raise RunError("a process of the sweep was killed (is there enough memory for so many jobs?). The same command goes on.") from None
+    except BrokenProcessPool:
+        raise RunError("a process of the sweep was killed (is there enough memory for so many jobs?). "
+                       "The same command goes on.") from None
     if error is None: return _outcome(runs, objective)
     return dict(value=None, values={}, error=error, audit_ok=None, seconds=None)
 
@@ -275,17 +304,21 @@ def _told(study, n, params, got, objective):
     policy = ' '.join(f'{k}={_word(v)}' for k,v in params.items())
     if got['error'] is not None: return f"trial {n} failed: {got['error']}  {policy}"
     best = study.best_trial
-    return f"trial {n}: {_value(got['value'], objective)} in {got['seconds']:.0f} s{'' if best.number == n else f' (best {_value(best.value, objective)}, trial {best.number})'}  {policy}"
+    return (f"trial {n}: {_value(got['value'], objective)} in {got['seconds']:.0f} s"
+            f"{'' if best.number == n else f' (best {_value(best.value, objective)}, trial {best.number})'}  {policy}")
 
 # %% ../../nbs/lab/21_sweep.ipynb #bb64b01c
 def write_sweep(out, about, study, importance=None):
     "`record.jsonl` of a sweep: what was asked, trials that have ended, the best"
     ended = [(t, t.user_attrs['outcome']) for t in study.trials if t.state.is_finished()]
-    lines = [dict(kind='trial', number=t.number, state='failed' if got['error'] is not None else 'done', params=t.params, **got) for t,got in ended]
+    lines = [dict(kind='trial', number=t.number, state='failed' if got['error'] is not None else 'done',
+                  params=t.params, **got) for t,got in ended]
     good = [o for o in lines if o['state'] == 'done' and o['audit_ok']]
     best = min(good, key=lambda o: o['value']*(1 if lower_is_better(about['objective']) else -1), default={})
-    last = dict(kind='best', trials=len(lines), failed=sum(o['state'] == 'failed' for o in lines), **{k: best.get(k) for k in ('number', 'value', 'params')}, importance=importance or {})
-    write_atomic(Path(out)/'record.jsonl', ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in (dict(kind='sweep', **about), *lines, last)).encode())
+    last = dict(kind='best', trials=len(lines), failed=sum(o['state'] == 'failed' for o in lines),
+                **{k: best.get(k) for k in ('number', 'value', 'params')}, importance=importance or {})
+    write_atomic(Path(out)/'record.jsonl', ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n'
+                                                   for o in (dict(kind='sweep', **about), *lines, last)).encode())
 
 def _word(v):
     "A value as it stands in a settings file"
@@ -299,7 +332,8 @@ def policy_section(
     params:dict, # Values of its keys
 ) -> str:
     "A policy as a section of a settings file"
-    return '\n'.join([f'[proxy:{name}]', *(f"{k} = {_word(v) if not isinstance(v, float) else repr(v)}" for k,v in params.items())])
+    return '\n'.join([f'[proxy:{name}]',
+                      *(f"{k} = {_word(v) if not isinstance(v, float) else repr(v)}" for k,v in params.items())])
 
 def sweep_text(
     out, # Folder of a sweep, or its record
@@ -313,16 +347,26 @@ def sweep_text(
     good = sorted((o for o in trials if o['state'] == 'done'), key=lambda o: sign*o['value'])
     names = list(head['steps'])
     each = names if len(names) > 1 else []
-    of = lambda o,e: list(o['values'][e].values())
-    rows = [(str(o['number']), _value(o['value'], objective), *(_value(mean(of(o, e)), objective) for e in each), *(_value(f(v for e in names for v in of(o, e)), objective) for f in (min, max)),
+    def of(o, e): return list(o['values'][e].values())
+    rows = [(str(o['number']), _value(o['value'], objective), *(_value(mean(of(o, e)), objective) for e in each),
+             *(_value(f(v for e in names for v in of(o, e)), objective) for f in (min, max)),
              f"{o['seconds']:.0f}", *(_word(o['params'].get(k)) for k in keys)) for o in good[:top]]
     text = _aligned([('trial', objective, *each, 'lowest', 'highest', 'seconds', *keys), *rows]) if rows else []
     seeds = len(next(iter(head['seeds'].values())))
-    text += ['', f"{len(trials)} of {_plural(head['trials'], 'trial')}, {_plural(seeds, 'seed')} each" + (f"; the mean over {len(names)} experiments." if each else '.')]
-    if best['failed']: text.append(f"{best['failed']} failed: " + '; '.join(f"trial {o['number']}, {shorten(o['error'], 100)}" for o in [o for o in trials if o['state'] == 'failed'][:3]))
-    if unclean := [str(o['number']) for o in good if not o['audit_ok']]: text.append(f"Not in the choice, since their audit isn't clean: trials {', '.join(unclean)}.")
-    if best['importance']: text.append('Share of the variance that each key explains: ' + ', '.join(f'{k} {v:.0%}' for k,v in best['importance'].items()) + '.')
-    if best['number'] is not None: text += ["The best of many is flattered by luck: confirm it on seeds, data and shortcuts that the search hasn't seen.", '', policy_section('found', best['params'])]
+    text += ['', f"{len(trials)} of {_plural(head['trials'], 'trial')}, {_plural(seeds, 'seed')} each"
+             + (f"; the mean over {len(names)} experiments." if each else '.')]
+    if best['failed']:
+        text.append(f"{best['failed']} failed: "
+                    + '; '.join(f"trial {o['number']}, {shorten(o['error'], 100)}"
+                                for o in [o for o in trials if o['state'] == 'failed'][:3]))
+    if unclean := [str(o['number']) for o in good if not o['audit_ok']]:
+        text.append(f"Not in the choice, since their audit isn't clean: trials {', '.join(unclean)}.")
+    if best['importance']:
+        text.append('Share of the variance that each key explains: '
+                    + ', '.join(f'{k} {v:.0%}' for k,v in best['importance'].items()) + '.')
+    if best['number'] is not None:
+        text += ["The best of many is flattered by luck: confirm it on seeds, data and shortcuts "
+                 "that the search hasn't seen.", '', policy_section('found', best['params'])]
     return '\n'.join(text)
 
 def sweep_summary(
@@ -331,8 +375,10 @@ def sweep_summary(
     "A sweep in short, as plain values"
     lines = read_lines(out)
     head,best = lines[0], lines[-1]
-    return dict(sweep=head['settings']['name'], folder=str(out), done=best['trials'] >= head['trials'], trials=best['trials'], asked=head['trials'], failed=best['failed'],
-                objective=head['objective'], best={k: best[k] for k in ('number', 'value', 'params')}, importance=best['importance'], steps=head['steps'], seeds=head['seeds'],
+    return dict(sweep=head['settings']['name'], folder=str(out), done=best['trials'] >= head['trials'],
+                trials=best['trials'], asked=head['trials'], failed=best['failed'], objective=head['objective'],
+                best={k: best[k] for k in ('number', 'value', 'params')}, importance=best['importance'],
+                steps=head['steps'], seeds=head['seeds'],
                 command=head['command'], commit=head['commit'], settings_sha256=head['settings_sha256'])
 
 # %% ../../nbs/lab/21_sweep.ipynb #a9a926ee
@@ -342,18 +388,24 @@ def plot_sweep(
     "Value by trial, and by each key; the figure"
     lines = read_lines(out)
     head,trials,best = lines[0], [o for o in lines if o['kind'] == 'trial'], lines[-1]
-    keys,good,bad = _varied(head['space']), [o for o in trials if o['state'] == 'done'], [o for o in trials if o['state'] == 'failed']
+    keys,good,bad = (_varied(head['space']), [o for o in trials if o['state'] == 'done'],
+                     [o for o in trials if o['state'] == 'failed'])
     columns = min(max(len(keys), 1), 4)
     rows = -(-len(keys)//columns)
     fig = plt.figure(figsize=(2.6*max(columns, 2), 2.6 + 2.1*rows), layout='constrained')
     grid = fig.add_gridspec(1 + rows, columns, height_ratios=[1.2] + [1]*rows)
     low,high = span([o['value'] for o in good], least=.02)
     top = fig.add_subplot(grid[0, :])
-    at = lambda o: (o['number'], o['value'])
+    def at(o): return o['number'], o['value']
     if good: top.scatter(*zip(*map(at, good)), s=18, color='C0', alpha=.7, label='trial')
-    if bad: top.scatter([o['number'] for o in bad], [low]*len(bad), s=22, color='grey', marker='x', label='failed', clip_on=False)
-    if good: top.step(*zip(*_best_so_far(good, head['objective'])), where='post', color='C1', lw=1.5, label='best so far')
-    top.set(xlabel='trial', ylabel=head['objective'].replace('_', ' '), title=f"{_plural(len(trials), 'trial')}, {_plural(len(next(iter(head['seeds'].values()))), 'seed')} each" + (f'; {len(bad)} failed' if bad else ''))
+    if bad:
+        top.scatter([o['number'] for o in bad], [low]*len(bad), s=22, color='grey', marker='x',
+                    label='failed', clip_on=False)
+    if good:
+        top.step(*zip(*_best_so_far(good, head['objective'])), where='post', color='C1', lw=1.5, label='best so far')
+    top.set(xlabel='trial', ylabel=head['objective'].replace('_', ' '),
+            title=f"{_plural(len(trials), 'trial')}, {_plural(len(next(iter(head['seeds'].values()))), 'seed')} each"
+                  + (f'; {len(bad)} failed' if bad else ''))
     top.scatter([], [], **_star, label='best')
     top.plot([], [], **_bar, label='mean of a choice')
     top.legend(fontsize=7, loc='upper right' if lower_is_better(head['objective']) else 'lower right', ncols=2)
@@ -365,7 +417,8 @@ def plot_sweep(
         axs.append(ax)
     for ax in axs:
         pad = .04*(high - low)
-        ax.set(ylim=(low - pad, high + pad), yticks=ticks(low, high), yticklabels=[_tick(v, head['objective']) for v in ticks(low, high)])
+        ax.set(ylim=(low - pad, high + pad), yticks=ticks(low, high),
+               yticklabels=[_tick(v, head['objective']) for v in ticks(low, high)])
         ax.tick_params(labelsize=7)
         ax.yaxis.label.set_size(8)
         for side in ('top', 'right'): ax.spines[side].set_visible(False)
@@ -385,16 +438,19 @@ _star,_bar = dict(marker='*', color='C1', s=70, zorder=3), dict(color='C0', lw=2
 
 def _panel(ax, key, space, good, best):
     "The values of the trials over what they drew for a key"
-    if isinstance(space, dict) and isinstance(space['low'], int) and space['high'] - space['low'] < 8: space = list(range(space['low'], space['high'] + 1))
+    if isinstance(space, dict) and isinstance(space['low'], int) and space['high'] - space['low'] < 8:
+        space = list(range(space['low'], space['high'] + 1))
     x = _over_numbers(ax, key, space) if isinstance(space, dict) else _over_choices(ax, key, space, good)
-    for own,look in (([o for o in good if o['number'] != best], dict(color='C0', s=12, alpha=.6)), ([o for o in good if o['number'] == best], _star)):
+    for own,look in (([o for o in good if o['number'] != best], dict(color='C0', s=12, alpha=.6)),
+                     ([o for o in good if o['number'] == best], _star)):
         ax.scatter([x(o) for o in own], [o['value'] for o in own], **look)
     ax.set_title(key, fontsize=8)
 
 def _over_numbers(ax, key, space):
     "Prepare the axis of a range; where a trial stands on it"
     if space['log']:
-        marks = [m*10**k for k in range(math.floor(math.log10(space['low'])), math.ceil(math.log10(space['high'])) + 1) for m in (1, 2, 5)]
+        marks = [m*10**k for k in range(math.floor(math.log10(space['low'])), math.ceil(math.log10(space['high'])) + 1)
+                 for m in (1, 2, 5)]
         marks = [m for m in marks if space['low'] <= m <= space['high']] or [space['low'], space['high']]
         ax.set_xscale('log')
         ax.set_xticks(marks, [f'{m:.3g}' for m in marks])
@@ -404,7 +460,7 @@ def _over_numbers(ax, key, space):
 def _over_choices(ax, key, space, good):
     "Prepare the axis of choices, a bar at the mean of each; where a trial stands on it"
     words = [_word(v) for v in space]
-    spot = lambda o: words.index(_word(o['params'][key]))
+    def spot(o): return words.index(_word(o['params'][key]))
     for i in range(len(words)):
         if own := [o['value'] for o in good if spot(o) == i]: ax.hlines(mean(own), i - .3, i + .3, **_bar)
     ax.set_xlim(-.5, len(words) - .5)
