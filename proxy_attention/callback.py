@@ -563,7 +563,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
         report.text = verdict_text(report.verdict, report.erased or self.policy.erased, len(rows))
         if report.swapped:
             report.text += " The place of that evidence tells the class: each copy shows that of another image, too."
-        if report.rounds > 1: report.text += f" So many regions were found, one behind the other: {report.rounds}."
+        if report.rounds > 1: report.text += f" {report.rounds} regions were found, one behind the other."
     elif not report.text: report.text = f"{len(rows)} copies, untested."
     report.text = f"scout: {report.text}"
     return self._say(report)

@@ -605,7 +605,7 @@ def test_rounds_go_on_while_they_find_a_shortcut(learner, sent, rounds_find, rou
     assert bounds == [0.15, 0.5, 0.5][:len(found)], "less would be the object itself"
     assert on_disk(learn) == {Path(p).name for p in learn.proxies.path}, "what no one trains on is gone"
     if kept: assert learn.proxies.erased.between(0.09, 0.1*kept + 0.01).all() and (kept == 1 or learn.proxies.erased.mean() > 0.104)
-    assert ('one behind the other: 2' in report['text']) == (kept == 2)
+    assert ('2 regions were found' in report['text']) == (kept == 2)
 
 def test_a_round_that_finds_nothing_leaves_the_former_copies(learner, rounds_find):
     made = []
