@@ -516,6 +516,9 @@ class SettingsFile:
             return self._wrong(section, None, None,
                                f"no kind of section is called {kind!r}. {_near(kind, kinds, 'Kinds')}")
         if not name: return self._wrong(section, None, None, f"a section needs a name, as in [{kind}:mine].")
+        if name in ('.', '..') or set(name) & set('/\\\0'):
+            return self._wrong(section, None, None, f"{name!r} is to be the name of a folder below runs/: "
+                                                    "it can't be '.' or '..', nor hold a slash.")
         if name in self.raw[kind]:
             return self._wrong(section, None, None, f"there are two {kind} sections called {name!r}.")
         passed_on = {k: v for k,v in self.default.items()
