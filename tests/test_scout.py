@@ -409,7 +409,7 @@ class Planted(Coded):
         self.reads, self.items = [], []
         for i in range(n):
             c = i % 2
-            lines = 1.5*np.sign(np.sin(np.arange(SIDE)*np.pi/2 + .1))
+            lines = 2*np.sign(np.sin(np.arange(SIDE)*np.pi/2 + .1))
             img = rng.integers(60, 160, (SIDE, SIDE, 3)) + (lines[:, None, None] if c else lines[None, :, None])
             y,x = rng.integers(0, SIDE-5, 2)
             if cue: img[y:y+5, x:x+5] = (255, 0, 0) if c else (0, 0, 255)
