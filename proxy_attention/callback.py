@@ -431,14 +431,15 @@ def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **
     return [row(k) for k in chosen]
 
 @patch
-def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None):
+def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None, apart=False):
     "What erases: the maps of `seen`, rearranged where the place is a control, and of former scans"
     data = self.prepared
     if self.place != 'salient':
         rng = seeded_rng(self.seed, 'place', cycle)
         maps = place_maps(seen.maps, chosen[chosen < len(seen.maps)], self.place, rng)
         seen = replace(seen, maps=maps)
-    how = dict(fill=self.fill, seed=self.seed, former=former) | (self.policy.rule if rule is None else rule)
+    how = dict(fill=self.fill, seed=self.seed, former=former, apart=apart)
+    how |= self.policy.rule if rule is None else rule
     return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
 @patch
@@ -632,13 +633,14 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
     return sufficiency_test(first.counts(whole), bound), rows, eraser
 
 @patch
-def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, **how) -> list: # Their rows
-    "Copies made before the first fit, as `scout_select` and `scout_merge` have it; later rounds' of the same items"
+def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, apart=False, **how) -> list:
+    "Rows of copies before the first fit, by `scout_select` and `scout_merge`; later rounds' are of the same items"
     if former: chosen = np.flatnonzero(np.isin(seen.idxs, [r['index'] for r in self.candidates[0]]))
     else:
         share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
         chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
-    eraser, how = self._eraser(seen, chosen, 0, former, rule), how | ({} if rule is None else rule)
+    eraser = self._eraser(seen, chosen, 0, former, rule, apart)
+    how |= {} if rule is None else rule
     rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
     if former: rows = [{**r, 'id': f"{r['id']}-{len(former) + 1}"} for r in rows]
     rows = self._write_copies(report, model, seen, eraser, rows, clock)
@@ -705,7 +707,8 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
     report.swapped = self.fill == 'context' and found.place_tells
     rule = dict(area=found.area, fill='swap' if report.swapped else self.fill)
     with no_footprint(model):
-        rows = self._copy_first(report, model, found.seen, clock, rule=rule, method='probe', target='pred')
+        how = dict(rule=rule, apart=True, method='probe', target='pred')
+        rows = self._copy_first(report, model, found.seen, clock, **how)
     report.text = '' # What was said of the scout's maps
     report.erased = f"{100*found.area:.2g}% of each image" + (", the same in all," if found.shared else "")
     return self._decide(report, found.verdict, rows)

@@ -35,6 +35,7 @@ class Eraser:
         fill:str='black', # A key of `fills`
         seed:int=0, # For fills that draw lots
         former=(), # Earlier scans, of these items too: what their maps mark is erased as well
+        apart:bool=False, # Take donors whose own salient part lies elsewhere, where there are some?
     ):
         store_attr()
         self.at, *self.former_at = ({int(i): k for k,i in enumerate(scan.idxs)} for scan in (seen, *former))
@@ -86,7 +87,9 @@ class Eraser:
         "Index and pixels of another training image, drawn by lot from those that can be read"
         if among is None:
             choices = (i + 1 + rng.permutation(self.n - 1)) % self.n
-            choices[:DONORS] = choices[:DONORS][self.overlap(i, choices[:DONORS].tolist()).argsort(kind='stable')]
+            if self.apart:
+                drawn = choices[:DONORS]
+                choices[:DONORS] = drawn[self.overlap(i, drawn.tolist()).argsort(kind='stable')]
         else: choices = rng.permutation(among[among != i])
         for k in choices[:100]:
             try: return int(k), self.source.read(int(k), self.kind)[0]

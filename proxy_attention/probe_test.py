@@ -91,7 +91,7 @@ def scan(self:ProbeTest, idxs) -> tuple: # A `Scan` and mean evidence
 def erased_features(self:ProbeTest, seen, idxs, area) -> torch.Tensor: # (n,D)
     "Pooled features of erased copies"
     data = self.data
-    eraser = Eraser(data.source, seen, data.task.kind, data.items.n, area, fill=self.fill, seed=self.seed)
+    eraser = Eraser(data.source, seen, data.task.kind, data.items.n, area, fill=self.fill, seed=self.seed, apart=True)
     rows, out, size = [dict(index=int(i), cycle=0) for i in idxs], [], data.task.chunk_size
     for part in [rows[i:i + size] for i in range(0, len(rows), size)]:
         with self.clock('erase'), as_validation(data.items.base): images = eraser(part)

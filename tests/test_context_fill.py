@@ -162,9 +162,9 @@ class Items:
         if i in self.bad: raise OSError
         return np.full((8, 8, 3), i, np.uint8), ''
 
-def an_eraser(maps, area=0.25, bad=()):
+def an_eraser(maps, area=0.25, bad=(), apart=True):
     seen = SimpleNamespace(idxs=np.arange(len(maps)), maps=maps, flat=np.zeros(len(maps), bool))
-    return Eraser(Items(bad), seen, None, len(maps), area, fill='context')
+    return Eraser(Items(bad), seen, None, len(maps), area, fill='context', apart=apart)
 
 def drawn(eraser, i, n=60): return [eraser.other(i, np.random.default_rng(k))[0] for k in range(n)]
 
@@ -178,6 +178,9 @@ def test_a_donor_shows_its_own_evidence_elsewhere():
     "Of 40 items ten have their salient part where item 5 has it"
     donors = drawn(an_eraser(corners(40)), 5)
     assert not any(k % 4 == 1 for k in donors) and len(set(donors)) > 20 and {k % 4 for k in donors} == {0, 2, 3}
+
+def test_any_donor_unless_it_is_to_be_apart():
+    assert {k % 4 for k in drawn(an_eraser(corners(40), apart=False), 5, 200)} == {0, 1, 2, 3}
 
 def test_the_least_overlap_where_all_overlap():
     maps = torch.zeros(6, 4, 4)
