@@ -26,12 +26,12 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
 
 from ..core import check_choice, check_number, digest
-from .arms import about_arms, controls
+from .arms import about_arms, controls, effect_sign
 from .config import ProxyConfig, Settings, SettingsError, SettingsFile, load_experiment
 from .runs import (RunError, check_folder, check_free, check_same, is_run, mark_folder, plain,
                                       provenance, read_lines)
 from .splits import split_digest
-from .stats import (bounded_by_images, effect_sign, in_words, intervals, not_worse,
+from .stats import (bounded_by_images, in_words, intervals, not_worse,
                                        not_worse_in_words, points)
 from ..policy import presets
 from ..store import write_atomic

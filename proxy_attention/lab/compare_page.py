@@ -13,9 +13,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
-from .arms import about_arm, arm_kind
+from .arms import MIN_PAIRS, about_arm, arm_kind, effect_sign
 from .draw import bars, count, line_chart, num, secs, share, ticks, written
-from .stats import MIN_PAIRS, effect_sign
 from .report import (_plural, _policy, _pts, _read_lines, _settings, _template, _write, at,
                                         is_comparison)
 
