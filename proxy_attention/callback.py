@@ -29,7 +29,7 @@ from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
 from .core import no_footprint, seeded_rng
-from .copies import Eraser, Unsaved, confidence_drops
+from .copies import Eraser, InMemoryCopies, confidence_drops
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
@@ -60,6 +60,7 @@ class PreparedData:
     split: str|None = None # Name of the split file
     leaks: dict|None = None # Held-out file by index of the training item with the same content; None: not known yet
     suspects: np.ndarray|None = None # Indices of the items whose label is in doubt; None: not known yet
+    classes: np.ndarray|None = None # Class index of each item; None: not read yet
     doubts: dict = field(default_factory=dict) # What the last scan said of these, by index: class and confidence
 
     @classmethod
@@ -83,7 +84,9 @@ class PreparedData:
         def label(i):
             try: return int(self.source.targets(i)[0])
             except READ_ERRORS: return -1
-        with as_validation(self.items.base): return np.array([label(i) for i in range(self.items.n)])
+        if self.classes is None:
+            with as_validation(self.items.base): self.classes = np.array([label(i) for i in range(self.items.n)])
+        return self.classes
 
 @dataclass
 class CopySet:
@@ -173,7 +176,7 @@ class ProxyAttentionCB(Callback):
         scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
         scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
         rounds:int=1, # How many regions scouts may find, one behind the other; each round sends one scout more
-        probe:bool=True, # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
+        probe:bool=True, # Ask linear probes of early layers too: where maps are coarse, or a scout finds no region?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
@@ -561,9 +564,9 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     report.spend(clock)
     report.seconds, report.live = time.perf_counter() - start, len(self.copies.rows)
     if not report.text and report.verdict:
-        report.text = verdict_text(report.verdict, report.erased or self.policy.erased, len(rows))
+        report.text = verdict_text(report.verdict, report.erased or self.policy.erased, len(rows), self.scout_merge)
         if report.swapped:
-            report.text += " The place of that evidence tells the class: each copy shows that of another image, too."
+            report.text += " Where it lies tells the class, so each copy also shows that of another image."
         if report.rounds > 1: report.text += f" {report.rounds} regions were found, one behind the other."
     elif not report.text: report.text = f"{len(rows)} copies, untested."
     report.text = f"scout: {report.text}"
@@ -573,14 +576,14 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
 def _scout(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the copies that are to be trained on
     "Ask a probe first where maps are coarse, and otherwise where scouts find no single region"
     asks, coarse = self.scout_test and self.probe, self.prepared.task.maps.coarse is not None
-    rows = self._ask_probe(report, clock) if asks and coarse else []
+    rows = self._probe(report, clock) if asks and coarse else []
     if report.verdict is not None: return rows
-    rows = self._send_and_test(report, clock, steps)
+    rows = self._scout_rounds(report, clock, steps)
     undecided = report.verdict is None or report.verdict.sufficiency is None # There was no second scout
-    return self._ask_probe(report, clock) if asks and not coarse and undecided else rows
+    return self._probe(report, clock) if asks and not coarse and undecided else rows
 
 @patch
-def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
+def _scout_rounds(self:ProxyAttentionCB, report, clock, steps) -> list: # Manifest rows of the scout's copies
     "Train a scout; test what it relies on with a second one, which is the first one of the next round"
     labels = self.prepared.labels()
     readable = np.flatnonzero(labels >= 0)
@@ -592,7 +595,7 @@ def _send_and_test(self:ProxyAttentionCB, report, clock, steps) -> list: # Manif
         with no_footprint(scouts[0]):
             seen = self._scan(scouts[0], None, None, clock)
             self._note_doubts(seen)
-            return self._copy_first(report, scouts[0], seen, clock)
+            return self._scout_copies(report, scouts[0], seen, clock)
     rows, eraser, former = [], None, ()
     for _ in range(self.rounds):
         verdict, found, mine = self._test_region(report, clock, steps, scouts, held, rest, former)
@@ -622,7 +625,7 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
         if (verdict := necessity_test(first.counts())) is not None: return verdict, [], None
         seen = merge_scans(seen, self._scan(model, rest, None, clock))
         if not former: self._note_doubts(seen)
-        rows = self._copy_first(report, model, seen, clock, former)
+        rows = self._scout_copies(report, model, seen, clock, former)
     del model
     eraser, held = self.candidates[1], set(held.tolist())
     copies, name = [r for r in rows if r['index'] not in held], ('second scout', 'next scout')[bool(former)]
@@ -633,7 +636,7 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
     return sufficiency_test(first.counts(whole), bound), rows, eraser
 
 @patch
-def _copy_first(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, apart=False, **how) -> list:
+def _scout_copies(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, apart=False, **how) -> list:
     "Rows of copies before the first fit, by `scout_select` and `scout_merge`; later rounds' are of the same items"
     if former: chosen = np.flatnonzero(np.isin(seen.idxs, [r['index'] for r in self.candidates[0]]))
     else:
@@ -664,9 +667,18 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     usable = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     eraser = self._eraser(seen, usable, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, usable)
-    with clock('erase'), as_validation(data.items.base): images = eraser(rows)
-    kept = [k for k,img in enumerate(images) if img is not None]
-    rows, images, ks = [rows[k] for k in kept], [images[k] for k in kept], usable[kept]
+    kept, on_copies = [], []
+    for start in range(0, len(rows), data.task.chunk_size):
+        part = rows[start:start + data.task.chunk_size]
+        with clock('erase'), as_validation(data.items.base): images = eraser(part)
+        here = [k for k,img in enumerate(images) if img is not None]
+        if not here: continue
+        kept += [start + k for k in here]
+        copies = [images[k] for k in here], [part[k]['index'] for k in here]
+        with clock('score'):
+            copies = InMemoryCopies(data.source, *copies, data.task.kind)
+            on_copies.append(self._predict(model, copies, num_workers=0)[0])
+    rows, ks = [rows[k] for k in kept], usable[kept]
     if not former: self.candidates = rows, eraser
     if len(kept) < max(2, len(seen.idxs)/2):
         if former: return None
@@ -676,16 +688,14 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
                        f"(they have {h}×{w} cells), so that nothing can be erased: no copies. "
                        "Give layer= an earlier layer, or images of more pixels.")
         return None
-    with clock('score'):
-        copies = Unsaved(data.source, images, [r['index'] for r in rows], data.task.kind)
-        on_copies = self._predict(model, copies)[0]
-    return _HeldOut(seen.idxs[ks], seen.scores.label[ks], seen.scores.predicted[ks], on_copies)
+    return _HeldOut(seen.idxs[ks], seen.scores.label[ks], seen.scores.predicted[ks], np.concatenate(on_copies))
 
 @patch
-def _predict(self:ProxyAttentionCB, model, dataset):
+def _predict(self:ProxyAttentionCB, model, dataset, **kwargs):
     "Predicted and true classes (n,) of a dataset, as validation sees it"
     data = self.prepared
-    with as_validation(data.items.base): return predict_classes(model, eval_dl(data.dls, dataset, len(dataset)))
+    with as_validation(data.items.base):
+        return predict_classes(model, eval_dl(data.dls, dataset, len(dataset), **kwargs))
 
 @patch
 def _dls_of(self:ProxyAttentionCB, originals, rows=()):
@@ -698,7 +708,7 @@ def _train_scout(self:ProxyAttentionCB, dls, steps, text):
 
 # %% ../nbs/16_callback.ipynb #2449a27c
 @patch
-def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the copies that are to be trained on
+def _probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the copies that are to be trained on
     "Does a linear probe of early layers find a shortcut? The report changes only if it does"
     area, model = self.policy.rule['area'], self.learn.model
     if area is None or self.place != 'salient' or self.accept: return []
@@ -708,7 +718,7 @@ def _ask_probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of
     rule = dict(area=found.area, fill='swap' if report.swapped else self.fill)
     with no_footprint(model):
         how = dict(rule=rule, apart=True, method='probe', target='pred')
-        rows = self._copy_first(report, model, found.seen, clock, **how)
+        rows = self._scout_copies(report, model, found.seen, clock, **how)
     report.text = '' # What was said of the scout's maps
     report.erased = f"{100*found.area:.2g}% of each image" + (", the same in all," if found.shared else "")
     return self._decide(report, found.verdict, rows)

@@ -59,7 +59,7 @@ class Task(NamedTuple):
     names: list # Of the classes
     kind: type # Of the training images
     maps: MapSource # Where maps come from
-    chunk_size: int # How many images are erased at a time: as many as make a million pixels
+    chunk_size: int # How many images are erased at a time: as many as make two million pixels, at most 32
 
 # %% ../nbs/11_check.ipynb #f62ed243
 def check_task(
@@ -90,7 +90,8 @@ def check_task(
         maps = map_source(model, x, method, layer, reshape)
     source = Source(data.base)
     with as_validation(data.base): img = _first_image(source, data.n)
-    chunk_size = min(32, max(1, 1_000_000 // (pixels(img).size + 1)))
+    height, width = pixels(img).shape[:2]
+    chunk_size = min(32, max(1, 2_000_000 // (height*width)))
     vocab = getattr(learn.dls, 'vocab', None)
     names = list(map(str, vocab)) if vocab is not None and len(vocab) == k else [str(i) for i in range(k)]
     if not multilabel: _check_classes(source, data.n)

@@ -6,6 +6,7 @@
 __all__ = ['FINE_CELLS', 'MapSource', 'map_source']
 
 # %% ../nbs/03_map_source.ipynb #c2287f7f
+import math
 from typing import NamedTuple
 
 from .core import check_choice
@@ -32,7 +33,7 @@ class MapSource(NamedTuple):
 def _finer(model, x, source):
     "The source of finer maps, or the same where the network has none"
     if source.method == 'cam': return source # It is exact at the last layer only
-    try: return source._replace(reads=early_layers(model, x, FINE_CELLS)[-1])
+    try: return source._replace(reads=early_layers(model, x, FINE_CELLS, math.inf)[-1])
     except ValueError: return source
 
 def _try(model, x, source):

@@ -50,7 +50,7 @@ PENALTIES = 0.01, 0.03, 0.1, 0.3, 1., 3., 10., 30.
 TOLERANCE = 0.03 # Accuracy that a stronger penalty may cost
 
 class LinearProbe(NamedTuple):
-    "A linear classifier of pooled features"
+    "A linear classifier of pooled features (a linear probe, Alain & Bengio 2016)"
     weights: torch.Tensor # (D,K)
     mean: torch.Tensor # (D,) of the features it was fitted on
     bias: torch.Tensor # (K,)
@@ -65,7 +65,7 @@ def fit_probe(
     labels:torch.Tensor, # (n,) class indices
     n_classes:int,
 ) -> LinearProbe:
-    "Fit a probe; the penalty is chosen by leave-one-out accuracy"
+    "Ridge regression of one-hot classes; the penalty is chosen by leave-one-out accuracy (Allen 1974)"
     mean, scale = features.mean(0), features.std(0) + 1e-6
     z = ((features - mean)/scale).double()
     y = torch.nn.functional.one_hot(labels, n_classes).double()
@@ -101,8 +101,9 @@ def class_evidence(
     for m in maps:
         (c,h,w), flat = m.shape[1:], m.flatten(2)
         weights, mean = probe.weights[start:start+2*c].T[classes], probe.mean[start:start+2*c]
-        top, where = flat.max(2)
+        top = flat.amax(2)
         part = ((flat - mean[c:, None])*weights[:, c:, None]).sum(1)/(h*w)
-        part = part.scatter_add(1, where, weights[:, :c]*(top - mean[:c]))
+        holders = (flat == top[..., None]).float() # A silent channel has its maximum everywhere
+        part = part + torch.einsum('bck,bc->bk', holders, weights[:, :c]*(top - mean[:c])/holders.sum(2))
         total, start = total + spread_cells(part.unflatten(1, (h, w)), size), start + 2*c
     return total

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from fastcore.basics import patch, store_attr
 
-from .copies import Eraser, Unsaved
+from .copies import Eraser, InMemoryCopies
 from .core import Clock, no_footprint, seeded_rng
 from .dataloaders import as_validation, eval_dl
 from .layers import early_layers
-from .probe_scan import FOLDS, KNOWN_MORE, LEFT_KNOWN, MAX_FITTED, PLACE_KNOWN, SHARED_AREAS, WINDOW_PARTS
-from .probe_scan import FoldProbes, draw_folds, fit_detectors, fit_folds, fold_scores, item_features
+from .probe_scan import FOLDS, WINDOW_TOLERANCE, REST_THRESHOLD, MAX_FITTED, PLACE_THRESHOLD, SHARED_AREAS, WINDOW_PARTS
+from .probe_scan import FoldProbes, draw_folds, fit_detectors, fit_folds, out_of_fold_scores, item_features
 from .probe_scan import place_accuracy, probe_scan, shared_map
 from .scan import Scan, Subset, merge_scans, plain_batch
 from .shortcut_test import MIN_HELD_OUT, Verdict, count_right, necessity_test, sufficiency_test
@@ -63,7 +63,7 @@ def fit(self:ProbeTest) -> bool:
     with self.clock('score'):
         features, ok = self.features_of(Subset(data.items.base, some), layers)
         self.fitted, self.features = some[ok], features[torch.from_numpy(ok)]
-        if len(self.fitted) < MIN_HELD_OUT: return False
+        if len(self.fitted) < MIN_HELD_OUT or not self.features.isfinite().all(): return False
         labels, folds = labels[self.fitted], np.arange(data.items.n) % FOLDS
         folds[self.fitted] = draw_folds(labels, self.seed)
         probes = fit_folds(self.features, labels, folds[self.fitted], len(data.task.names))
@@ -95,7 +95,7 @@ def erased_features(self:ProbeTest, seen, idxs, area) -> torch.Tensor: # (n,D)
     rows, out, size = [dict(index=int(i), cycle=0) for i in idxs], [], data.task.chunk_size
     for part in [rows[i:i + size] for i in range(0, len(rows), size)]:
         with self.clock('erase'), as_validation(data.items.base): images = eraser(part)
-        copies = Unsaved(data.source, images, [r['index'] for r in part], data.task.kind)
+        copies = InMemoryCopies(data.source, images, [r['index'] for r in part], data.task.kind)
         with self.clock('score'): out.append(self.features_of(copies, self.by.layers, num_workers=0)[0])
     return torch.cat(out)
 
@@ -109,7 +109,7 @@ def verdict(self:ProbeTest, seen, area) -> Verdict|None: # None: too little can 
     anywhere = replace(seen, maps=place_maps(seen.maps, at, 'random', seeded_rng(self.seed, 'anywhere')))
     copies, elsewhere = (self.erased_features(s, idxs, area) for s in (seen, anywhere))
     features = self.features[torch.from_numpy(np.searchsorted(self.fitted, idxs))]
-    def answers(probes, z): return fold_scores(probes, z, folds).argmax(1).numpy()
+    def answers(probes, z): return out_of_fold_scores(probes, z, folds).argmax(1).numpy()
     said = [answers(self.by.probes, z) for z in (features, copies, elsewhere)]
     counts = count_right(labels, *said[:2], control=said[2])
     if (found := necessity_test(counts)) is not None: return found
@@ -124,7 +124,7 @@ def test_windows(self:ProbeTest, seen) -> ProbeFinding|None:
     if found is None or found.name != 'shortcut': return None
     for part in WINDOW_PARTS:
         less = self.verdict(seen, part*area)
-        if less.name == 'shortcut' and less.counts.copy <= found.counts.copy + KNOWN_MORE:
+        if less.name == 'shortcut' and less.counts.copy <= found.counts.copy + WINDOW_TOLERANCE:
             found, area = less, part*area
             break
     return ProbeFinding(found, seen, area, place_tells=self.place_tells(seen, found.counts))
@@ -135,7 +135,7 @@ def place_tells(self:ProbeTest, seen, c) -> bool:
     ok, n_classes = ~seen.flat, len(self.data.task.names)
     folds = self.by.folds[seen.idxs[ok]]
     accuracy = place_accuracy(seen.maps[torch.from_numpy(ok)], seen.scores.label[ok], folds, n_classes)
-    return accuracy - c.chance > PLACE_KNOWN*(c.image - c.chance)
+    return accuracy - c.chance > PLACE_THRESHOLD*(c.image - c.chance)
 
 # %% ../nbs/15_probe_test.ipynb #232a7a4b
 def _with_map(seen, one):
@@ -149,7 +149,7 @@ def test_shared(self:ProbeTest, seen, evidence) -> ProbeFinding|None:
     for area in SHARED_AREAS:
         found = self.verdict(seen, area)
         if found is None: return None
-        left = found.counts.copy - found.counts.chance <= LEFT_KNOWN*(found.counts.image - found.counts.chance)
+        left = found.counts.copy - found.counts.chance <= REST_THRESHOLD*(found.counts.image - found.counts.chance)
         if left and found.name == 'shortcut': return ProbeFinding(found, seen, area, shared=True)
     return None
 

@@ -164,10 +164,13 @@ _probe_words = {
 }
 
 # %% ../nbs/14_shortcut_test.ipynb #ce8f7d7b
+_merged = {'replace': "in their originals' place", 'add': "beside their originals"}
+
 def verdict_text(
     v:Verdict,
     area:str='10% of each image', # What was erased
     used:int=0, # Copies that are trained on
+    merge:str='replace', # They 'replace' their originals or are 'add'ed
 ) -> str:
     "The verdict in plain words, with its numbers"
     c = v.counts
@@ -178,4 +181,4 @@ def verdict_text(
         control='' if c.control is None else _pct(c.elsewhere),
         second='' if c.second is None else _pct(c.second_image))
     if not used: return text + " No copies are used."
-    return text + f" The fit trains on {used:,} erased copies in their originals' place."
+    return text + f" The fit trains on {used:,} erased copies {_merged[merge]}."

@@ -55,7 +55,7 @@ def _box_distance(inner, outer, inner_side, outer_side):
     return torch.maximum(before(x, near, far), before(*mirrored))
 
 # %% ../nbs/02_windows.ipynb #ac527d84
-INNER = 0.25 # Share of a window that its inner window has
+INNER_SHARE = 0.25 # Share of a window that its inner window has
 
 # %% ../nbs/02_windows.ipynb #24aed5c8
 def window_maps(
@@ -63,10 +63,10 @@ def window_maps(
     area:float=0.1, # Share of the picture that a window has
 ) -> torch.Tensor: # (B,WINDOW_CELLS,WINDOW_CELLS) in [0,1]
     "Maps whose brightest `area` is the best window, and whose brightest quarter of that is the best small one in it"
-    sides, corners = (window_side(area), window_side(INNER*area)), best_windows(cells, area)
+    sides, corners = (window_side(area), window_side(INNER_SHARE*area)), best_windows(cells, area)
     rows, columns = (c[:, None] + torch.arange(sides[0]) for c in corners)
     crops = cells[torch.arange(len(cells))[:, None, None], rows[:, :, None], columns[:, None]]
-    far = [_box_distance(c + inner, c, *sides[::-1]) for c,inner in zip(corners, best_windows(crops, INNER*area))]
+    far = [_box_distance(c + inner, c, *sides[::-1]) for c,inner in zip(corners, best_windows(crops, INNER_SHARE*area))]
     return 1 - torch.maximum(far[0][:, :, None], far[1][:, None])/2
 
 # %% ../nbs/02_windows.ipynb #3813267a

@@ -177,7 +177,7 @@ def corners(n):
 def test_a_donor_shows_its_own_evidence_elsewhere():
     "Of 40 items ten have their salient part where item 5 has it"
     donors = drawn(an_eraser(corners(40)), 5)
-    assert not any(k % 4 == 1 for k in donors) and len(set(donors)) > 20 and {k % 4 for k in donors} == {0, 2, 3}
+    assert not any(k % 4 == 1 for k in donors) and len(set(donors)) > 15 and {k % 4 for k in donors} == {0, 2, 3}
 
 def test_any_donor_unless_it_is_to_be_apart():
     assert {k % 4 for k in drawn(an_eraser(corners(40), apart=False), 5, 200)} == {0, 1, 2, 3}
@@ -197,8 +197,8 @@ def test_any_donor_where_all_maps_are_one():
 def test_donors_that_cannot_be_read_or_have_no_map():
     assert set(drawn(an_eraser(corners(8), bad=(0, 2, 3)), 5)) == {4, 6, 7}
     eraser = an_eraser(corners(8))
-    eraser.at = {5: 5}
-    assert len(set(drawn(eraser, 5, 100))) == 7, "of an item that was not looked at nothing is known"
+    eraser.seen.flat[[0, 2, 3]] = True
+    assert set(drawn(eraser, 5)) == {4, 6, 7}, "where a map says nothing, nothing is known"
 
 @pytest.mark.parametrize('how', [dict(area=0.25), dict(threshold=0.5)])
 def test_overlap(how):
@@ -208,4 +208,4 @@ def test_overlap(how):
     half[:2, 1:3] = 1
     eraser.seen.maps = torch.cat([eraser.seen.maps, half[None]])
     eraser.at |= {4: 4}
-    assert eraser.overlap(0, [0, 1, 4, 9]).tolist() == [1, 0, 0.5, 1]
+    assert eraser.overlap(0, [0, 1, 4]).tolist() == [1, 0, 0.5]

@@ -84,6 +84,13 @@ def test_evidence_by_hand():
     by_max = torch.tensor([[0., 0.], [3*(5. - 1), 0.]])
     assert torch.allclose(class_evidence(probe, [m], torch.tensor([0]))[0], by_mean + by_max)
 
+def test_a_silent_channel_says_the_same_everywhere():
+    from proxy_attention.probe import LinearProbe
+    probe = LinearProbe(torch.tensor([[4.], [0.]]), torch.tensor([-2., 0.]), torch.zeros(1), 1.)
+    assert torch.allclose(class_evidence(probe, [torch.zeros(1, 1, 2, 2)], torch.tensor([0]))[0], torch.full((2, 2), 4*2/4))
+    two = torch.tensor([[[[0., 3.], [3., 0.]]]])
+    assert torch.allclose(class_evidence(probe, [two], torch.tensor([0]))[0], torch.tensor([[0., 10.], [10., 0.]]))
+
 @pytest.mark.parametrize('size', [(8, 8), (9, 7), (4, 4), (5, 11)])
 def test_spread_cells_keeps_the_sum(size):
     m = torch.randn(3, 4, 3 if size[1] != 4 else 4)
@@ -138,7 +145,26 @@ def test_layers_of_networks(name):
     assert all(m.dim() == 4 and min(m.shape[2:]) >= 12 and torch.isfinite(m).all() for m in maps)
     assert len(maps) <= 6 and len(set(grids)) >= len(grids) - 1 and max(g[0] for g in grids) <= 224
 
+def test_what_an_attention_makes_inside_is_no_image():
+    "Queries of (batch, heads, tokens, channels) have four dimensions, too"
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=5, qk_norm=True, num_heads=12).eval()
+    names = [layer.name for layer in early_layers(model, torch.rand(1, 3, 224, 224))]
+    assert names and all(n.startswith('patch_embed') for n in names)
+
+def test_a_module_that_is_called_at_several_grids_is_left_out():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.act, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Linear(4, 2)
+        def forward(self, x): return self.head(self.act(self.second(self.act(self.first(x)))).mean((2, 3)))
+    model, x = Shared(), torch.rand(2, 3, 64, 64)
+    layers = early_layers(model, x)
+    assert [layer.name for layer in layers] == ['first', 'second']
+    assert [m.shape[-1] for m in layer_outputs(model, x, layers)] == [32, 16]
+
 def test_how_many_cells():
     model, x = net(), torch.rand(1, 3, 64, 64)
     assert [layer.name for layer in early_layers(model, x, cells=8)] == ['0', '2', '4', '5']
+    assert [layer.name for layer in early_layers(model, x, cells=8, stride=2)] == ['0', '2']
+    assert early_layers(model, x, cells=8, stride=0.5) == early_layers(model, x, cells=8), "no layer is so fine"
     with pytest.raises(ValueError, match='no layer of at least 40x40 cells on images of 64x64'): early_layers(model, x, cells=40)

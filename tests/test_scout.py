@@ -450,11 +450,27 @@ def test_a_run_with_a_scouts_copies_is_clean(own_shapes, verdict):
     learn.fit(1, 1e-3)
     assert (learn.proxies['cycle'] == 0).sum() == 27 and audit(learn.proxy_attention_cb.run_path, near=None)
 
+def test_copies_are_tested_a_few_at_a_time(learner, monkeypatch):
+    "However many that are, the counts are the same"
+    def counts(size):
+        seed_all()
+        learn = learner(scout_cb(path=f'run{size}', probe=False))
+        old = callback.check_task
+        monkeypatch.setattr(callback, 'check_task', lambda *args: old(*args)._replace(chunk_size=size))
+        seen, init = [], callback.InMemoryCopies.__init__
+        monkeypatch.setattr(callback.InMemoryCopies, '__init__', lambda self, source, images, *args: (seen.append(len(images)), init(self, source, images, *args))[1])
+        learn.fit(1, 1e-3)
+        monkeypatch.undo()
+        return cb_of(learn).last_verdict.counts, seen
+    (few, sizes), (many, size) = counts(2), counts(32)
+    assert few == many and max(sizes) == 2 and size == [few.n]
+
 def test_scout_merge_and_scout_select(learner, verdict):
     verdict('shortcut')
     added = learner(scout_cb(scout_merge='add', path='a'))
     added.fit(1, 1e-3)
     assert len(added.dls.train_ds) == 54 and len(added.proxies) == 27
+    assert 'trains on 27 erased copies beside their originals.' in cb_of(added).last_report.text
     some = learner(scout_cb(scout_select='low_confidence', share=0.2, path='b'))
     some.fit(1, 1e-3)
     assert len(some.proxies) == 5 and len(some.dls.train_ds) == 27 and len(some.dls.train_ds.originals) == 22

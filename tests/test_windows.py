@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from proxy_attention.windows import INNER, WINDOW_CELLS, WindowDetector, best_windows, cell_descriptors, fit_detector
+from proxy_attention.windows import INNER_SHARE, WINDOW_CELLS, WindowDetector, best_windows, cell_descriptors, fit_detector
 from proxy_attention.windows import on_grid, window_maps, window_means, window_side
 
 CELLS = WINDOW_CELLS*WINDOW_CELLS
@@ -27,7 +27,7 @@ def test_the_window_holds_the_most(area):
     cells = torch.randn(8, WINDOW_CELLS, WINDOW_CELLS, generator=g)
     cells[:, 0, 0] += 5
     cells[3:, -1, -1] += 9
-    side, inner = window_side(area), window_side(INNER*area)
+    side, inner = window_side(area), window_side(INNER_SHARE*area)
     sums = cells.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))
     assert torch.allclose(window_means(cells[:, None], area)[:, 0]*side*side, sums, atol=1e-4)
     for cell,m,s in zip(cells, window_maps(cells, area), sums):

@@ -10,7 +10,8 @@ from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all
 from proxy_attention import callback, gallery, probe_test  # noqa: F401  (show_proxies is patched in by gallery)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, fold_scores
+from proxy_attention.copies import Eraser
+from proxy_attention.probe_scan import FOLDS, draw_folds, fit_folds, out_of_fold_scores
 from proxy_attention.shortcut_test import Counts, Verdict, necessity_test, sufficiency_test, verdict_text
 
 DOT = 8
@@ -93,7 +94,7 @@ def test_the_same_seed_makes_the_same_copies(dots, spread):
     assert made[0].equals(made[1])
 
 def test_suspects_get_no_copy(dots, spread):
-    learn = fitted(dots, suspects=[0, 5, 9])
+    learn = fitted(dots, suspects=[7, 20, 33])
     assert len(learn.proxies) == 78 and len(learn.dls.train_ds) == 81
 
 def test_images_too_small_for_early_layers(shapes, spread):
@@ -101,6 +102,22 @@ def test_images_too_small_for_early_layers(shapes, spread):
     learn.model[0][0].stride = (4, 4)
     learn.fit(1, 1e-3)
     assert cb_of(learn).last_verdict.name == 'spread'
+
+def test_features_that_are_not_finite(dots, spread, monkeypatch):
+    monkeypatch.setattr(probe_test, 'item_features', lambda model, dls, data, *args: (torch.full((len(data), 4), torch.nan), np.ones(len(data), bool)))
+    assert cb_of(fitted(dots)).last_verdict.name == 'spread'
+
+def test_donors_are_items_whose_place_is_known(dots, spread, monkeypatch):
+    "Only some of the items have a map while a window is tested"
+    monkeypatch.setattr(probe_test, 'MAX_FITTED', 40)
+    asked, old = [], Eraser.other
+    def other(self, i, *args):
+        k, img = old(self, i, *args)
+        if len(self.seen.idxs) == 40: asked.append(k in self.at)
+        return k, img
+    monkeypatch.setattr(Eraser, 'other', other)
+    fitted(dots)
+    assert len(asked) > 40 and all(asked)
 
 def test_true_or_false():
     with pytest.raises(TypeError, match='probe='): ProxyAttentionCB(probe=1)
@@ -110,7 +127,7 @@ def test_true_or_false():
 
 @pytest.mark.parametrize('more, area', [(1., 0.04), (-1., 0.1)])
 def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more, area):
-    monkeypatch.setattr(probe_test, 'KNOWN_MORE', more)
+    monkeypatch.setattr(probe_test, 'WINDOW_TOLERANCE', more)
     monkeypatch.setattr(probe_test, 'sufficiency_test', lambda c, *_: Verdict('shortcut', c, 1., (.9, 1.), .5, (.4, .6)))
     asked = []
     monkeypatch.setattr(probe_test, 'necessity_test', asked.append)
@@ -218,16 +235,19 @@ def test_enough_must_be_erased(frames, spread, monkeypatch, copy, name, found):
 def test_folds_hold_a_part_of_each_class():
     labels = np.repeat([0, 1, 2], [40, 9, 3])
     folds = draw_folds(labels)
-    assert [np.bincount(folds[labels == c], minlength=FOLDS).tolist() for c in (0, 2)] == [[10]*4, sorted([1, 1, 1, 0], reverse=True)]
+    assert [sorted(np.bincount(folds[labels == c], minlength=FOLDS)) for c in (0, 1, 2)] == [[10]*4, [2, 2, 2, 3], [0, 1, 1, 1]]
     assert (draw_folds(labels) == folds).all() and (draw_folds(labels, 1) != folds).any()
+
+def test_classes_of_one_image_are_in_all_folds():
+    assert np.bincount(draw_folds(np.arange(200)), minlength=FOLDS).min() > 30
 
 def test_each_is_judged_by_a_probe_that_does_not_know_it():
     g = torch.Generator().manual_seed(0)
     features, labels = torch.randn(80, 200, generator=g), np.arange(80) % 2
     folds = draw_folds(labels)
     probes = fit_folds(features, labels, folds, 2)
-    assert (fold_scores(probes, features, folds).argmax(1).numpy() == labels).mean() < 0.75, "noise can't be known"
-    assert (fold_scores(probes, features, (folds + 1) % FOLDS).argmax(1).numpy() == labels).mean() > 0.95, "but learnt by heart"
+    assert (out_of_fold_scores(probes, features, folds).argmax(1).numpy() == labels).mean() < 0.75, "noise can't be known"
+    assert (out_of_fold_scores(probes, features, (folds + 1) % FOLDS).argmax(1).numpy() == labels).mean() > 0.95, "but learnt by heart"
 
 @pytest.mark.parametrize('copies,elsewhere,refitted,name', [(100, 340, 200, 'shortcut'), (100, 340, 45, 'real'), (300, 340, None, 'spread'), (190, 345, None, 'unclear')])
 def test_verdicts(copies, elsewhere, refitted, name):
