@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks readme bench results records study study-report clean
+.PHONY: help demo test lint notebooks readme bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -16,12 +16,12 @@ demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
 # Two halves that take about equally long
-HALF := $(wildcard tests/test_lab_*.py)
+HALF := $(wildcard tests/test_lab_*.py tests/test_study*.py tests/test_labels.py)
 REST := $(filter-out $(HALF), $(wildcard tests/test_*.py))
 
 test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: the lab's tests, and all others)
 	@$(BIN)/python -m pytest $(HALF) > .lab_tests.log 2>&1 & lab=$$!; \
-	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
+	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/nbdev-test studies/questions --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
 	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status
 
 lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint
@@ -43,25 +43,20 @@ results: $(VENV)/.installed ## Make the records that the README reads: the demo 
 		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
 	mkdir -p nbs/images && cp demo_default/gallery.png nbs/images/gallery.png
 
-records: $(VENV)/.installed ## Run the experiments asl, fashion, vit and vit_plain and the comparison of the README again (about an hour; PROXY_ATTENTION_DATA names the photos)
-	for e in asl fashion vit vit_plain; do $(BIN)/proxy-attention run $$e && mkdir -p results/$$e && cp runs/$$e/record.jsonl results/$$e/ || exit 1; done
-	$(BIN)/proxy-attention compare shortcut --arms duplicate_wrong,random_erasing,random_place,masktune,proposal,early_look,early_look_replace
-	mkdir -p results/compare_shortcut && cp runs/compare_shortcut/record.jsonl results/compare_shortcut/
-
-study: $(VENV)/.installed-dev ## Run what the study's records in results/ don't hold yet (hours; it can be stopped), and make its report
-	for s in policy amount jtt masktune; do test -f results/sweeps/$$s.jsonl || { $(BIN)/proxy-attention sweep $$s && mkdir -p results/sweeps \
-		&& cp runs/sweep_$$s/record.jsonl results/sweeps/$$s.jsonl; } || exit 1; done
-	$(BIN)/proxy-attention study
-	test -f results/second/record.jsonl || $(BIN)/proxy-attention second runs/study/digits_99/arms/none/* runs/study/digits_99/arms/recommended/* --task later_fashion \
-		--out results/second/record.jsonl
-	test -f results/agreement/record.jsonl || { $(BIN)/proxy-attention run vit_plain && $(BIN)/proxy-attention agree runs/vit_plain runs/study/digits_95/arms/none/* \
-		runs/study/digits_95/arms/early_look_replace/* runs/study/digits_95/arms/recommended/* --out results/agreement/record.jsonl; }
+study: $(VENV)/.installed-dev ## Run what the study's records in studies/results don't hold yet (hours; it can be stopped), and make its report
+	cd studies && for s in policy amount jtt masktune; do test -f results/sweeps/$$s.jsonl || { ../$(BIN)/proxy-attention sweep $$s --out ../runs/sweep_$$s && mkdir -p results/sweeps \
+		&& cp ../runs/sweep_$$s/record.jsonl results/sweeps/$$s.jsonl; } || exit 1; done
+	$(BIN)/python -m studies run
+	test -f studies/results/transfer/record.jsonl || $(BIN)/python -m studies transfer runs/study/digits_99/arms/none/* runs/study/digits_99/arms/recommended/* \
+		--task later_fashion --out studies/results/transfer/record.jsonl
+	test -f studies/results/agreement/record.jsonl || { $(BIN)/proxy-attention run vit_plain --settings studies/settings.ini && $(BIN)/python -m studies agree runs/vit_plain \
+		runs/study/digits_95/arms/none/* runs/study/digits_95/arms/early_look_replace/* runs/study/digits_95/arms/recommended/* --out studies/results/agreement/record.jsonl; }
 	$(MAKE) study-report
 
-study-report: $(VENV)/.installed-dev ## Make the study's tables, drawings and pages, and the README that shows them, from the committed records
-	$(BIN)/proxy-attention study --report
-	export PYTHONWARNINGS=ignore; for n in questions index.ipynb; do $(BIN)/nbdev-test --save nbs/$$n --n-workers 0 || exit 1; done # warnings would name folders of this machine
-	$(BIN)/nbdev-clean && $(BIN)/python .ci/readme.py
+study-report: $(VENV)/.installed-dev ## Make the study's tables, drawings and pages from the committed records
+	$(BIN)/python -m studies report
+	PYTHONWARNINGS=ignore $(BIN)/nbdev-test --save studies/questions --n-workers 0 # warnings would name folders of this machine
+	$(BIN)/nbdev-clean --fname studies/questions
 
 clean: ## Remove the virtual environment, builds, and what the demo wrote
 	rm -rf $(VENV) build dist *.egg-info demo
@@ -71,7 +66,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml setup.py | $(VENV)/bin/pip
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q -e '.[lab]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/bin/pip

@@ -23,9 +23,10 @@ from fastai.torch_core import set_seed  # noqa: E402
 
 from proxy_attention.dataloaders import eval_dl, inject  # noqa: E402
 from proxy_attention.check import training_set  # noqa: E402
-from proxy_attention.lab.config import load_experiment  # noqa: E402
-from proxy_attention.lab.data import load_items, make_dls, splits_of, test_dl  # noqa: E402
-from proxy_attention.lab.models import make_learner  # noqa: E402
+from proxy_attention.lab.config.settings import load_experiment  # noqa: E402
+from proxy_attention.lab.data.sources import load_items, splits_of
+from proxy_attention.lab.data.loaders import make_dls, test_dl  # noqa: E402
+from proxy_attention.lab.models.learner import make_learner  # noqa: E402
 from proxy_attention.scan import Subset, predict_classes  # noqa: E402
 from proxy_attention.scout import held_out_items, train_scout  # noqa: E402
 
@@ -40,7 +41,7 @@ def accuracy(model, dl):
 
 figures = []
 with tempfile.TemporaryDirectory() as tmp:
-    conf = load_experiment('study_watermark_asl', ROOT/'settings.ini', ['data.shortcut=square', 'data.size=96'])
+    conf = load_experiment('study_watermark_asl', ROOT/'studies'/'settings.ini', ['data.shortcut=square', 'data.size=96'])
     items = load_items(conf.data, Path(tmp))
     splits = splits_of(items, conf.data)
     set_seed(args.seed)

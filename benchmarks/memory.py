@@ -35,8 +35,8 @@ def one(n):
     from fastai.vision.data import ImageDataLoaders
 
     from proxy_attention.callback import ProxyAttentionCB
-    from proxy_attention.lab.digits import make_shortcut_digits
-    from proxy_attention.lab.models import small_cnn
+    from proxy_attention.lab.data.digits import make_shortcut_digits
+    from proxy_attention.lab.models.small import small_cnn
     with tempfile.TemporaryDirectory() as tmp:
         files = image_files(data_folder(args.data)/'cifar10'/'train', n+64) or image_files(make_shortcut_digits(Path(tmp)/'digits')/'train', n+64)
         dls = ImageDataLoaders.from_path_func(tmp, files, parent_label, valid_pct=64/(n+64), seed=0, bs=64, num_workers=0)

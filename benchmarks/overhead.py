@@ -12,9 +12,10 @@ from common import data_folder, image_files, save_record
 
 warnings.filterwarnings('ignore')
 
-from proxy_attention.lab import experiment as lab  # noqa: E402
-from proxy_attention.lab.config import load_experiment  # noqa: E402
-from proxy_attention.lab.runs import Run, provenance, save_weights  # noqa: E402
+from proxy_attention.lab.runs import runner as lab  # noqa: E402
+from proxy_attention.lab.config.settings import load_experiment  # noqa: E402
+from proxy_attention.lab.runs.folder import Run
+from proxy_attention.lab.runs.checkpoint import provenance, save_weights  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument('--images', type=int, default=600)
@@ -71,7 +72,7 @@ with tempfile.TemporaryDirectory() as tmp:
     conf = load_experiment('run', 'settings.ini')
     seconds = {'by hand': [], 'lab': []}
     with Run('run', provenance(conf, '')) as run:
-        job = lab.Job(run, conf, 'data')
+        job = lab.RunContext(run, conf, 'data')
         start = time.process_time()
         lab.prepare(job)
         stage_0 = time.process_time() - start

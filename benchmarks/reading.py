@@ -10,7 +10,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 from PIL import Image
 
-from proxy_attention.lab.reading import OpenCVBlock
+from proxy_attention.lab.data.reading import OpenCVBlock
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument('--data', help='folder with imagenet_samples and asl_digits')

@@ -114,9 +114,10 @@ def trained(row, changes, arm, seed, tmp):
 
     from proxy_attention.callback import ProxyAttentionCB
     from proxy_attention.core import digest
-    from proxy_attention.lab.config import load_experiment
-    from proxy_attention.lab.data import load_items, make_dls, splits_of, test_dl
-    from proxy_attention.lab.models import make_learner, quiet
+    from proxy_attention.lab.config.settings import load_experiment
+    from proxy_attention.lab.data.sources import load_items, splits_of
+    from proxy_attention.lab.data.loaders import make_dls, test_dl
+    from proxy_attention.lab.models.learner import make_learner, quiet
     from proxy_attention.scan import predict_classes
 
     class Note(Callback):
@@ -126,7 +127,7 @@ def trained(row, changes, arm, seed, tmp):
 
     torch.set_num_threads(1)
     changes = [*row.changes, *changes]
-    conf = load_experiment(row.experiment, ROOT/'settings.ini', changes)
+    conf = load_experiment(row.experiment, ROOT/'studies'/'settings.ini', changes)
     items = load_items(conf.data, Path(tmp)/'data')
     splits = splits_of(items, conf.data)
     set_seed(seed)

@@ -24,8 +24,8 @@ from torchvision.models import resnet18  # noqa: E402
 from proxy_attention.callback import ProxyAttentionCB  # noqa: E402
 from proxy_attention.core import no_footprint  # noqa: E402
 from proxy_attention.dataloaders import eval_dl  # noqa: E402
-from proxy_attention.lab.digits import make_shortcut_digits  # noqa: E402
-from proxy_attention.lab.models import small_cnn  # noqa: E402
+from proxy_attention.lab.data.digits import make_shortcut_digits  # noqa: E402
+from proxy_attention.lab.models.small import small_cnn  # noqa: E402
 from proxy_attention.scan import plain_batch  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__)

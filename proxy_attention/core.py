@@ -65,6 +65,39 @@ def check_flag(name:str, value):
     if isinstance(value, (bool, np.bool_)): return bool(value)
     raise TypeError(f"{name}={value!r} is not True or False.")
 
+# %% ../nbs/00_core.ipynb #ebf9e7f9
+def check_array(name, value, ndim):
+    "`value` as a NumPy array of `ndim` dimensions, or an error"
+    if torch.is_tensor(value): value = value.detach().as_subclass(torch.Tensor).cpu()
+    if torch.is_tensor(value) and value.dtype in (torch.bfloat16, torch.float16): value = value.float()
+    try: arr = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an array of {ndim} dimension{'s'*(ndim>1)}; "
+                         "its rows differ in length.") from None
+    if arr.ndim != ndim: raise ValueError(f"{name} must have {ndim} dimension{'s'*(ndim>1)}, got shape {arr.shape}.")
+    return arr
+
+def check_probs(probs, targets, vocab):
+    "Probabilities (float64), targets (int) and names, or an error"
+    probs,targets,names = check_array('probs', probs, 2), check_array('targets', targets, 1), [str(v) for v in vocab]
+    n,c = probs.shape
+    if not n: raise ValueError("probs is empty: there is nothing to measure.")
+    if len(targets) != n: raise ValueError(f"targets has {len(targets)} entries for {n} rows of probs.")
+    if len(names) != c: raise ValueError(f"vocab has {len(names)} names for {c} columns of probs.")
+    if len(set(names)) != c: raise ValueError(f"vocab={names!r} names a class twice.")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise TypeError(f"targets must be class indices (whole numbers), got {targets.dtype}.")
+    if targets.min() < 0 or targets.max() >= c: raise ValueError(f"targets holds a class outside of 0 to {c-1}.")
+    try: probs = probs.astype(np.float64)
+    except (ValueError, TypeError): raise TypeError(f"probs must be numbers, got {probs.dtype}.") from None
+    if not np.isfinite(probs).all():
+        raise ValueError("probs holds values that are not finite: the network's training has diverged, "
+                         "or its input holds such values.")
+    if probs.min() < 0 or abs(probs.sum(1) - 1).max() > 0.02:
+        raise ValueError("probs must be probabilities: at least 0, a sum of 1 in each row. "
+                         "Logits need a softmax first.")
+    return probs / probs.sum(1, keepdims=True), targets, names
+
 # %% ../nbs/00_core.ipynb #e2552eab
 def steps_of(
     length, # Epochs (a number, fractions allowed), 'N steps', or 'P%' of `epochs`

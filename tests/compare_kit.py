@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 
-from proxy_attention.lab.compare import verdicts
-from proxy_attention.lab.stats import intervals
+from proxy_attention.lab.compare.verdicts import verdicts
+from proxy_attention.lab.metrics.stats import intervals
 
 LEVELS = dict(none=.52, duplicate_wrong=.545, random_erasing=.56, random_place=.53, shuffled_map=.525, masktune=.47, proposal=.55, early_look=.66, early_look_replace=.62)
 

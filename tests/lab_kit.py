@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from proxy_attention.lab.runs import MADE_BY
+from proxy_attention.lab.runs.checkpoint import MADE_BY
 
 
 def report(rng, names, accuracy, n=300, groups=False):
@@ -111,3 +111,16 @@ def make_run(
     after = ['done'] if done else ['train', kept[-1].get('cycle', 0)] if len(kept) > 1 else ['prepare']
     (folder/'state.json').write_text(json.dumps(dict(next=after, record_bytes=(folder/'record.jsonl').stat().st_size)))
     return folder
+
+
+def patch_name(monkeypatch, name, value):
+    "Replace what the lab's modules call `name`, in each that has it: where it is made and where it is imported"
+    import importlib
+    import pkgutil
+
+    import proxy_attention.lab
+    found = [importlib.import_module(m.name) for m in pkgutil.walk_packages(proxy_attention.lab.__path__, 'proxy_attention.lab.') if not m.name.endswith('__main__')]
+    holders = [m for m in found if name in vars(m)]
+    assert holders, f"no module of the lab has {name!r}"
+    assert len({id(vars(m)[name]) for m in holders}) == 1, f"several things are called {name!r}"
+    for m in holders: monkeypatch.setattr(m, name, value)

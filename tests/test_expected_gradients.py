@@ -14,7 +14,7 @@ from torch import nn
 from kit import Coded, coded_dls, copied_files, copy_bytes, footprint, make_learner, quiet_cb, shapes_dls, tiny_model, weights, same_weights
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.core import no_footprint
-from proxy_attention.lab.maps import all_maps
+from proxy_attention.lab.metrics.maps import all_maps
 from proxy_attention.policy import Policy, presets
 from proxy_attention.saliency import (InputGradients, blurred_cells, class_scores, expected_gradients, gaussian, method_layer, normalise, raw_maps,
                                       saliency_maps)
@@ -508,7 +508,7 @@ def test_what_it_can_not_do_is_said_before_training(shapes, tmp_path, model, kwa
 # -- in the lab --------------------------------------------------------------------------------------------------------------------------------
 
 def test_keys_of_the_lab():
-    from proxy_attention.lab.config import ProxyConfig
+    from proxy_attention.lab.config.sections import ProxyConfig
     conf = ProxyConfig(method=METHOD, samples='3', blur='0.25')
     assert conf.policy == dict(method=METHOD, samples=3, blur=.25) and Policy(**conf.policy).samples == 3
     assert ProxyConfig().policy == {} and ProxyConfig(blur='0').policy == dict(blur=0.)
@@ -516,13 +516,13 @@ def test_keys_of_the_lab():
         with pytest.raises(ValueError, match=key): ProxyConfig(**{key: value})
 
 def test_maps_of_the_lab_do_not_depend_on_the_batch(coded):
-    from proxy_attention.lab.experiment import loader_maps
+    from proxy_attention.lab.runs.measuring import loader_maps
     dls, model = coded
     maps = loader_maps(model, dls.valid, METHOD) # the last batch is smaller
     assert maps.shape == (9, 32, 32) and maps.flatten(1).any(1).sum() >= 8
 
 def test_it_may_judge():
     "It is tried on one image, which has nothing else to be set against"
-    from proxy_attention.lab.plan import _try_judge
+    from proxy_attention.lab.runs.plan import _try_judge
     _try_judge(METHOD, 'small_cnn', 8, 32)
     with pytest.raises(ValueError, match="judge='rollout' is not for arch='small_cnn'"): _try_judge('rollout', 'small_cnn', 8, 32)

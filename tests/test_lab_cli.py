@@ -2,7 +2,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,12 @@ from typer.testing import CliRunner
 
 from test_lab_config import good, keys, mixed, texts, values
 
+from lab_kit import patch_name
+from proxy_attention.lab.runs.audit import audit_run
 from proxy_attention import __version__
 from proxy_attention.lab.cli import app
-from proxy_attention.lab.report import read_records, summary, verdict
+from proxy_attention.lab.report.records import read_records
+from proxy_attention.lab.report.run_verdict import summary, verdict
 
 repo = Path(__file__).resolve().parents[1]
 
@@ -38,7 +40,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'study', 'report', 'agree', 'second', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'report', 'audit', 'clean', 'purge']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
@@ -100,14 +102,14 @@ def test_late_errors(tmp_path, monkeypatch):
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     def broken(*args, **kw): return {}['bug']
-    monkeypatch.setattr('proxy_attention.lab.config.load_experiment', broken)
+    monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', broken)
     got = run('demo')
     assert isinstance(got.exception, KeyError) and got.exit_code == 1
 
 def test_interrupt(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     def stopped(*args, **kw): raise KeyboardInterrupt
-    monkeypatch.setattr('proxy_attention.lab.config.load_experiment', stopped)
+    monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
 
 def test_purge(tmp_path, monkeypatch):
@@ -123,12 +125,11 @@ def test_purge(tmp_path, monkeypatch):
 small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('early_look', ['--set', 'scout=3 steps', '--set', 'proxy.epochs=1']),
-                                          ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
+@pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
 def test_the_demo(tmp_path, monkeypatch, policy, more):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
-    monkeypatch.setattr('proxy_attention.lab.digits.n_digits', 400)
+    monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     monkeypatch.chdir(tmp_path)
     def demo():
         got = run('demo', '--policy', policy, *small, *more)
@@ -144,8 +145,8 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
     for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1
     for f in fits: assert f['items'] == 200 + (0 if policy == 'default' else f['proxies']), "the default's copies replace their originals"
     config = json.loads((tmp_path/'demo/config.json').read_text())
-    assert config['settings']['proxy']['select'] == {'early_look': 'off'}.get(policy, 'wrong') and config['settings']['data']['n_train'] == 200
-    assert config['settings']['proxy']['scout'] == {'default': '15%', 'early_look': '3 steps', 'proposal': 'off'}[policy]
+    assert config['settings']['proxy']['select'] == 'wrong' and config['settings']['data']['n_train'] == 200
+    assert config['settings']['proxy']['scout'] == {'default': '15%', 'proposal': 'off'}[policy]
     assert str(tmp_path) not in (tmp_path/'demo/config.json').read_text() + (tmp_path/'demo/record.jsonl').read_text(), "a record names this machine's folders"
     page = (tmp_path/'demo/report.html').read_text()
     assert 'data:image/png;base64,' in page and policy in page
@@ -211,7 +212,7 @@ def test_init(tmp_path, monkeypatch):
     assert 'no folder' in wrong('init', '--out', 'no/where.ini') and 'nowhere' not in os.listdir()
 
 def cli_settings():
-    from proxy_attention.lab.config import package_settings
+    from proxy_attention.lab.config.file import package_settings
     return package_settings().read_bytes()
 
 def test_check(here):
@@ -312,7 +313,7 @@ def never_a_traceback(*args):
 @example('[experiment:\ud800]\n')
 def test_any_settings_file(text):
     with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
-        m.setattr('proxy_attention.lab.plan.check_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.runs.plan.check_names', quiet_names) # Its own test: here only the file matters
         for args in (['check'], ['list'], ['show', 'try']): never_a_traceback(*args, '--settings', file)
 
 @hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -332,7 +333,6 @@ def test_any_name(key, name):
 @pytest.fixture
 def fake(here, monkeypatch):
     "`run_experiment` that notes its arguments, and leaves the folder of a run"
-    from proxy_attention.lab import experiment
     seen = {}
     def run_experiment(name, **kw):
         seen.update(kw, name=name)
@@ -340,7 +340,7 @@ def fake(here, monkeypatch):
         print('a library prints')
         if isinstance(seen.get('raises'), BaseException): raise seen['raises']
         return make_run(kw['out'] or Path('runs')/name, pictures=0)
-    monkeypatch.setattr(experiment, 'run_experiment', run_experiment)
+    patch_name(monkeypatch, 'run_experiment', run_experiment)
     return seen
 
 def test_run(fake, here):
@@ -369,7 +369,7 @@ def test_run_stopped(fake):
     assert told.exit_code == 130 and 'goes on' in json.loads(told.stdout)['error']
 
 def test_run_errors(fake):
-    from proxy_attention.lab.config import SettingsError
+    from proxy_attention.lab.config.problems import SettingsError
     fake['raises'] = SettingsError(['one', 'two'])
     assert "'try'" in wrong('run', 'tri') and 'name' not in fake, "the settings are checked before anything slow"
     assert wrong('run', 'try', '--set', 'aera=1')
@@ -412,20 +412,19 @@ tiny = ['--jobs', '1', '--set', 'steps=4', '--set', 'n_train=40']
 
 def test_compare(here, monkeypatch):
     "Stopped after a run, gone on with, then with other seeds; every flag arrives"
-    from proxy_attention.lab import compare as lab
-    from proxy_attention.lab import experiment
-    monkeypatch.setattr(experiment, 'forget', lambda: None) # It ends the hooks of this very process
-    real = lab._work
+    from proxy_attention.lab.compare import comparison as lab
+    patch_name(monkeypatch, 'free_memory', lambda: None) # It ends the hooks of this very process
+    real = lab.run_job
     def work(conf, folder, *args):
         if (folder.parent.name, folder.name) == ('random_erasing', '3'): raise KeyboardInterrupt
         return real(conf, folder, *args)
-    monkeypatch.setattr(lab, '_work', work)
+    patch_name(monkeypatch, 'run_job', work)
     args = ['compare', 'try', '--arms', 'random_erasing,none', '--seeds', '2', '--out', 'a b', '--data', 'pictures', *tiny]
     got = run(*args)
     assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,none --seeds 2 --out 'a b' --data pictures --jobs 1 "
                                                            "--set steps=4 --set n_train=40` goes on from here")
     assert 'This comparison is not finished: 1 of 4 runs is done' in run('report', 'a b').output and (here/'a b/report.html').is_file()
-    monkeypatch.setattr(lab, '_work', real)
+    patch_name(monkeypatch, 'run_job', real)
     got = run(*args)
     assert got.exit_code == 0 and '1 runs are done, 3 to go' in got.output and 'against none' in got.output and 'Only controls were compared' in got.output
     assert 'page   a b/report.html' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
@@ -434,21 +433,6 @@ def test_compare(here, monkeypatch):
     assert [v['arm'] for v in told['verdicts']] == ['none', 'random_erasing'] and told['verdict'] and Path(told['page']).is_file()
     assert told['verdicts'][1]['against_none']['not_worse']['margin'] == 0.3 and '--margin 0.3' in told['command']
     assert 'other settings' in wrong(*args, '--set', 'lr=0.5')
-
-def test_study(here, monkeypatch):
-    "Run, gone on with from its records alone, and reported; every flag arrives"
-    from proxy_attention.lab import experiment
-    monkeypatch.setattr(experiment, 'forget', lambda: None)
-    (here/'mine.ini').write_text(ini + '[comparison:small]\nexperiment = try\narms = random_erasing\nseeds = 2\nchange = steps=4, n_train=40\n')
-    args = ['study', '--settings', 'mine.ini', '--records', 'kept', '--out', 'away', '--data', 'pictures', '--jobs', '1']
-    got = run(*args, 'small')
-    assert got.exit_code == 0 and '0 runs are done, 4 to go' in got.output and 'report kept/README.md' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
-    shutil.rmtree('away')
-    told = answer(*args)
-    assert not Path('away').exists() and [Path(f).name for f in told['records']] == ['small.jsonl'] and 'random_erasing' in Path(told['report']).read_text()
-    Path(told['report']).unlink()
-    assert run('study', '--report', '--records', 'kept', '--settings', 'mine.ini').exit_code == 0 and Path(told['report']).is_file()
-    assert "'small'" in wrong(*args, 'smal') and 'jobs=0' in wrong('study', '--settings', 'mine.ini', '--records', 'other', '--jobs', '0') and 'nowhere.ini' in wrong('study', '--settings', 'nowhere.ini')
 
 @pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'none,,mixup'], ['--arms', 'commas']),
                                          (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
@@ -471,7 +455,7 @@ def test_no_command_takes_somebody_else_s_folder(here, args):
     assert (here/'record.jsonl').read_text() == (here/'report.html').read_text() == 'mine'
 
 def test_compare_names_its_arms():
-    from proxy_attention.lab.compare import arms
+    from proxy_attention.lab.compare.arm_settings import arms
     said = run('compare', '--help').output
     assert all(a in said for a in arms)
 
@@ -511,14 +495,12 @@ def test_audit(real, monkeypatch, tmp_path):
 def test_audit_near(real, monkeypatch):
     monkeypatch.chdir(real[0])
     seen = []
-    from proxy_attention.lab import splits
-    whole = splits.audit_run
-    def audit_run(folder, near=4):
+    def near_ones(folder, near=4):
         seen.append(near)
-        out = whole(folder, near=None)
+        out = audit_run(folder, near=None)
         out.near = [(f'a{i}', f'b{i}') for i in range(30)]
         return out
-    monkeypatch.setattr(splits, 'audit_run', audit_run)
+    patch_name(monkeypatch, 'audit_run', near_ones)
     got = run('audit', 'runs/try')
     assert got.exit_code == 0 and got.output.count('look-alike across') == 20 and 'and 10 more look-alikes' in got.output
     assert len(answer('audit', 'runs/try', '--no-near')['near']) == 30 and seen == [4, None]
@@ -561,3 +543,14 @@ def test_a_reader_that_goes_away(here):
     assert 'Traceback' not in p.stderr.read().decode()
     p.stderr.close()
     p.wait()
+
+
+# -- the extra ----------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('missing, told', [('typer', True), ('jinja2', False)])
+def test_without_the_extra(missing, told):
+    "What the lab needs and isn't there costs one line; `--help` needs typer alone"
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['proxy-attention', '--help']; from proxy_attention.lab.__main__ import main; main()"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=repo)
+    assert (done.returncode != 0) == told and 'Traceback' not in done.stderr
+    assert ("pip install 'proxy_attention[lab]'" in done.stderr and missing in done.stderr) == told

@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 from test_lab_experiment import INI, cache, child, ended, lines, stages  # noqa: F401
 
-from proxy_attention.lab import compare as lab
-from proxy_attention.lab import experiment
-from proxy_attention.lab.compare import arm_settings, arms, check_fair, compare, comparison_text, controls, fair_steps, verdicts
-from proxy_attention.lab.config import ProxyConfig, SettingsError, load_experiment
-from proxy_attention.lab.runs import RunError, read_lines
-from proxy_attention.lab.splits import audit_run, make_splits
-from proxy_attention.lab.stats import not_worse, paired_t
+from lab_kit import patch_name
+from proxy_attention.lab.compare import comparison as lab
+from proxy_attention.lab.runs import runner as experiment
+from proxy_attention.lab.compare.arm_settings import arm_settings, arms, fair_steps
+from proxy_attention.lab.compare.verdicts import check_fair, comparison_text, verdicts
+from proxy_attention.lab.compare.comparison import compare
+from proxy_attention.lab.compare.arms import controls
+from proxy_attention.lab.config.sections import ProxyConfig
+from proxy_attention.lab.config.problems import SettingsError
+from proxy_attention.lab.config.settings import load_experiment
+from proxy_attention.lab.runs.checkpoint import RunError
+from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.lab.runs.audit import audit_run
+from proxy_attention.lab.data.splits import make_splits
+from proxy_attention.lab.metrics.stats import not_worse, paired_t
 
 SMALL = ['proxy=early', 'freeze_epochs=0', 'steps=8', 'n_train=40', 'n_test=20']
 ALL = list(arms)
@@ -26,7 +34,7 @@ ALL = list(arms)
 @pytest.fixture
 def run(cache, monkeypatch): # noqa: F811
     Path('settings.ini').write_text(INI)
-    monkeypatch.setattr(experiment, 'forget', lambda: None)
+    patch_name(monkeypatch, 'free_memory', lambda: None)
     def _run(names, seeds=2, out='compared', overrides=(), **kw):
         return compare('try', names, seeds, 'settings.ini', out, [*SMALL, *overrides], cache, **{'jobs': 1, 'say': lambda *_: None, **kw})
     return _run
@@ -134,24 +142,24 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     "Killed, it leaves nobody behind who works on a run, or waits for work for ever"
     (tmp_path/'go.py').write_text("""
 import os, time
-from proxy_attention.lab.compare import processes
+from proxy_attention.lab.compare.comparison import processes
 if __name__ == '__main__':
     with processes(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 1000).result()
 """)
-    with subprocess.Popen([sys.executable, tmp_path/'go.py'], env=os.environ | {'PYTHONPATH': str(Path(lab.__file__).parents[2])}, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, tmp_path/'go.py'], env=os.environ | {'PYTHONPATH': str(Path(lab.__file__).parents[3])}, stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
         os.kill(pid, 0) # It is there
         parent.kill()
         assert parent.communicate(timeout=120) == ('', None), "the pipe is closed when the last that writes to it has ended"
 
 def test_a_run_that_fails_is_told_and_the_others_are_kept(run, monkeypatch):
-    real = lab._work
+    real = lab.run_job
     def work(conf, folder, *args):
         if 'random_erasing' in str(folder): raise OSError("No space left on device")
         return real(conf, folder, *args)
-    monkeypatch.setattr(lab, '_work', work)
+    patch_name(monkeypatch, 'run_job', work)
     with pytest.raises(RunError, match='1 of 2 runs failed: random_erasing seed 0: No space left'): run(['random_erasing'], 1)
     assert [o['arm'] for o in results('compared')] == ['none']
 
@@ -283,7 +291,7 @@ def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeyp
     "The mistake of a published predecessor: its validation images were trained on after the first stage. It looks like a gain, and the audit finds it"
     ini = INI.replace('n_train = 60\nn_valid = 20\nn_test = 30', 'n_train = 100\nn_valid = 20\nn_test = 100\nstrength = 0').replace('width = 4', 'width = 16')
     Path('settings.ini').write_text(ini.replace('share = 0.2\ncycles = 2', 'share = 0.2\ncycles = 1'))
-    monkeypatch.setattr(experiment, 'forget', lambda: None)
+    patch_name(monkeypatch, 'free_memory', lambda: None)
     more = ['freeze_epochs=0', 'experiment.epochs=12']
     go = lambda out: experiment.run_experiment('try', 'settings.ini', out, more, 'own', say=lambda *_: None)
     honest = go('honest')

@@ -9,11 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, widths  # noqa: F401
 
-from proxy_attention.lab.arms import about_arms, arm_kind, controls
-from proxy_attention.lab.compare import arms, verdicts
-from proxy_attention.lab.compare_page import (compare_curves, comparison_summary, comparison_verdict, difference, forest, in_order, is_comparison, mean_curve, not_worse_of, pairs,
-                                              read_comparison, verdict_table, write_compare_report)
-from proxy_attention.lab.report import write_report
+from proxy_attention.lab.compare.arms import about_arms, arm_kind, controls
+from proxy_attention.lab.compare.arm_settings import arms
+from proxy_attention.lab.compare.verdicts import verdicts
+from proxy_attention.lab.report.compare_charts import compare_curves, forest, mean_curve, pairs
+from proxy_attention.lab.report.compare_page import verdict_table
+from proxy_attention.lab.report.records import is_comparison
+from proxy_attention.lab.report.compare_page import write_compare_report
+from proxy_attention.lab.report.compare_verdict import comparison_summary, comparison_verdict, difference, in_order, not_worse_of
+from proxy_attention.lab.report.compare_verdict import read_comparison
+from proxy_attention.lab.report.run_page import write_report
 
 kinds = {a: arm_kind(a) for a in LEVELS}
 

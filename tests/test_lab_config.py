@@ -6,8 +6,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings as hypo
 from hypothesis import strategies as st
 
-from proxy_attention.lab import config
-from proxy_attention.lab.config import SettingsError, find_settings, kinds, load_experiment
+from proxy_attention.lab.config.search import Range
+import proxy_attention
+from proxy_attention.lab.config import search, sections
+from proxy_attention.lab.config import settings as config
+from proxy_attention.lab.config.problems import SettingsError
+from proxy_attention.lab.config.file import find_settings, kinds
+from proxy_attention.lab.config.settings import load_experiment
 from proxy_attention.policy import Policy, presets
 
 good = """\
@@ -194,17 +199,17 @@ def test_which_file(tmp_path, monkeypatch):
 
 def test_no_file_at_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config.proxy_attention, '__file__', str(tmp_path/'a/b/__init__.py'))
+    monkeypatch.setattr(proxy_attention, '__file__', str(tmp_path/'a/b/__init__.py'))
     with pytest.raises(SettingsError, match='no settings.ini'): find_settings()
 
 def test_own_file():
     file = repo/'settings.ini'
     if not file.is_file(): file = find_settings()
-    ours,early,literal = (load_experiment('demo', file, [f'proxy={p}']) for p in ('default', 'early_look', 'proposal'))
+    ours,literal = (load_experiment('demo', file, [f'proxy={p}']) for p in ('default', 'proposal'))
+    early = load_experiment('demo', repo/'studies'/'settings.ini', ['proxy=early_look'])
     assert load_experiment('demo', file) == ours and Policy(**ours.proxy.policy) == Policy(), "the demo's default is the library's"
     assert Policy(**early.proxy.policy) == Policy(**presets['early_look']) and Policy(**literal.proxy.policy) == Policy(**presets['proposal'])
     assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
-    assert load_experiment('shortcut', file).proxy == early.proxy
 
 def test_off(read):
     plain = good.replace('scout = 120 steps\n', '')
@@ -263,9 +268,9 @@ def test_no_number_in_words_is_infinite(read, change): says(read, good, 'must be
 
 def test_no_model_holds_an_infinite_number():
     from pydantic import BaseModel
-    made = [c for c in vars(config).values() if isinstance(c, type) and issubclass(c, BaseModel) and c is not BaseModel]
+    made = [c for m in (config, sections, search) for c in vars(m).values() if isinstance(c, type) and issubclass(c, BaseModel) and c is not BaseModel]
     assert len(made) > 8 and all(c.model_config.get('allow_inf_nan') is False for c in made)
-    with pytest.raises(ValueError, match='finite'): config.Range(low=0., high=float('inf'))
+    with pytest.raises(ValueError, match='finite'): Range(low=0., high=float('inf'))
 
 def test_planted_shortcuts_and_reserved_digits(read):
     got = read(overrides=['shortcut=texture', 'reserved=500', 'data.exam=true']).data
@@ -278,28 +283,27 @@ def test_planted_shortcuts_and_reserved_digits(read):
     says(read, good, "exam='maybe'", overrides=['exam=maybe'])
     says(read, good, "'shortcut'", overrides=['shortcutt=square'])
 
-def test_own_data_sections_with_a_shortcut(tmp_path):
-    file = repo/'settings.ini'
-    if not file.is_file(): file = find_settings()
+def test_data_sections_of_the_study(tmp_path):
+    file = repo/'studies'/'settings.ini'
     data = lambda name, *more: load_experiment('shortcut', file, [f'data={name}', *more]).data
     square, mark = data('square_cifar10'), data('watermark_asl')
     assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
     assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 64, 40, 32)
     search, exam = data('reserved_digits'), data('reserved_digits', 'exam=true')
     assert search.reserved == 500 and not search.exam and exam.exam and search.n_test is exam.n_test is None
-    from proxy_attention.lab.data import load_items
+    from proxy_attention.lab.data.sources import load_items
     assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, exam)] == [297, 500]
 
 
 # -- the label gate -------------------------------------------------------------------------------------------------------------------------------
 
 def test_keys_of_the_label_gate_are_the_labs_own():
-    from proxy_attention.lab.config import ProxyConfig
+    from proxy_attention.lab.config.sections import ProxyConfig
     conf = ProxyConfig(label_gate='true', label_folds='3', label_epochs='2', accept='true', select='all')
     assert (conf.label_gate, conf.label_folds, conf.label_epochs) == (True, 3, 2) and conf.policy == dict(select='all', accept=True, scout=None)
     assert ProxyConfig().label_gate is False and ProxyConfig().policy == {}
 
 @pytest.mark.parametrize('key,value', [('label_gate', 'perhaps'), ('label_folds', '1'), ('label_folds', '21'), ('label_epochs', '0')])
 def test_bad_values_of_the_label_gate(key, value):
-    from proxy_attention.lab.config import ProxyConfig
+    from proxy_attention.lab.config.sections import ProxyConfig
     with pytest.raises(ValueError, match=key): ProxyConfig(**{key: value})

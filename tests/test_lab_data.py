@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fastai.data.external import URLs
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given
@@ -17,12 +18,15 @@ from hypothesis import strategies as st
 from kit import tiny_model
 from PIL import Image
 
+from lab_kit import patch_name
+from proxy_attention.lab.data.sources import fashion_names
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.lab import data as data_module
-from proxy_attention.lab.data import (DataError, Items, by_folder, by_pattern, datasets, debian_fashion, folder_splits, load_items, make_dls, read_idx,
-                                      signer_blocks, test_dl, unpack_idx)
-from proxy_attention.lab.reading import read_image
-from proxy_attention.lab.splits import make_splits
+from proxy_attention.lab.data.items import DataError, Items, by_folder, by_pattern, folder_splits
+from proxy_attention.lab.data.sources import datasets, debian_fashion, load_items, signer_blocks
+from proxy_attention.lab.data.loaders import make_dls, test_dl
+from proxy_attention.lab.data.idx import read_idx, unpack_idx
+from proxy_attention.lab.data.reading import read_image
+from proxy_attention.lab.data.splits import make_splits
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 split_dl = test_dl # pytest would take it for a test
@@ -187,7 +191,7 @@ def test_the_imagenet_samples(data_dir):
 # -- known data sets --------------------------------------------------------------------------------------------------------------------------------
 
 def test_every_known_set_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(data_module, 'debian_fashion', '/nowhere/fashion')
+    patch_name(monkeypatch, 'debian_fashion', '/nowhere/fashion')
     for source in ('asl_digits', 'cifar10', 'imagenette', 'fashion_mnist'):
         refused(f"data set '{source}' is in none of data/{source}.*Put .* into one of these, or set path= to its folder, or PROXY_ATTENTION_DATA", config(source))
         refused('https?://', config(source))
@@ -216,22 +220,22 @@ def test_published_sets_keep_their_test(tmp_path):
 @pytest.mark.parametrize('source', ['cifar10', 'imagenette', 'fashion_mnist'])
 def test_no_connection(source, monkeypatch):
     def fail(*args, **kwargs): raise OSError('<urlopen error [Errno -2] Name or service not known>')
-    monkeypatch.setattr(data_module, 'untar_data', fail)
-    monkeypatch.setattr(data_module, 'FashionMNIST', type('Fake', (), dict(mirrors=['http://fashion'], __init__=fail)))
-    monkeypatch.setattr(data_module, 'debian_fashion', '/nowhere/fashion')
+    patch_name(monkeypatch, 'untar_data', fail)
+    patch_name(monkeypatch, 'FashionMNIST', type('Fake', (), dict(mirrors=['http://fashion'], __init__=fail)))
+    patch_name(monkeypatch, 'debian_fashion', '/nowhere/fashion')
     refused(f"download = true: the data set '{source}' could not be fetched from http.*Name or service not known.*put its .* into data/{source}, or set path=",
             config(source, download=True))
 
 def test_a_wrong_hash(monkeypatch):
     def fail(url): raise Exception('Downloaded file is corrupt')
-    monkeypatch.setattr(data_module, 'untar_data', fail)
+    patch_name(monkeypatch, 'untar_data', fail)
     refused('could not be fetched .*corrupt', config('cifar10', download=True))
 
 def test_download(tmp_path, monkeypatch):
     root = put(tmp_path/'fetched', [f'{s}/{c}/{i}.png' for s in ('train', 'test') for c in ('cat', 'dog') for i in range(3)])
     asked = []
-    monkeypatch.setattr(data_module, 'untar_data', lambda url: asked.append(url) or root)
-    assert len(load_items(config('cifar10', download=True), 'cache')) == 12 and asked == [data_module.URLs.CIFAR]
+    patch_name(monkeypatch, 'untar_data', lambda url: asked.append(url) or root)
+    assert len(load_items(config('cifar10', download=True), 'cache')) == 12 and asked == [URLs.CIFAR]
     monkeypatch.setenv('PROXY_ATTENTION_DATA', str(root.parent))
     shutil.move(root, root.parent/'cifar10')
     load_items(config('cifar10', download=True), 'cache')
@@ -240,7 +244,7 @@ def test_download(tmp_path, monkeypatch):
 def test_fastai_checks_the_hashes():
     from fastai.data import download_checks
     text = Path(download_checks.__file__).read_text()
-    assert data_module.URLs.CIFAR in text and data_module.URLs.IMAGENETTE_160 in text
+    assert URLs.CIFAR in text and URLs.IMAGENETTE_160 in text
 
 
 # -- ASL digits -------------------------------------------------------------------------------------------------------------------------------------
@@ -320,11 +324,11 @@ def test_any_bytes_are_an_array_or_an_error(tmp_path_factory, data):
 
 def test_fashion_labels_and_pixels(idx_root, tmp_path):
     items = load_items(config('fashion_mnist', path=idx_root), tmp_path/'cache')
-    assert len(items) == 40 and items.size == 5 and items.classes == sorted(data_module.fashion_names) and {k: len(v) for k,v in items.fixed.items()} == {'train': 30, 'test': 10}
+    assert len(items) == 40 and items.size == 5 and items.classes == sorted(fashion_names) and {k: len(v) for k,v in items.fixed.items()} == {'train': 30, 'test': 10}
     pixels,labels = (read_idx(idx_root/f'train-{k}-ubyte.gz') for k in ('images-idx3', 'labels-idx1'))
     for i in items.fixed['train']:
         n = int(items.files[i].stem)
-        assert items.labels[i] == data_module.fashion_names[labels[n]] and (read_image(items.files[i])[..., 1] == pixels[n]).all()
+        assert items.labels[i] == fashion_names[labels[n]] and (read_image(items.files[i])[..., 1] == pixels[n]).all()
     assert (tmp_path/'cache') in items.root.parents
 
 def test_unpacked_once(idx_root, tmp_path, monkeypatch):
@@ -333,7 +337,7 @@ def test_unpacked_once(idx_root, tmp_path, monkeypatch):
     written = json.loads((path/'source.json').read_text())
     assert written['images'] == 40 and written['sources']['t10k-images-idx3-ubyte'] == hashlib.sha256((idx_root/'t10k-images-idx3-ubyte').read_bytes()).hexdigest()
     with monkeypatch.context() as m:
-        m.setattr(data_module, '_write_idx', lambda *a: pytest.fail('made again'))
+        patch_name(m, '_write_idx', lambda *a: pytest.fail('made again'))
         assert unpack_idx(idx_root, tmp_path/'cache', 'mine') == (path, side)
     next(path.rglob('*.png')).unlink()
     assert unpack_idx(idx_root, tmp_path/'cache', 'mine') == (path, side) and len(list(path.rglob('*.png'))) == 40, "mended"
@@ -344,7 +348,7 @@ def test_unpacked_once(idx_root, tmp_path, monkeypatch):
 
 def test_nothing_is_left_of_a_failure(idx_root, tmp_path, monkeypatch):
     def full(img): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(data_module, 'encode_image', full)
+    patch_name(monkeypatch, 'encode_image', full)
     with pytest.raises(OSError, match='No space'): unpack_idx(idx_root, tmp_path/'cache', 'mine')
     assert not [p for p in (tmp_path/'cache').rglob('*') if p.is_file() or p.name.startswith('.')]
 
@@ -389,13 +393,13 @@ def test_fashion_mnist_of_debian(tmp_path):
     assert dls.one_batch()[0].shape == (50, 3, 28, 28) and len(dls.train_ds) == 200 and len(dls.valid_ds) == 400
 
 def test_fashion_mnist_is_found_at_debians_place(idx_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, 'debian_fashion', str(idx_root))
+    patch_name(monkeypatch, 'debian_fashion', str(idx_root))
     assert len(load_items(config('fashion_mnist'), tmp_path/'cache')) == 40
 
 def test_fashion_mnist_is_found_again_where_data_is_the_cache(idx_root, tmp_path, monkeypatch):
     "What the first run has unpacked into data/fashion_mnist isn't taken for the IDX files"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_module, 'debian_fashion', str(idx_root))
+    patch_name(monkeypatch, 'debian_fashion', str(idx_root))
     first = load_items(config('fashion_mnist'), Path('data'))
     assert first.root.parent == (tmp_path/'data'/'fashion_mnist') and load_items(config('fashion_mnist'), Path('data')).root == first.root
 

@@ -10,10 +10,12 @@ from sklearn.datasets import load_digits
 
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.lab import demo
-from proxy_attention.lab.config import SettingsError, load_experiment
-from proxy_attention.lab.digits import shortcut_digits_dls
-from proxy_attention.lab.models import small_cnn
-from proxy_attention.lab.report import read_records, verdict
+from proxy_attention.lab.config.problems import SettingsError
+from proxy_attention.lab.config.settings import load_experiment
+from proxy_attention.lab.data.digits import shortcut_digits_dls
+from proxy_attention.lab.models.small import small_cnn
+from proxy_attention.lab.report.records import read_records
+from proxy_attention.lab.report.run_verdict import verdict
 from test_lab_report import check
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -52,7 +54,7 @@ def run(tmp_path, monkeypatch):
     "A function: run the demo with changes; its records and the networks of its arms"
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
-    monkeypatch.setattr('proxy_attention.lab.digits.n_digits', 400)
+    monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     (tmp_path/'settings.ini').write_text(INI)
     made, make = [], demo._learner
     monkeypatch.setattr(demo, '_learner', lambda *args: made.append(make(*args)) or made[-1])
@@ -128,4 +130,4 @@ def test_nothing_is_ignored(run, tmp_path, change, words):
     assert words in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'demo').exists()
 
 def test_the_settings_of_the_package_suit(run):
-    for name in ('default', 'early_look', 'proposal', 'jtt_tuned'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))
+    for name in ('default', 'proposal'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))

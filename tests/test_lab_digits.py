@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from proxy_attention.lab import digits as digits_module
-from proxy_attention.lab.digits import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, shown_colour, split_files, splits, truth_masks
+from proxy_attention.lab.data import digits as digits_module
+from proxy_attention.lab.data.digits import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, shown_colour, split_files, splits, truth_masks
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_attention.lab.draw import bars, confused_pairs, confusion_table, count, line_chart, matrix_of, meter, num, reliability_chart, secs, share, span, ticks
+from proxy_attention.lab.report.svg import bars, confused_pairs, confusion_table, line_chart, matrix_of, meter
+from proxy_attention.lab.metrics.text import count, num
+from proxy_attention.lab.report.svg import reliability_chart
+from proxy_attention.lab.metrics.text import secs, share, span, ticks
 
 hostile = '<script>alert(1)</script>"\'&{{ 7*7 }}'
 numbers = st.one_of(st.none(), st.just('x'), st.booleans(), st.integers(-10**6, 10**6), st.floats())

@@ -22,15 +22,25 @@ import torch
 from fastai.callback.training import GradientAccumulation
 from safetensors.torch import load_file, save_file
 
+from lab_kit import patch_name
+from proxy_attention.lab.data.sources import load_items
+from proxy_attention.labels import fold_probs
+from proxy_attention.lab.runs.stages import seen_log
+from proxy_attention.lab.runs.checkpoint import load_weights
+from proxy_attention.lab.runs.training import CheckpointCallback, MetricsRecorder, run_fits
+from proxy_attention.lab.runs.job import loaded, make_learn
 from proxy_attention import callback
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.lab import experiment as lab
-from proxy_attention.lab.agreement import finished
-from proxy_attention.lab.config import SettingsError
-from proxy_attention.lab.digits import make_shortcut_digits
-from proxy_attention.lab.experiment import run_experiment, spread, update_early_stopping
-from proxy_attention.lab.plan import precision, stage_fits, stage_steps
-from proxy_attention.lab.runs import RunError, is_cost, is_run, read_lines
+from proxy_attention.lab.runs import runner as lab
+from studies.agreement import finished
+from proxy_attention.lab.config.problems import SettingsError
+from proxy_attention.lab.data.digits import make_shortcut_digits
+from proxy_attention.lab.runs.runner import run_experiment
+from proxy_attention.lab.runs.stages import stratified_sample, update_early_stopping
+from proxy_attention.lab.runs.plan import precision, stage_fits, stage_steps
+from proxy_attention.lab.runs.checkpoint import RunError, is_cost
+from proxy_attention.lab.runs.state import is_run
+from proxy_attention.lab.runs.folder import read_lines
 from proxy_attention.shortcut_test import Verdict
 
 INI = """\
@@ -86,7 +96,7 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp('lab')/'data'
 def run(cache, monkeypatch):
     "A function: run the experiment with these changes; folder of the run"
     Path('settings.ini').write_text(INI)
-    monkeypatch.setattr(lab, 'forget', lambda: None) # Collecting all garbage of a test process takes longer than a step
+    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting all garbage of a test process takes longer than a step
     def _run(*overrides, out='run', **kw): return run_experiment('try', 'settings.ini', out, overrides, cache, say=lambda *_: None, **kw)
     return _run
 
@@ -172,10 +182,10 @@ def test_stage_1_is_a_plain_fine_tune(run, cache):
     out = run('proxy=none')
     conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
     with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
-        job = lab.Job(r, conf, cache)
+        job = lab.RunContext(r, conf, cache)
         lab.prepare(job)
         job.seed('train', 0)
-        learn = lab.loaded(job, 'initial.safetensors')
+        learn = loaded(job, 'initial.safetensors')
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
 
@@ -185,10 +195,10 @@ def test_one_engine(run, cache, test):
     out = run('proxy=scouted', 'cycles=0', f'proxy.scout_test={test}')
     conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
     with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
-        job = lab.Job(r, conf, cache)
+        job = lab.RunContext(r, conf, cache)
         lab.prepare(job)
         job.seed('train', 0)
-        learn = lab.loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', select=None, path='own', verbose=False)])
+        learn = loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', select=None, path='own', verbose=False)])
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
     found = next(o for o in lines(out) if o['kind'] == 'scout')
@@ -220,7 +230,7 @@ def go_on(work, moments):
                                     ('proxy=tested', 'steps=20', 'freeze_epochs=0'), ('proxy=scouted',), pytest.param(('label_gate=true', 'label_folds=2', 'accept=true'), marks=needs_cleanlab)],
                          ids=['on', 'early', 'seen', 'tested', 'scouted', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
-    monkeypatch.setattr(lab, 'keep_every', 0) # A checkpoint after each epoch
+    patch_name(monkeypatch, 'keep_every', 0) # A checkpoint after each epoch
     verdict_of(monkeypatch, 'shortcut')
     start = time.monotonic()
     whole = run(*change, out='whole')
@@ -236,7 +246,7 @@ test_killed_at_any_moment.pytestmark = [*test_killed_at_any_moment.pytestmark, *
 
 def test_killed_at_every_write(run, monkeypatch):
     "Before each file that is moved to its place"
-    monkeypatch.setattr(lab, 'keep_every', 0)
+    patch_name(monkeypatch, 'keep_every', 0)
     whole = run('cycles=1', 'share=0.05', out='whole')
     real,moves = os.replace, []
     monkeypatch.setattr(os, 'replace', lambda a, b: moves.append(b) or real(a, b))
@@ -258,16 +268,16 @@ def test_killed_at_every_write(run, monkeypatch):
 test_killed_at_every_write.pytestmark = forks
 
 def test_a_checkpoint_is_used(run, monkeypatch):
-    monkeypatch.setattr(lab, 'keep_every', 0)
+    patch_name(monkeypatch, 'keep_every', 0)
     whole = run(out='whole')
-    real,epochs = lab.Keep.after_epoch, []
+    real,epochs = CheckpointCallback.after_epoch, []
     def stop(self):
         real(self)
         if self.job.run.state['next'] == ['train', 1] and self.fit_no == 1: raise KeyboardInterrupt
-    monkeypatch.setattr(lab.Keep, 'after_epoch', stop)
+    monkeypatch.setattr(CheckpointCallback, 'after_epoch', stop)
     with pytest.raises(KeyboardInterrupt): run()
     assert Path('run/partial.pt').exists()
-    monkeypatch.setattr(lab.Keep, 'after_epoch', lambda self: epochs.append((self.fit_no, self.epoch)) if self.epoch >= self.watch.first else None)
+    monkeypatch.setattr(CheckpointCallback, 'after_epoch', lambda self: epochs.append((self.fit_no, self.epoch)) if self.epoch >= self.watch.first else None)
     run('proxy.cycles=2')
     assert epochs[0] == (1, 1), "the epochs before the checkpoint were trained again"
     assert lines('run') == lines(whole) and same(final('run'), final(whole))
@@ -275,7 +285,7 @@ def test_a_checkpoint_is_used(run, monkeypatch):
 @pytest.mark.parametrize('every', [0, 1e9])
 def test_how_often_a_checkpoint_is_written(run, monkeypatch, every):
     written = []
-    monkeypatch.setattr(lab, 'keep_every', every)
+    patch_name(monkeypatch, 'keep_every', every)
     monkeypatch.setattr(lab.Run, 'checkpoint', lambda self, **kw: written.append(kw['epoch']))
     run('proxy=none')
     assert written == ([0, 1] if every == 0 else [])
@@ -312,7 +322,7 @@ def stops(cache, tmp_path_factory):
         real(job, *args)
     with pytest.MonkeyPatch.context() as m:
         for name,real in list(lab.steps.items()): m.setitem(lab.steps, name, partial(kept, real=real))
-        m.setattr(lab, 'forget', lambda: None)
+        m.setattr(lab, 'free_memory', lambda: None)
         run_experiment('try', top/'settings.ini', top/'end', ONE, cache, say=lambda *_: None)
     return lambda *step: Path(shutil.copytree(top/'-'.join(map(str, step)), 'whole' if step == ('end',) else 'run'))
 
@@ -348,13 +358,13 @@ def test_the_state_knows_the_checksum_of_every_file_that_is_built_on(stops):
 @pytest.mark.parametrize('harm', [emptied, cut, flipped], ids=['empty', 'cut', 'flipped'])
 def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm):
     stops('train', 1)
-    real = lab.Keep.after_epoch
+    real = CheckpointCallback.after_epoch
     def stop(self):
         real(self)
         if self.fit_no == 1: raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(lab, 'keep_every', 0)
-        m.setattr(lab.Keep, 'after_epoch', stop)
+        m.setattr(CheckpointCallback, 'after_epoch', stop)
         with pytest.raises(KeyboardInterrupt): run(*ONE)
     harm(Path('run/partial.pt'))
     said = goes_on()
@@ -428,7 +438,7 @@ def test_a_run_of_an_earlier_version_goes_on(stops, goes_on):
     assert 'damaged' not in ' '.join(goes_on()) and alike('run', stops('end'))
 
 def test_a_damaged_config_is_one_clear_error(stops, goes_on):
-    from proxy_attention.lab.runs import check_same
+    from proxy_attention.lab.runs.state import check_same
     emptied(stops('train', 1)/'config.json')
     with pytest.raises(RunError, match="'run' is a folder with something else"): goes_on()
     with pytest.raises(RunError, match='config.json.*damaged'): check_same('run', {})
@@ -452,12 +462,12 @@ def test_a_second_process_is_told(run, cache):
 test_a_second_process_is_told.pytestmark = forks
 
 def test_nothing_holds_a_model_and_the_next_stage_starts_from_disk(run, monkeypatch):
-    models,make = [], lab.make_learn
+    models,make = [], make_learn
     def watched(*args, **kw):
         learn = make(*args, **kw)
         models.append(weakref.ref(learn.model))
         return learn
-    monkeypatch.setattr(lab, 'make_learn', watched)
+    patch_name(monkeypatch, 'make_learn', watched)
     order = []
     for name in ('train', 'proxies', 'test'):
         def step(job, *args, real=lab.steps[name], name=name):
@@ -482,12 +492,12 @@ def test_the_next_stage_uses_the_weights_on_disk(run, monkeypatch):
 
 def test_interrupted_it_leaves_a_sound_folder(run, monkeypatch):
     whole = run(out='whole')
-    real,count = lab.Watch.after_pred, []
+    real,count = MetricsRecorder.after_pred, []
     def stop(self):
         count.append(1)
         if len(count) == 25: raise KeyboardInterrupt
         return real(self)
-    monkeypatch.setattr(lab.Watch, 'after_pred', stop)
+    monkeypatch.setattr(MetricsRecorder, 'after_pred', stop)
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt): run()
     assert torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
@@ -528,11 +538,11 @@ def test_every_key_of_a_scout_changes_what_is_trained(run, override):
 
 @pytest.mark.parametrize('asked', [True, False])
 def test_channels_last(run, monkeypatch, asked):
-    seen, real = [], lab.load_weights
+    seen, real = [], load_weights
     def spy(file, model):
         real(file, model)
         seen.append(next(p for p in model.parameters() if p.ndim == 4).is_contiguous(memory_format=torch.channels_last))
-    monkeypatch.setattr(lab, 'load_weights', spy)
+    patch_name(monkeypatch, 'load_weights', spy)
     run(*SMALL, f'channels_last={asked}')
     assert seen and set(seen) == {asked}
 
@@ -551,8 +561,8 @@ def test_budget(run):
     assert lines(out, 'end')[0]['stop'] == 'budget' and len(stages(out, 'train')) == 1
 
 def scripted(monkeypatch, value):
-    real = lab.update_early_stopping
-    monkeypatch.setattr(lab, 'update_early_stopping', lambda e, st, cycle, values, seconds: real(e, st, cycle, {**values, 'accuracy': value()}, seconds))
+    real = update_early_stopping
+    patch_name(monkeypatch, 'update_early_stopping', lambda e, st, cycle, values, seconds: real(e, st, cycle, {**values, 'accuracy': value()}, seconds))
 
 def test_rollback_undoes_weights_and_copies(run, monkeypatch):
     values = iter([0.5, 0.1, 0.6])
@@ -585,8 +595,8 @@ def verdict_of(monkeypatch, name):
 
 def test_a_shortcut_is_trained_on_from_the_initial_weights(run, monkeypatch):
     verdict_of(monkeypatch, 'shortcut')
-    began,real = [], lab.run_fits
-    monkeypatch.setattr(lab, 'run_fits', lambda job, learn, watch, fits: began.append(copy.deepcopy(learn.model.state_dict())) or real(job, learn, watch, fits))
+    began,real = [], run_fits
+    patch_name(monkeypatch, 'run_fits', lambda job, learn, watch, fits: began.append(copy.deepcopy(learn.model.state_dict())) or real(job, learn, watch, fits))
     monkeypatch.setattr(lab.Run, '_tidy', lambda self: None)
     out = run(*TESTED)
     (found,),end = lines(out, 'scout'), lines(out)[-1]
@@ -626,7 +636,7 @@ def test_an_unset_scout_is_the_library_s(run):
     assert [o['kind'] for o in lines(run('proxy=tested', 'scout='))].count('scout') == 1
 
 def test_early_stopping():
-    from proxy_attention.lab.config import ExperimentConfig
+    from proxy_attention.lab.config.sections import ExperimentConfig
     e = lambda **kw: ExperimentConfig(data='d', model='m', **kw)
     state = dict(best=0.5, kept=0.5, stale=0)
     update = lambda values, state=state, seconds=0., **kw: update_early_stopping(e(**kw), state, 1, values, seconds)
@@ -661,8 +671,8 @@ def test_find_lr(run):
 
 def test_ever_wrong_knows_what_training_saw(run, monkeypatch):
     seen = []
-    real = lab.seen_log
-    monkeypatch.setattr(lab, 'seen_log', lambda state: seen.append(int(state['wrong'].sum())) or real(state))
+    real = seen_log
+    patch_name(monkeypatch, 'seen_log', lambda state: seen.append(int(state['wrong'].sum())) or real(state))
     out = run('proxy=seen')
     assert seen and stages(out, 'proxies')[0]['proxies'] == seen[0] > 0
 
@@ -700,7 +710,7 @@ def test_labels_in_doubt_are_listed_and_not_erased(run, cache):
 
 @needs_cleanlab
 def test_few_are_named_in_the_record(run, monkeypatch):
-    monkeypatch.setattr(lab, 'named', 2)
+    patch_name(monkeypatch, 'named', 2)
     out = run('label_gate=true', 'label_folds=2', 'cycles=1')
     assert len(lines(out, 'labels')[0]['files']) == 2 < lines(out, 'labels')[0]['suspects'] == len(json.loads(listed(out))['suspects'])
 
@@ -712,7 +722,7 @@ def test_keys_of_the_gate(run, override):
 
 @needs_cleanlab
 def test_the_networks_of_the_folds_change_nothing_else(run, monkeypatch):
-    monkeypatch.setattr(lab, 'find_label_errors', lambda *args: [])
+    patch_name(monkeypatch, 'find_label_errors', lambda *args: [])
     gated, plain = run('label_gate=true', 'label_folds=2', out='gated'), run(out='plain')
     assert copies(gated) == copies(plain) and same(final(gated), final(plain))
 
@@ -722,8 +732,8 @@ def test_no_labels_are_looked_at_where_no_copies_are_made(run):
 
 @needs_cleanlab
 def test_groups_stay_in_one_fold(run, monkeypatch):
-    seen, real = [], lab.fold_probs
-    monkeypatch.setattr(lab, 'fold_probs', lambda dls, make, held, *args: seen.append(held) or real(dls, make, held, *args))
+    seen, real = [], fold_probs
+    patch_name(monkeypatch, 'fold_probs', lambda dls, make, held, *args: seen.append(held) or real(dls, make, held, *args))
     make_shortcut_digits(Path('all').absolute(), n_train=80, n_valid=20, n_test=20, size=40)
     shutil.move('all/train', 'mine')
     group = r'data.group=(\d)\.png$' # as if the last digit of the name were a person
@@ -744,17 +754,17 @@ def test_precision():
 
 def test_spread():
     rows = [dict(label=label, k=k) for k,label in enumerate('aaaaabbc')]
-    assert [r['k'] for r in spread(rows, 5)] == [0, 5, 7, 1, 6]
+    assert [r['k'] for r in stratified_sample(rows, 5)] == [0, 5, 7, 1, 6]
 
 # ------------------------------------------------------------------------------------------------------------------------------------ memory, faults
 
 def hungry(monkeypatch, most):
     "A machine that holds batches of at most `most` images"
-    real = lab.Watch.after_pred
+    real = MetricsRecorder.after_pred
     def check(self):
         if self.training and len(self.pred) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self)
-    monkeypatch.setattr(lab.Watch, 'after_pred', check)
+    monkeypatch.setattr(MetricsRecorder, 'after_pred', check)
 
 def test_a_smaller_batch_is_found(run, monkeypatch):
     hungry(monkeypatch, 6)
@@ -767,8 +777,8 @@ def test_out_of_memory_is_one_clear_error(run, monkeypatch):
     with pytest.raises(RunError, match='out of memory with bs=20.*auto_batch'): run()
 
 def test_accumulation(run, monkeypatch):
-    seen,make = [], lab.make_learn
-    monkeypatch.setattr(lab, 'make_learn', lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
+    seen,make = [], make_learn
+    patch_name(monkeypatch, 'make_learn', lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
     out = run('proxy=none', 'data.bs=5', 'accumulate=4')
     assert seen[1]._grab_cbs(GradientAccumulation)[0].n_acc == 20 and stages(out, 'train')[0]['steps'] == 9
 
@@ -781,7 +791,7 @@ def test_wrong_names_before_anything_is_written(run, override, words):
     assert not Path('run').exists()
 
 def test_judges_that_the_network_allows(run):
-    from proxy_attention.lab.plan import check_settings
+    from proxy_attention.lab.runs.plan import check_settings
     Path('settings.ini').write_text(INI)
     for arch,judges in (('small_cnn', ('cam', 'gradcam', 'eigencam')), ('small_vit', ('rollout', 'gradrollout', 'gradcam'))):
         more = ['width='] if arch == 'small_vit' else []
@@ -823,7 +833,7 @@ def test_as_many_as_there_are(run):
 
 def test_a_fit_without_a_step_is_no_stage(run, monkeypatch):
     "Where it couldn't be foreseen, it is told before the stage is trained"
-    monkeypatch.setattr(lab, 'check_amounts', lambda *args: None)
+    patch_name(monkeypatch, 'check_amounts', lambda *args: None)
     with pytest.raises(SettingsError, match='accumulate=4: Stage 1 has only 3 batches'): run('accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1')
     assert not lines('run', 'epoch')
 
@@ -843,7 +853,7 @@ def test_divergence(run):
 
 def test_a_changed_image_is_noticed(run, cache, monkeypatch):
     def stop(*args): raise KeyboardInterrupt
-    shutil.copytree(lab.load_items(lab.load_experiment('try', 'settings.ini').data, cache).root, 'mine')
+    shutil.copytree(load_items(lab.load_experiment('try', 'settings.ini').data, cache).root, 'mine')
     with monkeypatch.context() as m:
         m.setitem(lab.steps, 'proxies', stop)
         with pytest.raises(KeyboardInterrupt): run('source=folder', 'data.path=mine', 'n_train=', 'n_valid=', 'n_test=')

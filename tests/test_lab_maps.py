@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import nn
 
-from proxy_attention.lab import maps as lab
-from proxy_attention.lab.maps import (all_maps, best_iou, blanks, blurred, draw_maps, faithfulness, forget, localisation, map_agreement, parameter_layers,
-                                      pixel_ranks, randomisation_check, rank_correlation)
-from proxy_attention.lab.metrics import map_quality
-from proxy_attention.lab.models import small_cnn, small_vit
+from proxy_attention.lab.metrics import maps as lab
+from proxy_attention.lab.metrics.maps import all_maps, best_iou, localisation
+from proxy_attention.lab.metrics.map_checks import blanks, blurred, draw_maps, faithfulness, randomize_parameters
+from proxy_attention.lab.metrics.maps import map_agreement, rank_correlation
+from proxy_attention.lab.metrics.map_checks import parameter_layers, pixel_ranks, randomisation_check
+from proxy_attention.lab.metrics.classification import map_quality
+from proxy_attention.lab.models.small import small_cnn, small_vit
 from proxy_attention.saliency import method_layer, saliency_maps
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
@@ -286,14 +288,14 @@ def test_forgetting():
     layer, norm = nn.Linear(4, 4), nn.BatchNorm2d(3)
     old = layer.weight.clone()
     norm.running_mean += 1
-    forget(layer)
-    forget(norm)
+    randomize_parameters(layer)
+    randomize_parameters(norm)
     assert not torch.equal(layer.weight, old) and not norm.running_mean.any()
     class Own(nn.Module):
         def __init__(self): super().__init__(); self.numbers, self.inner = nn.Parameter(torch.arange(50.).view(5, 10)), nn.Linear(2, 2)
     own = Own()
     inner = own.inner.weight.clone()
-    forget(own)
+    randomize_parameters(own)
     assert sorted(own.numbers.flatten().tolist()) == list(range(50)) and own.numbers[0].tolist() != list(range(10)) and torch.equal(own.inner.weight, inner)
 
 @pytest.mark.parametrize('method', ['gradcam', 'rollout', 'gradrollout'])
@@ -307,7 +309,7 @@ def test_the_check_by_hand(vit, x, method):
     done = 0
     for k,row in enumerate(got['rows']):
         torch.manual_seed(7 + k)
-        for n in names[done:row['forgotten']]: forget(other.get_submodule(n))
+        for n in names[done:row['forgotten']]: randomize_parameters(other.get_submodule(n))
         done = row['forgotten']
         values = rank_correlation(first, saliency_maps(other, x, classes, method))
         assert row['down_to'] == names[done-1] and row['flat'] == np.isnan(values).sum()

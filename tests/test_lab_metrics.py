@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import nn
 
-from proxy_attention.lab import metrics as lab
-from proxy_attention.lab.metrics import (CostMeter, calibration_error, classification_report, folder_bytes, map_quality, model_cost, plot_confusion,
-                                         plot_reliability, reliability, reset_peak_ram, time_to_target)
+from proxy_attention.lab.metrics import classification as lab
+from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, folder_bytes, map_quality
+from proxy_attention.lab.metrics.classification import model_cost, plot_confusion, plot_reliability, reliability, reset_peak_ram
+from proxy_attention.lab.metrics.classification import time_to_target
 
 
 def case(n=200, c=4, seed=0, sharp=1.5):
@@ -187,7 +188,7 @@ def test_map_quality_by_hand():
     assert json.loads(json.dumps(got)) == got
 
 def test_map_quality_is_the_demos():
-    from proxy_attention.lab.demo import Measure
+    from proxy_attention.lab.demo_record import Measure
     rng = torch.Generator().manual_seed(0)
     maps,masks = torch.rand(6, 8, 8, generator=rng), torch.rand(6, 2, 8, 8, generator=rng) > .6
     maps[2] = 0

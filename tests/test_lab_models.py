@@ -25,9 +25,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize, to_tensor
 
-from proxy_attention.lab import models as lab
-from proxy_attention.lab.models import (OwnNet, WeightsError, body_head_split, find_net, fit_weights, head_names, input_size, input_stats, make_learner,
-                                        make_model, models, patch_side, reachable, read_weights, small_cnn, timm_head, with_channels)
+from lab_kit import patch_name
+from proxy_attention.lab.models import zoo as lab
+from proxy_attention.lab.models.zoo import OwnNet, find_net, input_size, input_stats, make_model, models, reachable, with_channels
+from proxy_attention.lab.models.weights import WeightsError, fit_weights, read_weights
+from proxy_attention.lab.models.heads import body_head_split, head_names
+from proxy_attention.lab.models.learner import timm_head
+from proxy_attention.lab.models.learner import make_learner
+from proxy_attention.lab.models.small import patch_side, small_cnn
 from proxy_attention.layers import feature_layer
 from proxy_attention.saliency import saliency_maps
 
@@ -339,7 +344,7 @@ def test_lite0_without_the_package(monkeypatch):
 def offline(monkeypatch):
     "No server answers, and whoever tries to download is caught"
     asked = []
-    monkeypatch.setattr(lab, 'reachable', lambda url, timeout=5: asked.append(url) or False)
+    patch_name(monkeypatch, 'reachable', lambda url, timeout=5: asked.append(url) or False)
     def no(*args, **kw): raise AssertionError('a download was tried')
     monkeypatch.setattr('timm.models._builder.load_pretrained', no)
     monkeypatch.setattr('torch.hub.download_url_to_file', no)
@@ -360,7 +365,7 @@ def test_offline_by_choice(offline, monkeypatch, tmp_path):
     assert not offline
 
 def test_a_failing_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(lab, 'reachable', lambda *a: True)
+    patch_name(monkeypatch, 'reachable', lambda *a: True)
     monkeypatch.setattr('huggingface_hub.file_download.constants.HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     def broken(*args, **kw): raise ConnectionResetError('the line went dead')

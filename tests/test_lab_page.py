@@ -1,4 +1,5 @@
 """The page of a run: what it says is what the record holds, nothing in it comes from elsewhere, and a browser shows it without a complaint."""
+import os
 import base64
 import hashlib
 import html
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from lab_kit import make_run
 from test_lab_report import Checker
 
-from proxy_attention.lab import report
-from proxy_attention.lab.report import (class_rows, gallery, is_demo, read_records, run_curves, run_pieces, stage_rows, summary, table_text, verdict, wilson,
-                                        write_report, write_run_report)
+from proxy_attention.lab.report import run_page as report
+from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report, write_run_report
+from proxy_attention.lab.report.records import is_demo, read_records
+from proxy_attention.lab.report.run_tables import stage_rows, table_text
+from proxy_attention.lab.report.run_verdict import summary, verdict, wilson
 
 hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
@@ -270,14 +273,14 @@ def test_summary(tmp_path):
 
 def test_reading_a_record_is_light(tmp_path):
     run = make_run(tmp_path/'try', pictures=1)
-    code = f"import sys; from proxy_attention.lab.report import write_report; write_report({str(run)!r}); assert not {{'torch', 'fastai', 'matplotlib', 'pandas'}} & set(sys.modules)"
+    code = f"import sys; from proxy_attention.lab.report.run_page import write_report; write_report({str(run)!r}); assert not {{'torch', 'fastai', 'matplotlib', 'pandas'}} & set(sys.modules)"
     subprocess.run([sys.executable, '-c', code], check=True, cwd=report.Path(report.proxy_attention.__file__).parent.parent)
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     run = make_run(tmp_path/'try')
     before = write_report(run).read_text()
     def full(*_): raise OSError('disk full')
-    monkeypatch.setattr(report.os, 'replace', full)
+    monkeypatch.setattr(os, 'replace', full)
     edit(run, lambda lines: lines[-1].update(stop='until'))
     with pytest.raises(OSError): write_report(run)
     assert (run/'report.html').read_text() == before

@@ -17,8 +17,8 @@ from kit import tiny_model
 from PIL import Image
 
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.lab import reading
-from proxy_attention.lab.reading import OpenCVBlock, OpenCVImage, ReadImage, read_image, reduction
+from proxy_attention.lab.data import reading
+from proxy_attention.lab.data.reading import OpenCVBlock, OpenCVImage, ReadImage, read_image, reduction
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

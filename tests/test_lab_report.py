@@ -5,7 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from proxy_attention.lab.report import curves, paired_difference, read_records, table_text, verdict, write_report
+from proxy_attention.lab.report.demo_page import curves, paired_difference
+from proxy_attention.lab.report.records import read_records
+from proxy_attention.lab.report.run_tables import table_text
+from proxy_attention.lab.report.run_verdict import verdict
+from proxy_attention.lab.report.run_page import write_report
 
 hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
@@ -146,7 +150,7 @@ def test_curves(tmp_path):
     assert len(drawn['starts']) == 2 and drawn['lines'][0]['d'].count('M') == 2 # A new fit is a new line
 
 def test_suspects_and_rejects_are_told():
-    from proxy_attention.lab.report import _looked
+    from proxy_attention.lab.report.run_tables import _looked
     line = dict(wrong=9, items=60, candidates=8, proxies=5, flat=0, suspects=3, rejected=2)
     assert _looked(line) == "9 of 60 training images wrong, 8 chosen, 5 proxies made, 3 kept back as their label is in doubt, 2 copies rejected"
     assert 'doubt' not in _looked({**line, 'suspects': 0, 'rejected': 0})

@@ -6,17 +6,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from lab_kit import patch_name
+from proxy_attention.lab.data.shortcuts import write_png
+from proxy_attention.lab.data.loaders import test_dl
 from proxy_attention.core import seeded_rng
-from proxy_attention.lab import data as data_module, digits as digits_module, shortcuts as module
-from proxy_attention.lab.data import DataError, load_items, make_dls, plant, splits_of
-from proxy_attention.lab.digits import make_shortcut_digits, reserved_digits, split_files, splits, truth_masks
-from proxy_attention.lab.reading import read_image
-from proxy_attention.lab.shortcuts import class_colours, corner, cue_side, least_side, most_classes, read_cues, shortcuts, shown_cues
-from proxy_attention.lab.splits import audit_run, save_split
+from proxy_attention.lab.data import digits as digits_module
+from proxy_attention.lab.data import shortcuts as module
+from proxy_attention.lab.data.items import DataError
+from proxy_attention.lab.data.sources import load_items, plant, splits_of
+from proxy_attention.lab.data.loaders import make_dls
+from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, split_files, splits, truth_masks
+from proxy_attention.lab.data.reading import read_image
+from proxy_attention.lab.data.shortcuts import class_colours, corner, cue_side, least_side, most_classes, read_cues, shortcuts, shown_cues
+from proxy_attention.lab.runs.audit import audit_run
+from proxy_attention.lab.data.split_file import save_split
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 both = 'position_and_square' # Two cues in one picture
@@ -235,7 +244,7 @@ def test_pictures_and_masks(photos, cache, kind):
 def make_whole(items, conf):
     "All pictures as the network gets them, in the order of the items"
     parts = dict(train=np.arange(len(items)), valid=np.arange(1))
-    dl = data_module.test_dl(make_dls(items, parts, change(conf, bs=64), stats=None, device='cpu'), items, dict(test=np.arange(len(items))))
+    dl = test_dl(make_dls(items, parts, change(conf, bs=64), stats=None, device='cpu'), items, dict(test=np.arange(len(items))))
     return np.concatenate([(b[0].permute(0, 2, 3, 1).numpy()*255).round().astype(np.uint8) for b in dl])
 
 @pytest.mark.parametrize('strength', [1, 0.6, 0])
@@ -285,7 +294,7 @@ def test_reused_and_never_overwritten(photos, tmp_path, monkeypatch):
     conf = config(path=photos, n_train=20, n_valid=6, n_test=10)
     items = load_items(conf, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(data_module, '_write_planted', lambda *a: pytest.fail('made again'))
+        patch_name(m, '_write_planted', lambda *a: pytest.fail('made again'))
         again = load_items(conf, tmp_path)
         assert again.files == items.files and again.subgroup(items.files[0]) == items.subgroup(items.files[0])
     for damage in ('picture', 'mask', 'cues', 'gone'):
@@ -312,8 +321,8 @@ def test_nothing_is_left_of_a_failure(photos, tmp_path, monkeypatch):
     def full(file, img):
         if '/b/' in file.as_posix(): raise OSError(28, 'No space left on device')
         return write(file, img)
-    write = data_module.write_png
-    monkeypatch.setattr(data_module, 'write_png', full)
+    write = write_png
+    patch_name(monkeypatch, 'write_png', full)
     with pytest.raises(OSError, match='No space'): load_items(config(path=photos), tmp_path)
     assert not [p for p in tmp_path.rglob('*') if p.is_file() or p.name.startswith('.')]
 
@@ -363,14 +372,14 @@ def test_the_audit_of_planted_data_is_clean_and_finds_what_is_not(photos, cache,
     audit = audit_run(tmp_path/'run')
     assert audit and (audit.train, audit.valid, audit.test) == tuple(len(parts[k]) for k in ('train', 'valid', 'test'))
     copied = Path(shutil.copytree(items.root, tmp_path/'copied'))
-    moved = data_module.replace(items, root=copied, files=[copied/n for n in items.names])
+    moved = replace(items, root=copied, files=[copied/n for n in items.names])
     shutil.copy(moved.files[parts['train'][0]], moved.files[parts['test'][0]])
     save_split(tmp_path/'bad'/'split.json', moved, {k: parts[k] for k in ('train', 'valid', 'test')}, seed=0)
     assert not audit_run(tmp_path/'bad') and 'is the same picture as' in str(audit_run(tmp_path/'bad'))
 
 def test_a_run_on_planted_data(photos, tmp_path):
-    from proxy_attention.lab.experiment import run_experiment
-    from proxy_attention.lab.runs import read_lines
+    from proxy_attention.lab.runs.runner import run_experiment
+    from proxy_attention.lab.runs.folder import read_lines
     Path('settings.ini').write_text(f"""\
 [data:planted]
 source = folder
@@ -395,7 +404,7 @@ threads = 1
     end = [o for o in read_lines(out) if o['kind'] == 'end'][0]
     assert end['audit']['ok'] and audit_run(out) and end['proxies_made'] > 50
     assert set(end['test']['per_group']) == {'cue agrees', 'cue differs'} and 0 <= end['maps']['on_shortcut'] <= 1
-    from proxy_attention.lab.config import SettingsError
+    from proxy_attention.lab.config.problems import SettingsError
     with pytest.raises(SettingsError, match="shortcut='sqare' is not one of 'square'"): run_experiment('try', 'settings.ini', tmp_path/'bad', ['shortcut=sqare'])
 
 

@@ -18,9 +18,12 @@ from kit import tiny_model
 from proxy_attention.audit import look_alikes
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.core import digest
-from proxy_attention.lab import splits as splits_module
-from proxy_attention.lab.data import Items, make_dls
-from proxy_attention.lab.splits import SplitError, apportion, audit_run, file_hashes, load_split, make_splits, save_split, split_digest, split_names
+from proxy_attention.lab.data import splits as splits_module
+from proxy_attention.lab.data.items import Items
+from proxy_attention.lab.data.loaders import make_dls
+from proxy_attention.lab.data.splits import SplitError, apportion, file_hashes, make_splits, split_names
+from proxy_attention.lab.runs.audit import audit_run
+from proxy_attention.lab.data.split_file import load_split, save_split, split_digest
 from proxy_attention.store import encode_image, read_manifest
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxy_attention.lab.stats import Difference, bootstrap_t, bounded_by_images, effect_sign, in_words, intervals, not_worse
-from proxy_attention.lab.stats import not_worse_in_words, paired_t, points
+from proxy_attention.lab.metrics.stats import Difference, bootstrap_t, bounded_by_images, in_words, intervals, not_worse
+from proxy_attention.lab.metrics.claims import effect_sign
+from proxy_attention.lab.metrics.stats import not_worse_in_words, paired_t
+from proxy_attention.lab.metrics.text import points
 
 numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
 

@@ -19,14 +19,21 @@ from test_lab_cli import run as command
 from test_lab_cli import wrong as wrong_command
 from test_lab_experiment import cache, child, ended, lines  # noqa: F401
 
-from proxy_attention.lab import experiment
-from proxy_attention.lab.config import Range, SettingsError, SweepConfig, load_sweep
-from proxy_attention.lab.runs import RunError, read_lines
+from lab_kit import patch_name
+from proxy_attention.lab.config.settings import Settings
+from proxy_attention.lab.runs import runner as experiment
+from proxy_attention.lab.config.search import Range, SweepConfig
+from proxy_attention.lab.config.problems import SettingsError
+from proxy_attention.lab.config.settings import load_sweep
+from proxy_attention.lab.runs.checkpoint import RunError
+from proxy_attention.lab.runs.folder import read_lines
 
 pytest.importorskip('optuna', reason="needs optuna: pip install 'proxy_attention[sweep]'")
 
-from proxy_attention.lab import sweep as lab  # noqa: E402
-from proxy_attention.lab.sweep import plot_sweep, policy_section, sweep, sweep_summary, sweep_text, trial_settings  # noqa: E402
+from proxy_attention.lab.compare import sweep as lab  # noqa: E402
+from proxy_attention.lab.compare.sweep_report import plot_sweep, policy_section, sweep_summary, sweep_text
+from proxy_attention.lab.compare.sweep import sweep
+from proxy_attention.lab.compare.space import trial_settings  # noqa: E402
 
 INI = """\
 [DEFAULT]
@@ -74,7 +81,7 @@ merge = add
 def search(cache, monkeypatch): # noqa: F811
     "A function: the sweep with these changes; its folder"
     Path('settings.ini').write_text(INI)
-    monkeypatch.setattr(experiment, 'forget', lambda: None)
+    patch_name(monkeypatch, 'free_memory', lambda: None)
     def _search(*overrides, out='swept', **kw):
         return sweep('find', 'settings.ini', out, data=cache, overrides=overrides, **{'jobs': 1, 'say': lambda *_: None, **kw})
     return _search
@@ -82,16 +89,16 @@ def search(cache, monkeypatch): # noqa: F811
 def quick(monkeypatch, value=lambda s: s.proxy.area or 0., **changes):
     "Runs that take no time: what they would have come to is `value` of their settings"
     def work(conf, folder, data, command):
-        s = lab.Settings(**conf)
+        s = Settings(**conf)
         if callable(changes.get('before')): changes['before'](s, folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder/'value').write_text(json.dumps(value(s)))
     def run_line(arm, seed, folder):
         return dict(test_accuracy=json.loads((folder/'value').read_text()), test_nll=.5 - json.loads((folder/'value').read_text())/9, test_worst_group_accuracy=None, steps=changes.get('steps', 4),
                     stop='nothing left', audit_ok=changes.get('audit', lambda f: True)(folder), seconds=1.)
-    monkeypatch.setattr(lab, '_work', work)
-    monkeypatch.setattr(lab, 'run_line', run_line)
-    monkeypatch.setattr(lab, 'plot_sweep', lambda out: plt.figure())
+    patch_name(monkeypatch, 'run_job', work)
+    patch_name(monkeypatch, 'run_line', run_line)
+    patch_name(monkeypatch, 'plot_sweep', lambda out: plt.figure())
 
 def trials(out): return [o for o in read_lines(out) if o['kind'] == 'trial']
 def drawn(out): return [o['params'] for o in trials(out)]
@@ -107,7 +114,7 @@ def found(cache, tmp_path_factory): # noqa: F811
     (folder/'settings.ini').write_text(INI)
     said = []
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(experiment, 'forget', lambda: None)
+        m.setattr(experiment, 'free_memory', lambda: None)
         out = sweep('find', folder/'settings.ini', folder/'out', 2, 1, cache, ['sweep.experiment=try, plain', 'sweep.seeds=2', 'experiment.seed=5'], said.append)
     return out, said
 
@@ -157,7 +164,7 @@ def test_text_and_figure(found):
 
 def test_a_found_policy_is_a_section(found):
     (section := Path('settings.ini')).write_text(INI + policy_section('mine', read_lines(found[0])[-1]['params']) + '\n')
-    from proxy_attention.lab.config import load_experiment
+    from proxy_attention.lab.config.settings import load_experiment
     got = load_experiment('try', section, ['proxy=mine']).proxy
     assert {k: v for k,v in got if k in drawn(found[0])[0]} == read_lines(found[0])[-1]['params']
 
@@ -440,12 +447,16 @@ def test_unknown_sweep():
     with pytest.raises(SettingsError, match="sweep:fnd.*'find'"): load_sweep('fnd', 'settings.ini')
 
 @pytest.mark.parametrize('name', ['policy', 'amount', 'jtt', 'masktune'])
-def test_the_packages_own_sweeps(name):
-    got = load_sweep(name)
+def test_the_studys_sweeps(name):
+    got = load_sweep(name, Path(__file__).parents[1]/'studies'/'settings.ini')
     assert lab.check_space(got) == [] and list(got.experiments) == ['dev_digits', 'dev_cifar10']
     assert all(c.data.reserved == 500 and not c.data.exam for e,c in got.experiments.items() if e == 'dev_digits'), "the exam's digits are in no search"
     lab.check_lengths(got, {e: c.experiment.steps for e,c in got.experiments.items()}, {e: c.data.n_train for e,c in got.experiments.items()})
     if name == 'policy': assert got.sweep.space['area'] == Range(low=.03, high=.3, log=True) and '15%' in got.sweep.space['scout']
+
+def test_the_packages_own_sweep():
+    got = load_sweep('find')
+    assert lab.check_space(got) == [] and list(got.experiments) == ['shortcut']
 
 # --------------------------------------------------------------------------------------------------------------------------------- command line
 

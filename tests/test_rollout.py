@@ -11,7 +11,8 @@ import torchvision
 from kit import last_of, make_learner, quiet_cb, shapes_dls
 from torch import nn
 
-from proxy_attention.lab.models import make_model, small_vit
+from proxy_attention.lab.models.zoo import make_model
+from proxy_attention.lab.models.small import small_vit
 from proxy_attention.layers import attention_blocks
 from proxy_attention.saliency import (OnAttention, attention_weights, class_scores, gradrollout, method_layer, raw_maps, rollout, saliency_maps,
                                       saliency_methods)
