@@ -12,10 +12,12 @@ from common import data_folder, image_files, save_record
 
 warnings.filterwarnings('ignore')
 
-from proxy_attention.lab.runs import runner as lab  # noqa: E402
 from proxy_attention.lab.config.settings import load_experiment  # noqa: E402
-from proxy_attention.lab.runs.folder import Run
 from proxy_attention.lab.runs.checkpoint import provenance, save_weights  # noqa: E402
+from proxy_attention.lab.runs.folder import Run  # noqa: E402
+from proxy_attention.lab.runs.job import RunContext, loaded, prepare  # noqa: E402
+from proxy_attention.lab.runs.measuring import test  # noqa: E402
+from proxy_attention.lab.runs.training import train  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument('--images', type=int, default=600)
@@ -46,7 +48,7 @@ def by_hand(job):
     "The same data, network and fits, written as a fastai user would; weights saved at the end"
     start = time.process_time()
     job.seed('train', 0)
-    learn = lab.loaded(job, 'initial.safetensors')
+    learn = loaded(job, 'initial.safetensors')
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(args.epochs, 1e-3, freeze_epochs=1)
     save_weights(job.run/'by_hand.safetensors', learn.model)
     return time.process_time() - start
@@ -56,7 +58,7 @@ def by_lab(job):
     "Stage 1 of a run: measured, checkpointed, recorded"
     job.run.state['next'] = ['train', 0]
     start = time.process_time()
-    lab.train(job, 0)
+    train(job, 0)
     return time.process_time() - start
 
 
@@ -72,9 +74,9 @@ with tempfile.TemporaryDirectory() as tmp:
     conf = load_experiment('run', 'settings.ini')
     seconds = {'by hand': [], 'lab': []}
     with Run('run', provenance(conf, '')) as run:
-        job = lab.RunContext(run, conf, 'data')
+        job = RunContext(run, conf, 'data')
         start = time.process_time()
-        lab.prepare(job)
+        prepare(job)
         stage_0 = time.process_time() - start
         fresh = dict(run.state)
         for k in range(-1, args.pairs): # the first pair warms up
@@ -85,7 +87,7 @@ with tempfile.TemporaryDirectory() as tmp:
                 if k >= 0: seconds[name].append(took)
         start = time.process_time()
         run.state |= dict(weights='train0.safetensors', stop='trained')
-        lab.test(job)
+        test(job)
         end = time.process_time() - start
 ratios = [b/a for a,b in zip(seconds['by hand'], seconds['lab'])]
 figures = dict(images=args.images, epochs=args.epochs + 1, pairs=args.pairs, cpu_seconds={k: round(median(v), 2) for k,v in seconds.items()}, ratio=round(median(ratios), 4),

@@ -141,7 +141,9 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
         assert word in output.replace(os.sep, '/')
     fits = [o for o in lines if o['kind'] == 'fit']
     assert sum(f['steps'] for f in fits if f['arm'] == 'control') == sum(f['steps'] for f in fits if f['arm'] == policy) > 0
-    assert fits[0]['proxies'] == (0 if policy == 'proposal' else 200) and fits[-1]['proxies'] == 0, "the probe finds what two epochs don't tell a scout"
+    found = [o['verdict'] for o in lines if o['kind'] == 'scout']
+    assert len(found) == (policy == 'default') and fits[-1]['proxies'] == 0
+    assert fits[0]['proxies'] == (200 if found == ['shortcut'] else 0), "copies follow the verdict"
     for f in fits: assert 0 <= f['on_digit'] + f['on_shortcut'] <= 1 and 0 <= f['test_accuracy'] <= 1
     for f in fits: assert f['items'] == 200 + (0 if policy == 'default' else f['proxies']), "the default's copies replace their originals"
     config = json.loads((tmp_path/'demo/config.json').read_text())

@@ -363,7 +363,7 @@ def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm)
         real(self)
         if self.fit_no == 1: raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(lab, 'keep_every', 0)
+        patch_name(m, 'keep_every', 0)
         m.setattr(CheckpointCallback, 'after_epoch', stop)
         with pytest.raises(KeyboardInterrupt): run(*ONE)
     harm(Path('run/partial.pt'))
