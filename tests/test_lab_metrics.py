@@ -194,7 +194,7 @@ def test_map_quality_is_the_demos():
     maps[2] = 0
     measure = Measure.__new__(Measure)
     measure.method,measure.clock,measure.masks,measure.images = 'layercam', lab.Clock(), masks, {'test': (maps[:, None], None)}
-    import proxy_attention.lab.demo as demo
+    import proxy_attention.lab.demo_record as demo
     kept,demo.saliency_maps = demo.saliency_maps, lambda model, b, method: b[:, 0]
     try: shares = measure.shares(nn.Linear(1, 1))
     finally: demo.saliency_maps = kept

@@ -30,6 +30,7 @@ from proxy_attention.lab.runs.folder import read_lines
 
 pytest.importorskip('optuna', reason="needs optuna: pip install 'proxy_attention[sweep]'")
 
+from proxy_attention.lab.compare import space
 from proxy_attention.lab.compare import sweep as lab  # noqa: E402
 from proxy_attention.lab.compare.sweep_report import plot_sweep, policy_section, sweep_summary, sweep_text
 from proxy_attention.lab.compare.sweep import sweep
@@ -272,14 +273,14 @@ def test_killed_between_its_steps(search, monkeypatch):
     "While a trial is drawn, runs, is told or is tidied up"
     quick(monkeypatch)
     whole = search('sweep.sampler=tpe', out='whole', trials=14)
-    for name in ('_sampler', '_work', '_outcome', 'write_sweep', '_told'):
-        calls,real = [], getattr(lab, name)
+    for name in ('_sampler', 'run_job', '_outcome', 'write_sweep', '_told'):
+        calls,real = [], getattr(space if name == '_sampler' else lab, name)
         def stopped(*args, calls=calls, real=real):
             calls.append(args)
             if len(calls) == 3: raise KeyboardInterrupt
             return real(*args)
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(lab, name, stopped)
+            patch_name(m, name, stopped)
             search('sweep.sampler=tpe', trials=14)
         assert 1 <= len(trials('swept')) < 14
     assert free(search('sweep.sampler=tpe', trials=14)) == free(whole)

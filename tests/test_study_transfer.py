@@ -101,7 +101,7 @@ def test_summary():
     rows = [row('none', 0, .1), row('none', 1, .2), row('mine', 0, .5, after=.1), row('mine', 1, .7), row('fresh', 0, .3, None, None), row('fresh', 1, .3, None, None), row('alone', 7, .3)]
     by = {v['arm']: v for v in summarise(rows)}
     d = paired_t([.5, .7], [.1, .2])
-    assert by['mine']['against_none']['second'] | {'words': ''} == dict(words='', **d.to_dict()) and by['mine']['mean'] == dict(first_before=.5, first_after=.25, second=.6)
+    assert by['mine']['against_none']['second'] | {'words': ''} == dict(words='', **d.to_dict() | dict(high=1)) and by['mine']['mean'] == dict(first_before=.5, first_after=.25, second=.6)
     assert list(by['fresh']['against_none']) == ['second'] and by['fresh']['mean']['first_after'] is None and 'against_none' not in by['none'] and by['alone']['against_none'] == {}
     text = second_text([dict(kind='second', task='later', task_steps=3), *rows, *by.values()])
     assert 'mine, second task: ' in text and '45.0 points' in text and '[data:later], 3 optimizer steps' in text and '–' in text
