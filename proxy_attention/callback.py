@@ -29,7 +29,7 @@ from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
 from .core import no_footprint, seeded_rng
-from .copies import Eraser, InMemoryCopies, confidence_drops
+from .copies import Eraser, confidence_drops, erased_in_parts
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
@@ -668,16 +668,9 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     eraser = self._eraser(seen, usable, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, usable)
     kept, on_copies = [], []
-    for start in range(0, len(rows), data.task.chunk_size):
-        part = rows[start:start + data.task.chunk_size]
-        with clock('erase'), as_validation(data.items.base): images = eraser(part)
-        here = [k for k,img in enumerate(images) if img is not None]
-        if not here: continue
-        kept += [start + k for k in here]
-        copies = [images[k] for k in here], [part[k]['index'] for k in here]
-        with clock('score'):
-            copies = InMemoryCopies(data.source, *copies, data.task.kind)
-            on_copies.append(self._predict(model, copies, num_workers=0)[0])
+    for here,copies in erased_in_parts(eraser, rows, data.task.chunk_size, clock):
+        kept += here
+        with clock('score'): on_copies.append(self._predict(model, copies, num_workers=0)[0])
     rows, ks = [rows[k] for k in kept], usable[kept]
     if not former: self.candidates = rows, eraser
     if len(kept) < max(2, len(seen.idxs)/2):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch, store_attr
 
-from .copies import Eraser, InMemoryCopies
+from .copies import Eraser, erased_in_parts
 from .core import Clock, no_footprint, seeded_rng
 from .dataloaders import as_validation, eval_dl
 from .layers import early_layers
@@ -92,10 +92,8 @@ def erased_features(self:ProbeTest, seen, idxs, area) -> torch.Tensor: # (n,D)
     "Pooled features of erased copies"
     data = self.data
     eraser = Eraser(data.source, seen, data.task.kind, data.items.n, area, fill=self.fill, seed=self.seed, apart=True)
-    rows, out, size = [dict(index=int(i), cycle=0) for i in idxs], [], data.task.chunk_size
-    for part in [rows[i:i + size] for i in range(0, len(rows), size)]:
-        with self.clock('erase'), as_validation(data.items.base): images = eraser(part)
-        copies = InMemoryCopies(data.source, images, [r['index'] for r in part], data.task.kind)
+    rows, out = [dict(index=int(i), cycle=0) for i in idxs], []
+    for _,copies in erased_in_parts(eraser, rows, data.task.chunk_size, self.clock):
         with self.clock('score'): out.append(self.features_of(copies, self.by.layers, num_workers=0)[0])
     return torch.cat(out)
 

@@ -29,6 +29,7 @@ from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, 
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
+from proxy_attention.copies import InMemoryCopies
 from proxy_attention.scout import copy_model, held_out_items
 from proxy_attention.shortcut_test import Verdict
 
@@ -457,8 +458,8 @@ def test_copies_are_tested_a_few_at_a_time(learner, monkeypatch):
         learn = learner(scout_cb(path=f'run{size}', probe=False))
         old = callback.check_task
         monkeypatch.setattr(callback, 'check_task', lambda *args: old(*args)._replace(chunk_size=size))
-        seen, init = [], callback.InMemoryCopies.__init__
-        monkeypatch.setattr(callback.InMemoryCopies, '__init__', lambda self, source, images, *args: (seen.append(len(images)), init(self, source, images, *args))[1])
+        seen, init = [], InMemoryCopies.__init__
+        monkeypatch.setattr(InMemoryCopies, '__init__', lambda self, source, images, *args: (seen.append(len(images)), init(self, source, images, *args))[1])
         learn.fit(1, 1e-3)
         monkeypatch.undo()
         return cb_of(learn).last_verdict.counts, seen

@@ -30,7 +30,7 @@ from ..dataloaders import epoch_of
 from .config.problems import SettingsError
 from .config.settings import load_experiment
 from .data.digits import make_shortcut_digits, shortcut_digits_dls
-from .demo_record import Measure, Record, Watch
+from .demo_record import Measure, Record, DemoRecorder
 from .models.learner import quiet
 from .models.small import small_cnn
 from .report.records import read_records
@@ -174,7 +174,7 @@ def _run(conf, out, bars, start):
     print(f"proxies  {exp.proxy}: {call}")
     learn = _learner(conf, data, [cb])
     measure, every = Measure(learn.dls, data, judge), len(learn.dls.train)
-    watch = Watch(record, measure, exp.proxy, every, cb, out/'gallery.png')
+    watch = DemoRecorder(record, measure, exp.proxy, every, cb, out/'gallery.png')
     learn.add_cb(watch)
     with quiet(learn, bars):
         if cycles: learn.fit_proxy(conf.epochs, cycles, lr=exp.lr, cycle_epochs=p.cycle_epochs)
@@ -182,7 +182,7 @@ def _run(conf, out, bars, start):
     steps, proxied = watch.steps, learn.model
 
     print(f"control  no proxies, the same {steps} optimizer steps")
-    learn = _learner(conf, data, [Watch(record, measure, 'control', every)])
+    learn = _learner(conf, data, [DemoRecorder(record, measure, 'control', every)])
     whole = steps == conf.epochs*every # else the copies had made the epochs longer
     with quiet(learn, bars), contextlib.nullcontext() if whole else epoch_of(learn.dls, steps):
         learn.fit_one_cycle(conf.epochs if whole else 1, exp.lr)

@@ -39,7 +39,7 @@ def answering(as_json=False, stopped='stopped'):
     except Exception as e:
         if not _expected(e): raise
         fail(as_json, list(map(str, getattr(e, 'problems', None) or [e])), 2, 'proxy-attention: ',
-              [p.to_dict() for p in getattr(e, 'problems', ())])
+             [p.to_dict() for p in getattr(e, 'problems', ())])
     answer.give()
     if answer.code: raise typer.Exit(answer.code)
 
@@ -60,8 +60,7 @@ def _expected(e):
     while tb.tb_next: tb = tb.tb_next
     where = str(tb.tb_frame.f_globals.get('__name__'))
     if isinstance(e, TypeError): return where == 'proxy_attention.core' # From the checks of arguments
-    return isinstance(e, ValueError) and (where.split('.')[0] == 'proxy_attention'
-                                          or tb.tb_frame.f_globals is globals())
+    return isinstance(e, ValueError) and where.split('.')[0] == 'proxy_attention'
 
 def _version(wanted:bool):
     if wanted:
@@ -88,16 +87,16 @@ def top(
 
 # %% ../../../nbs/lab/commands/00_app.ipynb #1214d7e1
 settings_option = typer.Option(None, '--settings', metavar='FILE',
-                         help="Settings file (default: settings.ini here, else the package's own).")
+                               help="Settings file (default: settings.ini here, else the package's own).")
 
 changes_option = typer.Option(None, '--set', metavar='KEY=VALUE',
-                        help="Change one value of the settings, as area=0.05 or data.bs=32; may be given again.")
+                              help="Change one value of the settings, as area=0.05 or data.bs=32; may be given again.")
 
 json_option = typer.Option(False, '--json',
                            help="Answer with one JSON document on standard output, and nothing else there.")
 
 data_option = typer.Option('data', '--data', metavar='FOLDER',
-                     help="Folder for data sets that are generated, unpacked or downloaded.")
+                           help="Folder for data sets that are generated, unpacked or downloaded.")
 
 # %% ../../../nbs/lab/commands/00_app.ipynb #ab728f62
 def indented(rows):

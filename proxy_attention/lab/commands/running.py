@@ -146,14 +146,14 @@ def compare(
       proxy-attention compare shortcut --arms random_erasing,random_place,early_look
       proxy-attention compare shortcut --arms early_look --seed-list 0,3,7 --set data.strength=0.8 --out runs/weaker
       proxy-attention compare shortcut --arms masktune,my_policy --seeds 10 --interval bootstrap-t --json > out.json
-      proxy-attention compare photos --arms unsure --seeds 10 --margin 0.005
+      proxy-attention compare photos --arms proposal --seeds 10 --margin 0.005
     \b
     Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed,
     130 stopped with Ctrl-C (the same command goes on).
     """
     command = again_command('compare', experiment, changes, arms=arms, seeds=seeds, seed_list=seed_list, out=out,
-                     settings=settings, data=None if data == Path('data') else data,
-                     jobs=jobs, interval=None if interval == 't' else interval, margin=margin)
+                            settings=settings, data=None if data == Path('data') else data,
+                            jobs=jobs, interval=None if interval == 't' else interval, margin=margin)
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         if seeds is not None and seed_list is not None: raise ValueError("--seeds and --seed-list: give one of them.")
         names,which = (comma_names(arms, '--arms'), comma_numbers(seed_list, '--seed-list') if seed_list is not None
