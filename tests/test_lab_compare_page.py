@@ -79,7 +79,20 @@ def test_an_arm_without_copies_is_plain_training(tmp_path, copies, equal):
 
 def test_one_seed_shows_nothing(tmp_path):
     found = flat(tmp_path, none=[.1], early_look=[.9])
-    assert comparison_verdict(found)[0].startswith('There are no two seeds') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+    assert comparison_verdict(found)[0].startswith('One seed, right on the test (1,000 images): none 10.0%, early_look 90.0%.') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+
+def test_what_scouts_found_is_told(tmp_path):
+    found = flat(tmp_path, none=[.1, .2, .3], early_look=[.9, .8, .7])
+    record = found['folder']/'record.jsonl'
+    def change(*verdicts):
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        names = iter(verdicts)
+        for o in lines:
+            if o['kind'] == 'result' and o['arm'] == 'early_look': o['verdict'] = next(names, None)
+        record.write_text(''.join(json.dumps(o) + '\n' for o in lines))
+        return comparison_verdict(read_comparison(record))
+    assert not any('Scouts of' in s for s in change())
+    assert 'Scouts of early_look found: shortcut in 2 of 3 seeds, spread in 1 of 3 seeds.' in change('shortcut', 'spread', 'shortcut')
 
 def test_an_arm_without_two_shared_seeds_is_named(tmp_path):
     said = comparison_verdict(made(tmp_path, drop=[('early_look', s) for s in range(4)] + [('proposal', s) for s in range(2)]))

@@ -19,9 +19,9 @@ from .compare_verdict import arm_results, average, best_control, comparison_verd
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
 from .compare_verdict import unclean_runs, unfair_parts
-from .demo_page import settings_rows, template, write_page
+from .pages import settings_rows, template, write_page
 from .records import at
-from .run_page import content_policy
+from .run_page import content_policy, gallery
 from .svg import bars
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
@@ -170,11 +170,21 @@ def _cards(found):
     return settings_rows({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']),
                       'settings': found['about'].get('settings')})
 
+def _galleries(found, most=6):
+    "Some copies of each arm, of its first seed whose folder is there"
+    out = []
+    for a in in_order(found):
+        for s in found['seeds']:
+            cards,_ = gallery(found['folder']/'arms'/a/s, most)
+            if cards: break
+        if cards: out.append(dict(arm=a, seed=s, cards=cards[:most]))
+    return out
+
 def write_compare_report(
     folder, # Folder of a comparison, or its `record.jsonl`
     out=None, # The page; None: `report.html` in the comparison's folder
 ) -> Path: # The page
-    "Write the page of a comparison, from its record alone"
+    "Write the page of a comparison, from its record and the galleries of its runs"
     found = read_comparison(folder)
     sentences,bad,arms = comparison_verdict(found), unclean_runs(found), in_order(found)
     cost_bars,cost_table = _costs(found)
@@ -193,7 +203,7 @@ def write_compare_report(
         n_runs=len(found['results']),
         margin=next((d['margin'] for v in found['verdicts'].values() for k in ('none', 'best')
                      if (d := not_worse_of(v, k))), None),
-        runs=_run_rows(found), commands=_commands(found), settings=_cards(found),
+        runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
         interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=content_policy(_pointing),
         version=proxy_attention.__version__)
     return write_page(found['folder']/'report.html' if out is None else Path(out), page)

@@ -8,6 +8,7 @@ __all__ = ['read_comparison', 'arm_results', 'mean_known', 'average', 'differenc
            'copies_trained_on']
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #85950779
+from collections import Counter
 from pathlib import Path
 
 from ..compare.arms import arm_kind
@@ -121,10 +122,32 @@ def _without_copies(found):
     return [f"Equal to plain training, since {'they' if len(none) > 1 else 'it'} trained on no copies: "
             f"{join_words(none)}."] if none else []
 
+def _found_by_scouts(found):
+    "What scouts found: their words where there is one seed, else how often each verdict"
+    out = []
+    for a in in_order(found):
+        results = [o for o in arm_results(found, a) if o.get('verdict')]
+        if not results: continue
+        if len(found['seeds']) == 1: out.append(f"{a}: {results[0].get('found') or results[0]['verdict']}")
+        else:
+            n = Counter(str(o['verdict']) for o in results)
+            out.append(f"Scouts of {a} found: "
+                       + ', '.join(f"{name} in {count(k)} of {plural(len(results), 'seed')}"
+                                   for name,k in n.most_common()) + '.')
+    return out
+
+def _one_seed(found):
+    "The accuracies of a comparison of one seed: figures, no claim"
+    right = ', '.join(f"{a} {share(average(found, a, 'test_accuracy'))}" for a in in_order(found))
+    n = mean_known(o.get('test_n') for o in found['results'].values())
+    return (f"One seed, right on the test{'' if n is None else f' ({count(n)} images)'}: {right}. "
+            f"It is an example: a claim takes at least {MIN_PAIRS} seeds.")
+
 def _untried(found):
     if not found['results']: return "There is no result yet."
     if all(arm_kind(a) == 'control' for a in found['arms']):
         return "Only controls were compared, so there is no method to judge."
+    if len(found['seeds']) == 1: return _one_seed(found)
     return "There are no two seeds that a method and a control share, so there is no interval, and nothing is shown."
 
 def _caveats(found):
@@ -195,7 +218,7 @@ def comparison_verdict(
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
     if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
-    return (out + _gaps(found) + _beaten(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
+    return (out + _gaps(found) + _beaten(found) + _found_by_scouts(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
             + (_by_validation(found) if len(in_order(found)) > 1 else []))
 
 def comparison_summary(
