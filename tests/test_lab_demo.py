@@ -53,27 +53,27 @@ def demo(tmp_path, monkeypatch):
 
 def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
     found = demo('untested', seed=3)
-    assert (found['arms'], found['seeds']) == (['none', 'untested'], ['3'])
+    assert (found['arms'], found['seeds']) == (['erm', 'untested'], ['3'])
     plain,copies = (found['results'][arm, '3'] for arm in found['arms'])
     assert plain['copies'] == [] and copies['copies'] == [200] and plain['steps'] == copies['steps'] == 20
     assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 3 and plain['scout_steps'] == 0
     (words,*_) = comparison_verdict(found)
-    assert f"none {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
+    assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
     page = (tmp_path/'demo'/'report.html').read_text()
     assert page.count('<figure class="card"') == 6 and '<h3>untested, seed 3</h3>' in page and (tmp_path/'demo'/'gallery.png').is_file()
     assert found['about']['command'].startswith('proxy-attention demo --policy untested --seed 3')
 
 def test_another_policy_takes_over_the_plain_run(demo, tmp_path):
     demo()
-    before = (tmp_path/'demo'/'arms'/'none'/'0'/'record.jsonl').read_text()
+    before = (tmp_path/'demo'/'arms'/'erm'/'0'/'record.jsonl').read_text()
     demo.said.clear()
     found = demo('untested')
     assert demo.said[0].endswith('1 run done, 1 to go, 1 at a time') and [w.split()[0] for w in demo.said[1:] if 'seed' in w] == ['untested']
-    assert (tmp_path/'demo'/'arms'/'none'/'0'/'record.jsonl').read_text() == before and found['arms'] == ['none', 'untested']
+    assert (tmp_path/'demo'/'arms'/'erm'/'0'/'record.jsonl').read_text() == before and found['arms'] == ['erm', 'untested']
 
 def test_where_nothing_is_found_the_page_says_so(demo, tmp_path):
     found = demo(None, 'strength=0')
-    plain,own = (found['results'][arm, '0'] for arm in ('none', 'default'))
+    plain,own = (found['results'][arm, '0'] for arm in ('erm', 'default'))
     assert own['verdict'] != 'shortcut' and own['copies'] == [0] and own['test_accuracy'] == plain['test_accuracy']
     said = comparison_verdict(found)
     assert f"default: {own['found']}" in said and own['found'].endswith('No copies are used.')

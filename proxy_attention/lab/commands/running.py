@@ -111,7 +111,7 @@ def comma_names(text, flag):
     "Words between commas"
     names = [t.strip() for t in text.split(',')]
     if not all(names):
-        raise ValueError(f"{flag} {text!r}: names between commas, as none,early_look, with nothing left out.")
+        raise ValueError(f"{flag} {text!r}: names between commas, as erm,early_look, with nothing left out.")
     return names
 
 def comma_numbers(text, flag):
@@ -132,7 +132,7 @@ def _compared(folder, *more):
 def compare(
     experiment:str=typer.Argument(..., help="Name of an [experiment:NAME] section; its policy is what controls vary."),
     arms:str=typer.Option(..., '--arms', metavar='A,B,...',
-                          help="Arms, from those below or [proxy:NAME] sections; none is always among them."),
+                          help="Arms, from those below or [proxy:NAME] sections; erm is always among them."),
     seeds:Optional[int]=typer.Option(None, '--seeds', metavar='N',
                                      help="So many seeds, from the experiment's on (default: 5)."),
     seed_list:Optional[str]=typer.Option(None, '--seed-list', metavar='0,3,7', help="These seeds instead."),
@@ -187,10 +187,10 @@ def compare(
 def _arms_help(doc):
     "The arms by name in the help of `compare`"
     from textwrap import wrap
-    from proxy_attention.lab.compare.arms import about_arms
-    kinds = dict.fromkeys(kind for kind,_ in about_arms.values())
+    from proxy_attention.lab.compare.arms import arms
+    kinds = dict.fromkeys(a.kind for a in arms.values())
     lines = [line for k in kinds
-             for line in wrap(f"{k}: {', '.join(a for a,(kind,_) in about_arms.items() if kind == k)}", 76,
+             for line in wrap(f"{k}: {', '.join(name for name,a in arms.items() if a.kind == k)}", 76,
                               initial_indent='      ', subsequent_indent='        ')]
     return doc.replace('    ARMS', '\n'.join(['    Arms (proxy-attention list says what each does):', *lines]))
 

@@ -32,7 +32,7 @@ from ..runs.state import check_same
 # %% ../../../nbs/lab/compare/04_comparison.ipynb #83acb9cd
 def compare(
     experiment:str, # Section [experiment:...] of the settings; its policy is what the controls vary
-    arms:list, # Names of arms: keys of `arms`, or [proxy:...] sections; 'none' is always among them
+    arms:list, # Names of arms: keys of `arms`, or [proxy:...] sections; 'erm' is always among them
     seeds:int|list=5, # So many seeds from the experiment's on, or a list of them
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/compare_EXPERIMENT
@@ -48,7 +48,7 @@ def compare(
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict
     "Run all arms with all seeds, as far as that isn't done yet, and judge them"
     conf = load_experiment(experiment, settings, overrides)
-    names = list(dict.fromkeys(['none', *arms]))
+    names = list(dict.fromkeys(['erm', *arms]))
     first = conf.experiment.seed
     seeds = (list(range(first, first + check_number('seeds', seeds, 1, 1000, whole=True)))
              if not isinstance(seeds, (list, tuple, range)) else

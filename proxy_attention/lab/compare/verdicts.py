@@ -80,7 +80,7 @@ def verdicts(
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of the measure that would matter: is it ruled out? None: not asked
 ) -> list: # A dict an arm
-    "Each arm against `none` and against the best control, over the seeds that both have"
+    "Each arm against `erm` and against the best control, over the seeds that both have"
     by = {}
     for r in results: by.setdefault(r['arm'], {})[r['seed']] = r
     def pairs(a, b):
@@ -92,7 +92,7 @@ def verdicts(
     for arm in by:
         row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm),
                    seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
-        for name,other in (('none', 'none'), ('best', best)):
+        for name,other in (('erm', 'erm'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
             values = [[r[measure] for r in rs] for rs in (own_, theirs)]
@@ -125,9 +125,9 @@ def _short(v):
 
 def _not_worse_lines(rows, best):
     "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
-    asked = [v for row in rows for k in ('none', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
+    asked = [v for row in rows for k in ('erm', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
     if not asked: return []
-    others = dict(none='none') | (dict(best=best) if best not in (None, 'none') else {})
+    others = dict(erm='erm') | (dict(best=best) if best not in (None, 'erm') else {})
     def cell(v):
         return (f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})"
                 if 'not_worse' in v else '')
@@ -147,7 +147,7 @@ def comparison_text(
     head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
     results = [o for o in lines if o['kind'] == 'result']
     best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
-    shown = [k for k in ('none', 'best') if any(f'against_{k}' in v for v in rows)]
+    shown = [k for k in ('erm', 'best') if any(f'against_{k}' in v for v in rows)]
     against = [text for k in shown for text in (f'against {best if k == "best" else k}', '')]
     table = [('arm', 'mean', 'lowest', 'highest', 'seconds', *against)]
     for v in rows:

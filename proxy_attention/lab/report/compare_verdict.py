@@ -46,9 +46,9 @@ def average(found, arm, key): return mean_known(o.get(key) for o in arm_results(
 
 def difference(
     verdict, # Line of kind 'verdict', or None
-    against:str, # 'none' or 'best'
+    against:str, # 'erm' or 'best'
 ) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
-    "What a verdict says against `none`, or against the best control"
+    "What a verdict says against `erm`, or against the best control"
     d = at(verdict, f'against_{against}')
     if any(num(at(d, k)) is None for k in ('mean', 'low', 'high')): return None
     return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')),
@@ -56,9 +56,9 @@ def difference(
 
 def not_worse_of(
     verdict, # Line of kind 'verdict', or None
-    against:str, # 'none' or 'best'
+    against:str, # 'erm' or 'best'
 ) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
-    "What a verdict says of being not worse than `none`, or than the best control"
+    "What a verdict says of being not worse than `erm`, or than the best control"
     d = at(verdict, f'against_{against}')
     v = at(d, 'not_worse')
     if any(num(at(v, k)) is None for k in ('margin', 'bound')): return None
@@ -70,8 +70,8 @@ def best_control(found):
     return next((d['arm'] for v in found['verdicts'].values() if (d := difference(v, 'best'))), None)
 
 def in_order(found) -> list:
-    "Arms that have results: controls, rivals, proxies; in each the best first"
-    kinds = ('control', 'rival', 'proxies')
+    "Arms that have results: controls, baselines, proxies; in each the best first"
+    kinds = ('control', 'baseline', 'proxies')
     of = [a for a in found['arms'] if arm_results(found, a)]
     return sorted(of, key=lambda a: (kinds.index(arm_kind(a)), -(average(found, a, 'test_accuracy') or 0)))
 
@@ -97,13 +97,13 @@ def _beaten(found):
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _not_worse(found):
-    "Who is shown to be not worse than none and the best control, and who isn't, where that was asked"
+    "Who is shown to be not worse than erm and the best control, and who isn't, where that was asked"
     best = best_control(found)
     out,few = [], []
-    for against,other in (('none', 'none'), ('best', best)):
+    for against,other in (('erm', 'erm'), ('best', best)):
         asked = [(a, d) for a in found['arms']
                  if arm_kind(a) != 'control' and (d := not_worse_of(found['verdicts'].get(a), against))]
-        if against == 'best' and best == 'none' or not asked: continue
+        if against == 'best' and best == 'erm' or not asked: continue
         few += [d['n'] for _,d in asked if d['n'] is not None]
         def said(which):
             return join_words([f"{a} (bound {points(d['bound'])})" for a,d in asked if d['shown'] == which])
@@ -152,7 +152,7 @@ def _untried(found):
 
 def _caveats(found):
     "What an interval here is, and isn't"
-    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('none', 'best')
+    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('erm', 'best')
                    if (d := difference(v, k))}.values())
     if not judged: return []
     pairs = sorted({d['n'] for d in judged if d['n'] is not None}) or [len(found['seeds'])]
