@@ -25,6 +25,7 @@ from proxy_attention import __version__
 from proxy_attention.lab.cli import app
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_verdict import summary, verdict
+from proxy_attention.store import MARKER
 
 repo = Path(__file__).resolve().parents[1]
 
@@ -40,14 +41,14 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'show', 'run', 'compare', 'sweep', 'report', 'audit', 'clean', 'purge']
+commands = ['demo', 'list', 'init', 'check', 'run', 'compare', 'sweep', 'report', 'audit', 'clean']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
     got = run(*args)
     assert got.exit_code == 0 and 'Usage' in got.output
     if len(args) > 1: assert 'Examples' in got.output and f'proxy-attention {args[0]}' in got.output
-    if len(args) > 1 and args[0] not in ('demo', 'purge'): assert 'Exit codes' in got.output and '--json' in got.output
+    if len(args) > 1 and args[0] != 'demo': assert 'Exit codes' in got.output and '--json' in got.output
 
 def test_commands_are_all_known(): assert {c.name or c.callback.__name__ for c in app.registered_commands} == set(commands)
 
@@ -111,16 +112,6 @@ def test_interrupt(monkeypatch, tmp_path):
     def stopped(*args, **kw): raise KeyboardInterrupt
     monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
-
-def test_purge(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert '.proxies' in wrong('purge') # There is none
-    mine = tmp_path/'photos'
-    mine.mkdir()
-    (mine/'cat.png').write_bytes(b'mine')
-    assert 'nothing deleted' in run('purge', mine, '--yes').output and (mine/'cat.png').read_bytes() == b'mine'
-    got = run('purge', mine, input='n\n')
-    assert got.exit_code == 0 and 'nothing deleted' in got.output
 
 small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
 
@@ -257,16 +248,16 @@ def test_check_cannot_read(here):
     (here/'settings.ini').write_text('[data:x\nsource')
     assert run('check', '--settings', 'settings.ini').exit_code == 2
 
-def test_show(here):
-    got = run('show', 'try', '--set', 'share=0.5')
+def test_every_value_of_an_experiment(here):
+    got = run('list', 'try', '--set', 'share=0.5')
     assert got.exit_code == 0 and 'share = 0.5' in got.output and '# --set share=0.5' in got.output and '# line 6' in got.output and '# default' in got.output and 'line 2 [DEFAULT]' in got.output
     assert 'area = none' in got.output and 'download = false' in got.output
-    told = answer('show', 'try', '--set', 'share=0.5')
+    told = answer('list', 'try', '--set', 'share=0.5')
     assert told['settings']['proxy']['share'] == .5 and dict(kind='data', section='digits', key='bs', value=20, **{'from': None}).keys() - {'from'} <= told['values'][0].keys()
-    assert "'try'" in wrong('show', 'tri')
-    got = run('show', 'try', '--set', 'share=7', '--set', 'lr=fast')
+    assert "'try'" in wrong('list', 'tri') and 'name the experiment' in wrong('list', '--set', 'share=0.5')
+    got = run('list', 'try', '--set', 'share=7', '--set', 'lr=fast')
     assert got.exit_code == 2 and len(got.output.splitlines()) == 2
-    told = answer('show', 'try', '--set', 'share=7', '--set', 'lr=fast', code=2)
+    told = answer('list', 'try', '--set', 'share=7', '--set', 'lr=fast', code=2)
     assert len(told['problems']) == 2 and told['error'].count('\n') == 1
 
 def test_list(here):
@@ -284,13 +275,13 @@ def test_list(here):
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
-def test_list_show_and_check_of_nothing_are_light(here):
+def test_what_needs_no_network_is_light(here):
     code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
            "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
     make_run(here/'runs'/'done', pictures=0)
     make_comparison(here/'runs'/'compared')
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
-    for args in (['list'], ['show', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
+    for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
         subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
 
 def quiet_names(conf): return []
@@ -316,12 +307,12 @@ def never_a_traceback(*args):
 def test_any_settings_file(text):
     with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
         m.setattr('proxy_attention.lab.runs.plan.check_names', quiet_names) # Its own test: here only the file matters
-        for args in (['check'], ['list'], ['show', 'try']): never_a_traceback(*args, '--settings', file)
+        for args in (['check'], ['list'], ['list', 'try']): never_a_traceback(*args, '--settings', file)
 
 @hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.one_of(texts, st.tuples(st.sampled_from(keys), values).map('='.join)))
 def test_any_change(change):
-    with settings_file(good.encode()) as file: never_a_traceback('show', 'try', '--settings', file, '--set', change)
+    with settings_file(good.encode()) as file: never_a_traceback('list', 'try', '--settings', file, '--set', change)
 
 @hypo(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(['source = ', 'arch = ']), st.one_of(st.sampled_from(['resnet18', 'timm/', '../x', 'hf_hub:x/y', 'gradcam']), st.text('abcxyz_019/.: -é', min_size=1, max_size=9)))
@@ -533,6 +524,32 @@ def test_clean(here):
     assert '--yes' in answer('clean', 'a', code=2)['error']
     assert answer('clean', 'a', 'b', '--yes') == dict(deleted=['a', 'b'], left=['b'])
     assert not a.exists() and sorted(p.name for p in b.iterdir()) == ['notes.txt']
+
+def a_folder_of_copies(folder):
+    "As the library leaves one"
+    from proxy_attention.store import ProxyStore
+    store = ProxyStore(folder)
+    store.open()
+    store.close()
+    (folder/f"{'0123456789ab'*2}.png").write_bytes(b'a copy')
+    assert (folder/MARKER).is_file()
+    return folder
+
+def test_clean_deletes_copies_alone(here):
+    "The default folder, one of its folders, or those of a run; what isn't ours is refused before anything is deleted"
+    assert '.proxies: neither the folder of a run nor one of copies' in wrong('clean')
+    one,two = (a_folder_of_copies(here/'.proxies'/n) for n in ('one', 'two'))
+    (one/'notes.txt').write_text('mine')
+    (here/'photos').mkdir()
+    (here/'photos'/'cat.png').write_bytes(b'mine')
+    assert 'photos: neither' in wrong('clean', two, 'photos', '--yes') and two.is_dir()
+    assert 'nothing deleted' in run('clean', input='n\n').output and two.is_dir()
+    assert answer('clean', two, '--yes') == dict(deleted=[str(two)], left=[]) and (one/MARKER).is_file()
+    assert 'deleted the copies of 1 run in .proxies' in run('clean', input='y\n').output
+    assert sorted(p.name for p in one.iterdir()) == ['notes.txt'] and (here/'photos'/'cat.png').read_bytes() == b'mine'
+    a = make_run(here/'a')
+    a_folder_of_copies(a/'proxies')
+    assert run('clean', 'a/proxies', '--yes').exit_code == 0 and not (a/'proxies').exists() and (a/'record.jsonl').is_file()
 
 def test_clean_asks(here):
     make_run(here/'a')

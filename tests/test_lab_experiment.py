@@ -826,6 +826,30 @@ def test_too_little_data_as_the_images_tell(run, overrides, words):
     with pytest.raises(SettingsError, match=words): run(*change, again=True)
     assert (ok/'record.jsonl').read_bytes() == before, "the earlier run is deleted only for one that can be made"
 
+def test_a_run_that_failed_before_training_makes_way(run, cache):
+    "Settings that `prepare` refuses leave a folder that takes the corrected ones, and only until it has trained"
+    with pytest.raises(ValueError, match='layer'): run('layer=nowhere')
+    assert json.loads(Path('run/config.json').read_text())['settings']['proxy']['layer'] == 'nowhere'
+    said = []
+    run_experiment('try', 'settings.ini', 'run', ['proxy=none'], cache, say=said.append)
+    assert json.loads(Path('run/config.json').read_text())['settings']['proxy'] is None and any('is replaced' in s for s in said)
+    assert read_lines('run')[-1]['kind'] == 'end'
+    with pytest.raises(RunError, match='other settings'): run('proxy=none', 'lr=0.02')
+
+def test_a_first_stage_that_failed_makes_way(run, monkeypatch):
+    "Split and initial weights of the other settings go, too; weights that were trained stay"
+    def fails(*args): raise RunError('out of memory')
+    with monkeypatch.context() as m:
+        m.setitem(lab.steps, 'train', fails)
+        with pytest.raises(RunError, match='out of memory'): run('proxy=none', 'data.seed=5')
+    before = Path('run/split.json').read_bytes()
+    run('proxy=none')
+    assert Path('run/split.json').read_bytes() != before and len(lines('run', 'run')) == 1
+    with monkeypatch.context() as m:
+        m.setitem(lab.steps, 'test', fails)
+        with pytest.raises(RunError, match='out of memory'): run('proxy=none', out='two')
+    with pytest.raises(RunError, match='other settings'): run('proxy=none', 'data.seed=5', out='two')
+
 def test_as_many_as_there_are(run):
     "What just suffices is no error, and each stage makes its steps"
     out = run('accumulate=3', 'freeze_epochs=0', 'experiment.epochs=1', 'cycles=1')

@@ -15,8 +15,8 @@ from ... import __version__
 from ...audit import file_digest
 from ...core import digest
 from .checkpoint import MADE_BY, SCHEMA, RunError, load_state, pack, plain
-from .state import check_same, comes_before_copies, files_needed, first_damage, is_run
-from .state import lock_folder, read_json, read_state
+from .state import check_same, comes_before_copies, delete_files, files_needed, first_damage
+from .state import is_run, lock_folder, read_json, read_state
 from ...store import MARKER, write_atomic
 
 # %% ../../../nbs/lab/runs/02_folder.ipynb #5341e324
@@ -61,11 +61,18 @@ class Run:
         self.lock = None
 
     def _read(self):
-        config = self/'config.json'
-        if not config.exists(): write_atomic(config, json.dumps(self.about, indent=2).encode() + b'\n')
-        else: self.about = check_same(self.folder, self.about['settings'])
+        kept = check_same(self.folder, self.about['settings'])
+        if kept is None: self._begin()
+        else: self.about = kept
         self.state = self._latest()
         self._cut()
+
+    def _begin(self):
+        "Write what is asked; a run with other settings, which hasn't trained, makes way"
+        if (self/'config.json').exists():
+            self.say(f"{self.folder}: a run with other settings, which had not trained, is replaced")
+            delete_files(self.folder)
+        write_atomic(self/'config.json', json.dumps(self.about, indent=2).encode() + b'\n')
 
     def _latest(self) -> dict:
         "The last state whose files are as they were written; going back to an earlier one is told"

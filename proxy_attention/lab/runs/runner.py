@@ -23,7 +23,7 @@ from .job import RunContext, deterministic, find_lr, prepare
 from .measuring import test
 from .plan import check_amounts, check_settings
 from .stages import labels, proxies
-from .state import clean_run, is_run
+from .state import clean_run, has_trained, is_run
 from .training import train
 
 # %% ../../../nbs/lab/runs/08_runner.ipynb #fa33ffce
@@ -88,7 +88,7 @@ def run_settings(
     check_settings(conf)
     out,threads = Path(out), torch.get_num_threads()
     check_run_folder(out)
-    if not is_run(out): check_amounts(conf, data)
+    if not is_run(out) or not has_trained(out): check_amounts(conf, data)
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
         torch.set_num_threads(conf.experiment.threads or threads)
