@@ -38,10 +38,10 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and kee
 	$(BIN)/pip install -q -e '.[bench]'
 	for b in startup saliency reading step memory; do $(BIN)/python benchmarks/$$b.py --save || exit 1; done
 
-results: $(VENV)/.installed ## Make the records that the README reads: the demo under both policies (about six minutes)
-	for p in default proposal; do $(BIN)/proxy-attention demo --policy $$p --out demo_$$p && mkdir -p results/demo_$$p \
-		&& cp demo_$$p/config.json demo_$$p/record.jsonl results/demo_$$p/ || exit 1; done
-	mkdir -p nbs/images && cp demo_default/gallery.png nbs/images/gallery.png
+results: $(VENV)/.installed ## Make the record that the README reads: the demo's two policies beside plain training, three seeds (about ten minutes)
+	$(BIN)/proxy-attention compare demo --arms proposal,default --seeds 3 --out runs/readme
+	mkdir -p results/demo && cp runs/readme/record.jsonl results/demo/
+	$(BIN)/proxy-attention demo && cp demo/gallery.png nbs/images/gallery.png
 
 study: $(VENV)/.installed-dev ## Run what the study's records in studies/results don't hold yet (hours; it can be stopped), and make its report
 	cd studies && for s in policy amount jtt masktune; do test -f results/sweeps/$$s.jsonl || { ../$(BIN)/proxy-attention sweep $$s --out ../runs/sweep_$$s && mkdir -p results/sweeps \

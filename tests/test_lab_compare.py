@@ -142,7 +142,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     "Killed, it leaves nobody behind who works on a run, or waits for work for ever"
     (tmp_path/'go.py').write_text("""
 import os, time
-from proxy_attention.lab.compare.comparison import processes
+from proxy_attention.lab.compare.pool import processes
 if __name__ == '__main__':
     with processes(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)

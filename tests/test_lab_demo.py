@@ -83,7 +83,7 @@ def test_where_nothing_is_found_the_page_says_so(demo, tmp_path):
 
 def test_the_demo_needs_a_policy(demo, tmp_path):
     with pytest.raises(SettingsError, match='needs a policy'): demo(None, 'proxy=none')
-    with pytest.raises(ValueError, match='arms.*proposal'): demo('proposl')
+    with pytest.raises(ValueError, match="policy='proposl'.*proposal"): demo('proposl')
     assert not (tmp_path/'demo').exists()
 
 def test_the_picture_follows_the_run(tmp_path):

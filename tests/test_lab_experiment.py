@@ -146,7 +146,10 @@ forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork"), pytes
 def test_a_run(run, cache):
     said = []
     out = run_experiment('try', 'settings.ini', 'run', (), cache, say=said.append)
-    assert [s[:7] for s in said] == ['stage 0', 'stage 1', 'stage 2', 'stage 3', 'stage 2', 'stage 3', 'the end']
+    epochs = [s.split() for s in said if s.strip().startswith('epoch')]
+    assert [s[1] for s in epochs] == ['1', '2', '3']*3 and all(s[2:4] == ['of', '3:'] for s in epochs)
+    assert ['left' in s for s in epochs] == [True]*8 + [False], "nothing is left after the last epoch of the last cycle"
+    assert [s[:7] for s in said if not s.startswith(' ')] == ['stage 0', 'stage 1', 'stage 2', 'stage 3', 'stage 2', 'stage 3', 'the end']
     first,*_,end = lines(out)
     assert (first['kind'], end['kind'], end['stop']) == ('run', 'end', 'cycles done') and first['images'] == dict(train=60, valid=20, test=30)
     assert first['settings']['experiment']['lr'] == 0.01 and len(first['settings_sha256']) == 64 and first['parameters'] > 0 and first['multiply_adds'] > 0

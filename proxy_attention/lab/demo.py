@@ -11,8 +11,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from ..core import check_number
+from ..core import check_choice, check_number
+from .compare.arms import arms
 from .compare.comparison import compare
+from .config.file import SettingsFile
 from .config.problems import SettingsError
 from .config.settings import load_experiment
 from .report.compare_page import write_compare_report
@@ -33,6 +35,7 @@ def run_demo(
     conf = load_experiment('demo', settings, overrides)
     arm = conf.experiment.proxy if policy is None else policy
     if arm is None: raise SettingsError(f"{conf.file} [experiment:demo] proxy=none: the demo needs a policy.")
+    check_choice('policy', arm.partition('@')[0], [*arms, *SettingsFile(conf.file).raw['proxy']])
     seed = conf.experiment.seed if seed is None else check_number('seed', seed, 0, 2**32-1, whole=True)
     out = Path(out)
     command = command_line('demo', policy=(policy, None), seed=(seed, conf.experiment.seed), out=(out, 'demo'),

@@ -6,10 +6,9 @@
 __all__ = ['sweep']
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #1e7db454
-import contextlib
 import os
 import shutil
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean
@@ -18,8 +17,7 @@ import matplotlib.pyplot as plt
 
 from ...core import check_number
 from .arm_settings import fair_steps, train_size
-from .comparison import processes
-from .pool import run_job
+from .pool import run_job, workers
 from .space import check_lengths, check_space, draw_trial, key_importance
 from .space import need_optuna, open_study, quiet_optuna, trial_settings
 from .sweep_report import objective_text, plot_sweep, setting_text, write_sweep
@@ -39,14 +37,6 @@ def _trial(runs, data, command):
         for s,folder in runs: run_job(s, folder, data, command)
     except (OSError, MemoryError): raise # Not the policy's fault
     except Exception as e: return ' '.join(f'{type(e).__name__}: {e}'.split())
-
-class _Here:
-    "This process, with the `submit` of a pool"
-    def submit(self, f, *args):
-        done = Future()
-        try: done.set_result(f(*args))
-        except Exception as e: done.set_exception(e)
-        return done
 
 def _outcome(runs, objective):
     "What a trial's runs (experiment, seed, settings, folder) came to"
@@ -150,7 +140,7 @@ def _search(study, conf, steps, out, data, command, jobs, say, write):
     each = ' and '.join(f"{e} ({plural(steps[e], 'step')})" for e in conf.experiments)
     say(f"sweep {conf.name}: {plural(len(ended), 'trial')} of {s.trials} ended before, {left} to go, "
         f"{jobs} at a time; each is {plural(s.seeds, 'seed')} of {each}")
-    with contextlib.nullcontext(_Here()) if jobs == 1 else processes(jobs) as pool:
+    with workers(jobs) as pool:
         running = {}
         while left or running:
             while left and len(running) < jobs:

@@ -147,7 +147,8 @@ def comparison_text(
     head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
     results = [o for o in lines if o['kind'] == 'result']
     best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
-    shown = [k for k in ('erm', 'best') if any(f'against_{k}' in v for v in rows)]
+    kinds = ('erm',) if best in (None, 'erm') else ('erm', 'best')
+    shown = [k for k in kinds if any(f'against_{k}' in v for v in rows)]
     against = [text for k in shown for text in (f'against {best if k == "best" else k}', '')]
     table = [('arm', 'mean', 'lowest', 'highest', 'seconds', *against)]
     for v in rows:

@@ -83,11 +83,10 @@ def make_learner(
 
 # %% ../../../nbs/lab/models/04_learner.ipynb #de226b38
 def quiet(learn, bars:bool=False):
-    "Context in which a fit shows progress bars and tables only if `bars`"
+    "Context in which a fit prints no table, and shows progress bars only if `bars`"
     stack = contextlib.ExitStack()
-    if not bars:
-        stack.enter_context(learn.no_bar())
-        stack.enter_context(learn.no_logging())
+    stack.enter_context(learn.no_logging())
+    if not bars: stack.enter_context(learn.no_bar())
     return stack
 
 # %% ../../../nbs/lab/models/04_learner.ipynb #43819f29

@@ -16,6 +16,7 @@ from ...callback import ProxyAttentionCB
 from ...dataloaders import epoch_of
 from ..config.sections import measures
 from ..metrics.classification import CostMeter, classification_report, folder_bytes
+from ..metrics.text import duration
 from ..models.learner import quiet
 from .checkpoint import RunError, load_opt, load_state, opt_state, plain, rng_state
 from .checkpoint import save_state, save_weights, set_rng_state
@@ -26,11 +27,17 @@ from .stages import save_gallery, update_early_stopping
 from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #c894d1a9
+def _epoch_line(epoch, planned, accuracy, loss, seconds_left):
+    "A line for the terminal about an epoch that has ended"
+    left = f"; about {duration(seconds_left)} of training left" if seconds_left else ''
+    return f"          epoch {epoch} of {planned}: {accuracy:.1%} right, loss {loss:.3f} on validation{left}"
+
 class MetricsRecorder(Callback):
     "Measures every epoch and adds a line to the record"
     order,remove_on_fetch = 55,True # after the Recorder
-    def __init__(self, run, vocab, cycle):
-        self.record, self.gallery, self.where = run.record, run/'gallery', dict(stage='train', cycle=cycle)
+    def __init__(self, run, vocab, cycle, planned, later=0):
+        self.record, self.say, self.gallery = run.record, run.say, run/'gallery'
+        self.where, self.planned, self.later = dict(stage='train', cycle=cycle), planned, later
         self.vocab, self.meter = list(map(str, vocab)), CostMeter()
         self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
         self.report, self.probs, self.diverged, self.scout = None, [], False, None
@@ -64,6 +71,8 @@ class MetricsRecorder(Callback):
         self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']),
                     **self.last, seconds_train=self.took, seconds_valid=self.took_valid,
                     images_per_second=self.seen/self.took, **self.meter.row())
+        self.say(_epoch_line(self.epochs, self.planned, self.report['accuracy'], rest[0],
+                            sum(self.seconds.values())/self.epochs*(self.planned + self.later - self.epochs)))
 
     def state(self): return dict(epochs=self.epochs, steps=self.steps, images=self.images, seconds=dict(self.seconds))
     def load(self, state):
@@ -183,10 +192,12 @@ def train(job, cycle:int):
     if cbs: cbs[0].prepare() # notes the images before a short epoch makes more of them
     per_epoch_1 = len(learn.dls.train)
     if st['live']: cbs[0].resume(st['live'])
-    watch = MetricsRecorder(run, learn.dls.vocab, cycle)
     lr = st.get('lr') or conf.experiment.lr
     fits = stage_fits(conf, cycle, lr, len(learn.dls.train), per_epoch_1, job.accumulate)
     check_batches(named_fits(fits, cycle, len(learn.dls.train)), job.accumulate)
+    planned = [sum(f['epochs'] for f in stage_fits(conf, c, lr, len(learn.dls.train), per_epoch_1, job.accumulate))
+               for c in range(cycle, 1 + (0 if p is None else p.cycles))]
+    watch = MetricsRecorder(run, learn.dls.vocab, cycle, planned[0], sum(planned[1:]))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
     with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.scout is not None: run.record('scout', copies=len(watch.scout['ids']), **watch.scout['report'])
