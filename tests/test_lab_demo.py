@@ -60,7 +60,7 @@ def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
     (words,*_) = comparison_verdict(found)
     assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
     page = (tmp_path/'demo'/'report.html').read_text()
-    assert page.count('<figure class="card"') == 6 and '<h3>untested, seed 3</h3>' in page and (tmp_path/'demo'/'gallery.png').is_file()
+    assert page.count('<figure class="card"') == 4 and '<h3>untested, seed 3</h3>' in page and (tmp_path/'demo'/'gallery.png').is_file()
     assert found['about']['command'].startswith('proxy-attention demo --policy untested --seed 3')
 
 def test_another_policy_takes_over_the_plain_run(demo, tmp_path):

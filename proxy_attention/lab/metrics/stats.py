@@ -49,13 +49,15 @@ def paired_t(
     level:float=0.95, # Of the interval
 ) -> Difference:
     "Mean of `a - b` with Student's interval"
-    _,mean,se,n = _paired(a, b, level)
-    half = stats.t.ppf((1 + level)/2, n-1)*se
-    return Difference(float(mean), float(mean - half), float(mean + half), _p(mean, se, n), n, level)
+    d,mean,se,n = _paired(a, b, level)
+    if se == 0: return _constant(mean, n, level)
+    test = stats.ttest_rel(a, b)
+    low,high = test.confidence_interval(level)
+    return Difference(float(mean), float(low), float(high), float(test.pvalue), n, level)
 
-def _p(mean, se, n):
-    if se > 0: return float(2*stats.t.sf(abs(mean/se), n-1))
-    return 1. if mean == 0 else 0.
+def _constant(mean, n, level):
+    "Every pair differs by the same: scipy has no interval for that"
+    return Difference(float(mean), float(mean), float(mean), 1. if mean == 0 else 0., n, level)
 
 def bootstrap_t(
     a, b, # As in `paired_t`
@@ -65,12 +67,13 @@ def bootstrap_t(
 ) -> Difference:
     "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12); needs no normality"
     d,mean,se,n = _paired(a, b, level)
-    if se == 0: return Difference(float(mean), float(mean), float(mean), _p(mean, se, n), n, level)
+    if se == 0: return _constant(mean, n, level)
     sample = np.random.default_rng(seed).choice(d, (check_number('draws', draws, 99, whole=True), n))
     spread = sample.std(1, ddof=1)/np.sqrt(n)
     t = (sample.mean(1) - mean)[spread > 0]/spread[spread > 0] # A sample of one value only has no t
     low,high = np.quantile(t, [(1 - level)/2, (1 + level)/2])
-    return Difference(float(mean), float(mean - high*se), float(mean - low*se), _p(mean, se, n), n, level)
+    return Difference(float(mean), float(mean - high*se), float(mean - low*se), float(stats.ttest_rel(a, b).pvalue), n,
+                      level)
 
 intervals = {'t': paired_t, 'bootstrap-t': bootstrap_t}
 

@@ -170,7 +170,7 @@ def _cards(found):
     return settings_rows({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']),
                       'settings': found['about'].get('settings')})
 
-def _galleries(found, most=6):
+def _galleries(found, most=4):
     "Some copies of each arm, of its first seed whose folder is there"
     out = []
     for a in in_order(found):
