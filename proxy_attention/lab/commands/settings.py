@@ -6,7 +6,6 @@
 __all__ = ['init', 'check']
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #f89a269f
-import warnings
 from pathlib import Path
 from typing import Optional
 
@@ -47,7 +46,8 @@ def init(
 # %% ../../../nbs/lab/commands/01_settings.ipynb #54363cf8
 @app.command()
 def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
-    """Say everything that is wrong with the settings file, a line each, with line number.
+    """Say everything that is wrong with the settings file, a line each, with line number: names, numbers, paths,
+    amounts. Folders of images are listed; nothing is read or downloaded.
 
     \b
     Examples:
@@ -57,12 +57,13 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
     Exit codes: 0 all of it is right, 2 something is wrong.
     """
     with answering(as_json) as answer:
+        from proxy_attention.lab.commands.checking import problems_of
         from proxy_attention.lab.config.problems import SettingsError
         from proxy_attention.lab.config.file import SettingsFile
         file = None
         try:
             file = SettingsFile(settings)
-            problems = file.problems or _unknown_names(file)
+            problems = problems_of(file)
         except SettingsError as e: problems = e.problems
         counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
@@ -71,19 +72,3 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
         answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
                     problems=[p.to_dict() for p in problems]),
                '\n'.join(map(str, problems)) or good, 2 if problems else 0)
-
-def _unknown_names(file):
-    "What only the libraries know: is there such a network, method, source?"
-    from proxy_attention.lab.config.settings import load_experiment, load_sweep
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.runs.plan import check_names, known_amounts, wrong_amounts
-    from proxy_attention.lab.compare.space import check_space
-    out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
-    for name in file.raw['experiment']:
-        conf = load_experiment(name, file.file)
-        for kind,key,value,message in [*check_names(conf), *wrong_amounts(conf, *known_amounts(conf))]:
-            ref = name if kind == 'experiment' else getattr(conf.experiment, kind)
-            problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key,
-                                   None if value is None else str(value))
-            if problem not in out: out.append(problem)
-    return sorted(out, key=lambda p: p.line or 0)

@@ -4,26 +4,22 @@
 
 # %% auto #0
 __all__ = ['stage_steps', 'even_epochs', 'stage_fits', 'allowed_judge', 'named_fits', 'run_batches', 'check_batches',
-           'long_scout', 'wrong_amounts', 'known_amounts', 'check_amounts', 'precision', 'check_names',
-           'check_settings']
+           'long_scout', 'wrong_amounts', 'known_amounts', 'check_amounts', 'precision', 'wrong_names', 'wrong_judge',
+           'check_names', 'check_settings']
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #d3e65276
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.torch_core import default_device
 
-from ...callback import ProxyAttentionCB
 from ...core import check_choice, preserve_rng, steps_of
+from ..config.names import preset_nets, source_names
 from ..config.problems import Problem, SettingsError
 from ..data.shortcuts import shortcuts
-from ..data.sources import datasets, load_items, splits_of
-from ..metrics.maps import compared
-from ..models.zoo import find_net, make_model
-from ...labels import most_folds, need_cleanlab
+from ...policy import Policy, policy_fields
 from ...saliency import saliency_maps, saliency_methods
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #c8b4b297
@@ -81,6 +77,8 @@ def allowed_judge(
 
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
+    from proxy_attention.lab.metrics.maps import compared
+    from proxy_attention.lab.models.zoo import make_model
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
         blank = torch.zeros(1, 3, size, size)
@@ -179,6 +177,9 @@ def check_amounts(
 
 def _amounts(data, cache):
     "(n, folds, why) of a data set, as in `wrong_amounts`"
+    from proxy_attention.labels import most_folds
+    from proxy_attention.lab.data.sources import load_items
+    from proxy_attention.lab.data.splits import splits_of
     with preserve_rng(): items = load_items(data, Path(cache))
     train = splits_of(items, data)['train']
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
@@ -197,25 +198,64 @@ def precision(
                             "Choose auto or fp32.")
     return wanted
 
+# %% ../../../nbs/lab/runs/01_plan.ipynb #90cd5e11
+def _find_net(arch):
+    from proxy_attention.lab.models.zoo import find_net
+    find_net(arch)
+
+def _need_cleanlab():
+    from proxy_attention.labels import need_cleanlab
+    need_cleanlab()
+
+def _precision_here(wanted):
+    from fastai.torch_core import default_device
+    precision(wanted, default_device())
+
+def _trials(kind, section):
+    "(key, what raises an error if the key's value names nothing) for what is set in a section"
+    if kind == 'data':
+        yield 'source', partial(check_choice, 'source', section.source, source_names)
+        if section.shortcut is not None:
+            yield 'shortcut', partial(check_choice, 'shortcut', section.shortcut, shortcuts)
+    if kind == 'model' and section.arch not in preset_nets: yield 'arch', partial(_find_net, section.arch)
+    if kind == 'proxy':
+        for key,value in section.policy.items():
+            if key in policy_fields: yield key, partial(Policy, **{key: value})
+        if section.label_gate: yield 'label_gate', _need_cleanlab
+    if kind == 'experiment':
+        if section.judge is not None:
+            yield 'judge', partial(check_choice, 'judge', section.judge, saliency_methods)
+        if section.precision in ('fp16', 'bf16'): yield 'precision', partial(_precision_here, section.precision)
+
+# %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
+def wrong_names(
+    kind:str, # Of the section: data, model, proxy or experiment
+    section, # Checked, as of `Settings`
+) -> list: # Of (key, value, message)
+    "Names in a section that nothing bears"
+    out = []
+    for key,trial in _trials(kind, section):
+        try: trial()
+        except (ValueError, TypeError, ImportError) as e: out.append((key, getattr(section, key), str(e)))
+    return out
+
+def wrong_judge(
+    conf, # `Settings`
+) -> list: # Of (key, value, message)
+    "Is the method that judges maps one that the network doesn't allow? Unknown names are no matter of this"
+    judge = conf.experiment.judge
+    if judge not in saliency_methods or wrong_names('model', conf.model): return []
+    try: allowed_judge(conf)
+    except (ValueError, TypeError, ImportError) as e: return [('judge', judge, str(e))]
+    return []
+
 def check_names(
     conf, # `Settings`
 ) -> list: # Of (kind, key, value, message)
     "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
-    out = []
-    def attempt(kind, key, value, f):
-        try: f()
-        except (ValueError, TypeError, ImportError) as e: out.append((kind, key, value, str(e)))
-    attempt('data', 'source', conf.data.source, lambda: check_choice('source', conf.data.source, datasets))
-    if conf.data.shortcut is not None:
-        attempt('data', 'shortcut', conf.data.shortcut, lambda: check_choice('shortcut', conf.data.shortcut, shortcuts))
-    attempt('model', 'arch', conf.model.arch, lambda: find_net(conf.model.arch))
-    if conf.proxy is not None: attempt('proxy', None, None, lambda: ProxyAttentionCB(**conf.proxy.policy))
-    if conf.proxy is not None and conf.proxy.label_gate: attempt('proxy', 'label_gate', True, need_cleanlab)
-    if conf.experiment.judge is not None and not any(key == 'arch' for _,key,*_ in out):
-        attempt('experiment', 'judge', conf.experiment.judge, lambda: allowed_judge(conf))
-    attempt('experiment', 'precision', conf.experiment.precision,
-            lambda: precision(conf.experiment.precision, default_device()))
-    return out
+    sections = dict(data=conf.data, model=conf.model, proxy=conf.proxy, experiment=conf.experiment)
+    out = [(kind, *found) for kind,s in sections.items() if s is not None for found in wrong_names(kind, s)]
+    return out + [('experiment', *found) for found in wrong_judge(conf)]
 
 def _refuse(conf, wrong):
     "A `SettingsError` if anything is wrong: (kind, key, value, message) each"
