@@ -46,7 +46,7 @@ def arm_of(
     conf, # `Settings`
 ) -> str:
     "The arm that a run was in its comparison; outside of one, the name of its policy, or none"
-    return conf.name.rpartition('/')[2] if '/' in conf.name else conf.experiment.proxy or 'none'
+    return conf.name.rpartition('/')[2] if '/' in conf.name else conf.experiment.proxy or 'erm'
 
 def images_of(
     job, # A `RunContext`, of `finished`
@@ -132,24 +132,24 @@ def by_arm(
 def summarise(
     rows, # Lines of kind 'result'
 ) -> list: # A dict an arm
-    "Means of every arm, and its difference to `none` in agreement; a run that is the reference itself counts in neither"
+    "Means of every arm, and its difference to `erm` in agreement; a run that is the reference itself counts in neither"
     by,out = by_arm([r for r in rows if not r.get('is_reference')]), []
     for (arch,arm),mine in by.items():
         number = lambda k, rs: (lambda v: mean(v) if v else None)([r[k] for r in rs if r.get(k) is not None])
         keys = [k for k in next(iter(mine.values())) if k.startswith(('rank_', 'iou_', 'on_')) or k == 'accuracy']
         row = dict(kind='verdict', arm=arm, arch=arch, seeds=len(mine), mean={k: number(k, mine.values()) for k in keys})
-        none = by.get((arch, 'none'), {}) if arm != 'none' else {}
-        if none: row |= against_none(mine, none, [k for k in keys if k.startswith(('rank_', 'iou_')) and 'other' not in k])
+        none = by.get((arch, 'erm'), {}) if arm != 'erm' else {}
+        if none: row |= against_erm(mine, none, [k for k in keys if k.startswith(('rank_', 'iou_')) and 'other' not in k])
         out.append(row)
     return out
 
-def against_none(
+def against_erm(
     mine:dict, # Seed → line of an arm
     none:dict, # Seed → line of plain training
     keys, # What is compared
     percent:bool=False, # In percentage points?
-) -> dict: # `against_none`: key → difference, in words and numbers; or `unfair`: why there is none
-    "Paired differences to `none`"
+) -> dict: # `against_erm`: key → difference, in words and numbers; or `unfair`: why there is none
+    "Paired differences to `erm`"
     try: check_fair([*none.values(), *mine.values()])
     except RunError as e: return dict(unfair=str(e))
     out = {}
@@ -158,8 +158,8 @@ def against_none(
         if len(pairs) < 2: continue
         d, most = paired_t(*zip(*pairs)), 2 if k.startswith('rank_') else 1 # Correlations lie in [-1, 1], shares in [0, 1]
         d = replace(d, low=max(d.low, -most), high=min(d.high, most))
-        out[k] = dict(words=in_words(d, 'none', percent=percent), **d.to_dict())
-    return dict(against_none=out)
+        out[k] = dict(words=in_words(d, 'erm', percent=percent), **d.to_dict())
+    return dict(against_erm=out)
 
 def run_folders(
     runs, # Folders of runs and of comparisons
@@ -189,7 +189,7 @@ def agreement(
     data='data', # Folder for data sets that are generated or unpacked
     say=lambda words: None, # What is told goes there, a line a run
 ) -> list: # Lines of the record: what was asked, the reference, a line a run, a line an arm
-    "Accuracy and maps of each run beside those of a reference, on the same test images, and arms against `none`"
+    "Accuracy and maps of each run beside those of a reference, on the same test images, and arms against `erm`"
     if method is not None: check_choice('method', method, saliency_methods)
     if images is not None: check_number('images', images, 2, whole=True)
     if out is not None: check_free(out, 'agreement')
@@ -281,9 +281,9 @@ def agreement_verdict(
 def _arm_words(v, ref):
     "What is said of one arm"
     who = f"{v['arm']} ({v['arch']}, {v['mean']['accuracy']:.1%} right; the reference {ref['accuracy']:.1%})"
-    if 'unfair' in v: return [f"{who}: not judged against none; {v['unfair']}"]
-    got = v.get('against_none', {})
-    if not got: return [f"{who}: not judged, for want of two seeds shared with none."] if v['arm'] != 'none' else []
+    if 'unfair' in v: return [f"{who}: not judged against erm; {v['unfair']}"]
+    got = v.get('against_erm', {})
+    if not got: return [f"{who}: not judged, for want of two seeds shared with erm."] if v['arm'] != 'erm' else []
     return [f"{who}, {name} with {m}: {got[f'{k}_{m}']['words']}." for m in ref['maps'] for k,name in _measures.items() if f'{k}_{m}' in got]
 
 def _yardsticks(head, ref, rows):
@@ -294,6 +294,6 @@ def _yardsticks(head, ref, rows):
     return ' '.join([f"To measure by: maps of different images have a rank correlation of {strange}, random maps an IoU of {head['iou_chance']:.3f}.", *own])
 
 def _caveat(arms):
-    n = sum(len(v.get('against_none', {})) for v in arms)
+    n = sum(len(v.get('against_erm', {})) for v in arms)
     judged = f" In brackets: 95% intervals (t) of the paired difference over seeds, {n} of them, not adjusted for their number." if n else ''
     return f"There is one reference network: what another one would look at isn't known.{judged}"

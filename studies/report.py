@@ -31,7 +31,7 @@ recipe = 'recommended'
 def _gap(results, listed, name, asked):
     c = listed.get(name)
     d = gap_closed(results.get(name, []), results.get(c.reference, []), recipe) if c is not None else None
-    if d is not None and not has_gap(results[name], results[c.reference]): return [f"closes the gap on `{name}`", in_points(_against(results, name, 'none')), f"no gap: plain training loses less than {100*least_gap:.0f} points"]
+    if d is not None and not has_gap(results[name], results[c.reference]): return [f"closes the gap on `{name}`", in_points(_against(results, name, 'erm')), f"no gap: plain training loses less than {100*least_gap:.0f} points"]
     return [f"closes 95% of the gap on `{name}`" if asked else f"closes the gap on `{name}` (to be reported)", '' if d is None else in_percent(d), judged(d, .95, share_points) if asked or d is None else 'reported']
 
 def _time(results, name):
@@ -52,7 +52,7 @@ def goals(
     rows += [_gap(results, listed, n, asked) for n,asked in (('fresh_95', True), ('fresh_99', True), ('digits_80', False))]
     rows += [_time(results, n) for n in ('fresh_95', 'fresh_99')]
     for n in ('fresh_0', 'square_cifar10_0', 'exam_0'):
-        d = _against(results, n, 'none')
+        d = _against(results, n, 'erm')
         rows.append([f"loses at most half a point on `{n}`, where the shortcut tells nothing", in_points(d), judged(d, -.005)])
     for n,others in (('square_cifar10', ('duplicate_wrong', 'masktune')), ('tuned_square_cifar10', ('jtt_tuned', 'masktune_tuned')), ('watermark_asl', ('duplicate_wrong', 'masktune'))):
         rows += [[f"beats `{other}` on `{n}`", in_points(d := _against(results, n, other)), beats(d)] for other in others]
@@ -61,20 +61,20 @@ def goals(
     for n in clean_sets:
         d = _against(results, n, 'random_erasing')
         rows.append([f"is not worse than Random Erasing on `{n}`, by half a point", in_points(d), judged(d, -.005)])
-    better = {n: beats(_against(results, n, 'none')) for n in clean_sets}
+    better = {n: beats(_against(results, n, 'erm')) for n in clean_sets}
     done = [n for n,v in better.items() if v != 'not run']
-    found = '; '.join(f"{n} {in_points(_against(results, n, 'none'))}" for n in done)
+    found = '; '.join(f"{n} {in_points(_against(results, n, 'erm'))}" for n in done)
     rows.append(["is better than plain training on two of three sets without a known shortcut", found, 'met' if sum(v == 'met' for v in better.values()) > 1 else 'not run' if len(done) < 2 else 'missed'])
     return rows
 
 less_data = {'digits': ((60, 'less_digits_5'), (120, 'less_digits_10'), (300, 'less_digits_25'), (600, 'less_digits_50'), (1200, 'fewer_steps_digits_180'))}
 fewer_steps = ((180, 'fewer_steps_digits_180'), (360, 'fewer_steps_digits_360'), (720, 'digits_95'))
-networks = (('small CNN', 'cnn_square_fashion', 'none'), ('small CNN, recommended', 'cnn_square_fashion', 'recommended'), ('small ViT', 'vit_square_fashion', 'none'),
+networks = (('small CNN', 'cnn_square_fashion', 'erm'), ('small CNN, recommended', 'cnn_square_fashion', 'recommended'), ('small ViT', 'vit_square_fashion', 'erm'),
             ('small ViT, recommended by gradient-weighted rollout', 'vit_square_fashion', 'recommended@gradrollout'))
 
 def _section(name, c, have, out):
     "What is said of a comparison"
-    arms = dict.fromkeys(['none', *c.names])
+    arms = dict.fromkeys(['erm', *c.names])
     listed,others = len([o for o in have if o['arm'] in arms]), list(dict.fromkeys(o['arm'] for o in have if o['arm'] not in arms))
     steps = f", {have[0]['steps']} optimizer steps each; audits: {sum(o['audit_ok'] for o in have)} of {len(have)} clean" if have else ''
     parts = [f"## {name}", f"`{c.experiment}`{f', {c.change}' if c.change else ''}; seeds {c.first_seed} to {c.first_seed + c.seeds - 1}; {listed} of {len(arms)*c.seeds} runs done{steps}."]
@@ -104,7 +104,7 @@ def study_report(
         draw_gaps(listed, results, out/'gaps.svg')
         parts += ["## The gap closed", "0% is plain training with the shortcut, 100% plain training on the same images where it tells nothing.", "![gaps](gaps.svg)", markdown(rows, 2)]
     for name,amounts in less_data.items():
-        if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg', ('none', 'recommended', 'early_look_replace'))
+        if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg', ('erm', 'recommended', 'early_look_replace'))
     for name,c in listed.items(): parts += _section(name, c, results.get(name, []), out)
     file.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return file

@@ -40,7 +40,7 @@ def has_gap(
     plain, # The same without one
 ) -> bool:
     "Does the shortcut cost plain training anything worth closing?"
-    low,high = (by_seed(r, 'none') for r in (results, plain))
+    low,high = (by_seed(r, 'erm') for r in (results, plain))
     both = low.keys() & high.keys()
     return bool(both) and mean(high[s] - low[s] for s in both) >= least_gap
 
@@ -51,7 +51,7 @@ def gap_closed(
     measure:str='test_accuracy',
 ) -> Difference|None:
     "Share of the gap between plain training with the shortcut and without it that an arm closes, seed by seed, with its interval"
-    ours,low,high = by_seed(results, arm, measure), by_seed(results, 'none', measure), by_seed(plain, 'none', measure)
+    ours,low,high = by_seed(results, arm, measure), by_seed(results, 'erm', measure), by_seed(plain, 'erm', measure)
     shares = {s: (ours[s] - low[s])/(high[s] - low[s]) for s in ours.keys() & low.keys() & high.keys() if high[s] != low[s]}
     return set_against(shares, dict.fromkeys(shares, 0.))
 
@@ -110,7 +110,7 @@ def spread(
 def seconds_ratio(
     results, # Lines of kind 'result' of a comparison
     arm:str,
-    against:str='none',
+    against:str='erm',
 ) -> float|None: # None: no such seed
     "Seconds of an arm over those of another, over the seeds that both have run at the same commit: another sitting is another load of the machine"
     ours,theirs = by_seed(results, arm, 'seconds'), by_seed(results, against, 'seconds')
@@ -126,7 +126,7 @@ def memory(
     v = list((by_seed(results, arm, 'peak_gpu_allocated_mb') or by_seed(results, arm, 'peak_ram_mb')).values())
     return f'{mean(v):,.0f} MB' if v else ''
 
-rivals = ('duplicate_wrong', 'random_erasing', 'masktune') # Besides plain training, what an arm is set against
+baselines = ('duplicate_wrong', 'random_erasing', 'masktune') # Besides plain training, what an arm is set against
 
 def arm_table(
     results, # Lines of kind 'result' of a comparison
@@ -134,7 +134,7 @@ def arm_table(
 ) -> list: # Rows, the first the heading
     "A row an arm: mean and range over its seeds, differences with 95% intervals in points, time against plain training's, peak memory"
     arms = list(dict.fromkeys(o['arm'] for o in results))
-    against = [a for a in ('none', *rivals) if a in arms]
+    against = [a for a in ('erm', *baselines) if a in arms]
     rows = [['arm', 'seeds', 'mean', 'lowest', 'highest', *(f'against {a}' for a in against), 'time', 'memory']]
     for a in arms:
         v = by_seed(results, a, measure)
@@ -153,8 +153,8 @@ def gap_table(
     for name,c in listed.items():
         have,plain = results.get(name, []), results.get(c.reference, [])
         for a in dict.fromkeys(o['arm'] for o in have):
-            if a == 'none' or arms is not None and a not in arms or (gap := gap_closed(have, plain, a)) is None: continue
-            rows.append([name, a, gap.n, *(f"{mean(by_seed(r, 'none').values()):.1%}" for r in (have, plain)), spread(by_seed(have, a).values()), in_percent(gap) if has_gap(have, plain) else 'no gap', in_times(seconds_ratio(have, a)), memory(have, a)])
+            if a == 'erm' or arms is not None and a not in arms or (gap := gap_closed(have, plain, a)) is None: continue
+            rows.append([name, a, gap.n, *(f"{mean(by_seed(r, 'erm').values()):.1%}" for r in (have, plain)), spread(by_seed(have, a).values()), in_percent(gap) if has_gap(have, plain) else 'no gap', in_times(seconds_ratio(have, a)), memory(have, a)])
     return rows
 
 def method_table(
@@ -171,14 +171,14 @@ def method_table(
         for a in arms:
             full = a if m == usual else f'{a}@{m}'
             if not any(by_seed(results[n], full) for n in names): continue
-            cell = lambda n: f"{mean(v.values()):.1%}, {in_points(set_against(v, by_seed(results[n], 'none')))}" if (v := by_seed(results[n], full)) else ''
+            cell = lambda n: f"{mean(v.values()):.1%}, {in_points(set_against(v, by_seed(results[n], 'erm')))}" if (v := by_seed(results[n], full)) else ''
             rows.append([m, a, *map(cell, names)])
     return rows
 
 def amount_table(
     results, # Of `read_study`
     amounts, # (words, name of a comparison), from little to much
-    arms=('none', 'recommended'), # The second is set against the first
+    arms=('erm', 'recommended'), # The second is set against the first
 ) -> list: # Rows, the first the heading
     "A row an amount, of images or of steps: both arms and their difference, over the seeds that all amounts have"
     amounts = [(w, n) for w,n in amounts if results.get(n)]
@@ -198,7 +198,7 @@ def target_table(
     "A row a comparison and an arm: steps and seconds to what plain training reaches, less the allowance, and how many runs got there"
     rows = [['data', 'arm', 'reached it', 'steps', 'seconds']]
     for name in (n for n in names if results.get(n)):
-        targets = {s: v - below for s,v in by_seed(results[name], 'none', 'valid_accuracy').items()}
+        targets = {s: v - below for s,v in by_seed(results[name], 'erm', 'valid_accuracy').items()}
         for a in dict.fromkeys(o['arm'] for o in results[name]):
             mine = [o for o in results[name] if o['arm'] == a and o['seed'] in targets]
             got = [t for o in mine if (t := to_target(o, targets[o['seed']])) is not None]
@@ -210,13 +210,13 @@ def network_table(
     rows_of, # (words, name of a comparison, arm)
 ) -> list: # Rows, the first the heading
     "A row a network: accuracy, precision, recall on the test, seconds, memory, and how much of its maps lies on the shortcut, means over seeds"
-    rows = [['network', 'seeds', 'accuracy', 'against none', 'precision', 'recall', 'training', 'all', 'peak memory', 'maps on the shortcut', 'its share of the picture']]
+    rows = [['network', 'seeds', 'accuracy', 'against erm', 'precision', 'recall', 'training', 'all', 'peak memory', 'maps on the shortcut', 'its share of the picture']]
     for words,name,arm in rows_of:
         have = results.get(name, [])
         of = lambda k: list(by_seed(have, arm, k).values())
         if not of('test_accuracy'): continue
         share = lambda k: f'{mean(v):.1%}' if (v := of(k)) else ''
-        own = '' if arm == 'none' else in_points(set_against(by_seed(have, arm), by_seed(have, 'none')))
+        own = '' if arm == 'erm' else in_points(set_against(by_seed(have, arm), by_seed(have, 'erm')))
         rows.append([words, len(of('test_accuracy')), share('test_accuracy'), own, share('test_precision'), share('test_recall'), f"{mean(of('seconds_train')):.0f} s", f"{mean(of('seconds')):.0f} s",
                      memory(have, arm), share('map_on_shortcut'), share('map_area_shortcut')])
     return rows
@@ -247,14 +247,14 @@ def draw_arms(
     def draw(ax):
         for k,a in enumerate(arms):
             v,kind = list(by_seed(results, a, measure).values()), arm_kind(a.partition('@')[0])
-            ax.plot(v, [k]*len(v), 'o', ms=4, alpha=0.6, color='C0' if kind == 'proxies' else 'C1' if kind == 'rival' else '0.5')
+            ax.plot(v, [k]*len(v), 'o', ms=4, alpha=0.6, color='C0' if kind == 'proxies' else 'C1' if kind == 'baseline' else '0.5')
             ax.plot([mean(v)]*2, [k-.3, k+.3], color='black', lw=1.5)
         ax.set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms)-.5, -.5), xlim=(0, 1), xlabel=f"{measure.replace('_', ' ')}; a dot a run, a bar the mean")
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(axis='x', alpha=0.3)
     save_svg(draw, file, (6.4, 0.9 + 0.25*len(arms)), title)
 
-_marks = {'none': ('plain training', 'o', '0.6'), 'duplicate_wrong': ('Just Train Twice', 's', '0.35'), 'masktune': ('MaskTune', 'D', 'C1'), 'recommended': ('recommended', 'o', 'C0')}
+_marks = {'erm': ('plain training', 'o', '0.6'), 'duplicate_wrong': ('Just Train Twice', 's', '0.35'), 'masktune': ('MaskTune', 'D', 'C1'), 'recommended': ('recommended', 'o', 'C0')}
 
 def draw_gaps(
     listed, # Name → `ComparisonConfig`
@@ -262,10 +262,10 @@ def draw_gaps(
     file, # An SVG
 ):
     "A row a shortcut: where the arms stand between plain training with it and plain training without it"
-    names = [n for n,c in listed.items() if results.get(n) and by_seed(results.get(c.reference, []), 'none')]
+    names = [n for n,c in listed.items() if results.get(n) and by_seed(results.get(c.reference, []), 'erm')]
     def draw(ax):
         for k,n in enumerate(names):
-            ends = [mean(by_seed(r, 'none').values()) for r in (results[n], results[listed[n].reference])]
+            ends = [mean(by_seed(r, 'erm').values()) for r in (results[n], results[listed[n].reference])]
             ax.plot(ends, [k, k], color='0.85', lw=7, solid_capstyle='butt', zorder=0)
             ax.plot(ends[1], k, '|', ms=17, mew=1.8, color='black', label='plain training without the shortcut' if k == 0 else None)
             for arm,(words,mark,colour) in _marks.items():
@@ -280,7 +280,7 @@ def draw_amounts(
     results, # Of `read_study`
     amounts, # (number, name of a comparison), from little to much
     file, # An SVG
-    arms=('none', 'recommended'),
+    arms=('erm', 'recommended'),
     what:str='training images',
 ):
     "Accuracy over the amount of data: a dot a run, a line through the means"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from proxy_attention.core import check_choice, check_number, preserve_rng
 from proxy_attention.dataloaders import epoch_of
-from studies.agreement import against_none, arm_of, by_arm, check_twice, finished, run_folders, trained_line
+from studies.agreement import against_erm, arm_of, by_arm, check_twice, finished, run_folders, trained_line
 from proxy_attention.lab.metrics.text import aligned
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.file import SettingsFile, kinds
@@ -117,13 +117,13 @@ measured = ('first_before', 'first_after', 'second')
 def summarise(
     rows, # Lines of kind 'result'
 ) -> list: # A dict an arm
-    "Means of every arm, and its differences to `none`"
+    "Means of every arm, and its differences to `erm`"
     by,out = by_arm(rows), []
     for (arch,arm),mine in by.items():
         of = lambda k: [r[k] for r in mine.values() if r[k] is not None]
         row = dict(kind='verdict', arm=arm, arch=arch, seeds=len(mine), mean={k: mean(v) if (v := of(k)) else None for k in measured})
-        none = by.get((arch, 'none'), {}) if arm != 'none' else {}
-        if none: row |= against_none(mine, none, measured, percent=True)
+        none = by.get((arch, 'erm'), {}) if arm != 'erm' else {}
+        if none: row |= against_erm(mine, none, measured, percent=True)
         out.append(row)
     return out
 
@@ -141,7 +141,7 @@ def second_text(
     table = [('network', 'arm', 'seeds', 'first task', 'first task afterwards', 'second task')]
     table += [(v['arch'], v['arm'], str(v['seeds']), *(share(v['mean'][k]) for k in measured)) for v in arms]
     names = dict(first_before='first task', first_after='first task afterwards', second='second task')
-    said = [f"{v['arm']}, {names[k]}: {got['words']}" for v in arms for k,got in v.get('against_none', {}).items()]
-    said += [f"{v['arm']}: not judged against none; {v['unfair']}" for v in arms if 'unfair' in v]
+    said = [f"{v['arm']}, {names[k]}: {got['words']}" for v in arms for k,got in v.get('against_erm', {}).items()]
+    said += [f"{v['arm']}: not judged against erm; {v['unfair']}" for v in arms if 'unfair' in v]
     note = f"Test accuracy; the second task is [data:{head['task']}], {head['task_steps']} optimizer steps with a new head; fresh: from the initial weights, without a first task."
     return '\n'.join([*aligned(table, range(2, 6)), '', *said, '', note])

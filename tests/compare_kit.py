@@ -6,7 +6,7 @@ import numpy as np
 from proxy_attention.lab.compare.verdicts import verdicts
 from proxy_attention.lab.metrics.stats import intervals
 
-LEVELS = dict(none=.52, duplicate_wrong=.545, random_erasing=.56, random_place=.53, shuffled_map=.525, masktune=.47, proposal=.55, early_look=.66, early_look_replace=.62)
+LEVELS = dict(erm=.52, duplicate_wrong=.545, random_erasing=.56, random_place=.53, shuffled_map=.525, masktune=.47, proposal=.55, early_look=.66, early_look_replace=.62)
 
 
 def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., drop=(), seed=0, margin=None, **about):
@@ -18,7 +18,7 @@ def make_comparison(folder, levels=LEVELS, seeds=range(5), until=None, gain=1., 
     for s in seeds:
         for i,(arm,level) in enumerate(levels.items()):
             top = float(np.clip(.52 + (level-.52)*gain + luck[s] + rng.normal(0, .012), 0, 1))
-            extra = dict(none=0, masktune=3.1, proposal=4.4, duplicate_wrong=.8).get(arm, 2.2 if 'look' in arm or 'place' in arm else .1)
+            extra = dict(erm=0, masktune=3.1, proposal=4.4, duplicate_wrong=.8).get(arm, 2.2 if 'look' in arm or 'place' in arm else .1)
             train = 21. + rng.normal(0, .4)
             curve = [[36*k, round(train*k/20, 2), float(np.clip((.97 - .02*(i % 3))*(1 - .75**(k - 4*(k > 4 and 'look' in arm))) + rng.normal(0, .004), 0, 1)), .1] for k in range(1, 21)]
             results.append(dict(kind='result', arm=arm, seed=s, test_n=1000, test_accuracy=round(top, 3), test_precision=top, test_recall=top, test_f1=top, test_nll=1.4, test_ece=.2,

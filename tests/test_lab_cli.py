@@ -281,7 +281,7 @@ def test_what_needs_no_network_is_light(here):
     make_run(here/'runs'/'done', pictures=0)
     make_comparison(here/'runs'/'compared')
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
-    for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'none'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
+    for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
         subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
 
 def quiet_names(conf): return []
@@ -412,33 +412,33 @@ def test_compare(here, monkeypatch):
         if (folder.parent.name, folder.name) == ('random_erasing', '3'): raise KeyboardInterrupt
         return real(conf, folder, *args)
     patch_name(monkeypatch, 'run_job', work)
-    args = ['compare', 'try', '--arms', 'random_erasing,none', '--seeds', '2', '--out', 'a b', '--data', 'pictures', *tiny]
+    args = ['compare', 'try', '--arms', 'random_erasing,erm', '--seeds', '2', '--out', 'a b', '--data', 'pictures', *tiny]
     got = run(*args)
-    assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,none --seeds 2 --out 'a b' --data pictures --jobs 1 "
+    assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,erm --seeds 2 --out 'a b' --data pictures --jobs 1 "
                                                            "--set steps=4 --set n_train=40` goes on from here")
     assert 'This comparison is not finished: 1 of 4 runs is done' in run('report', 'a b').output and (here/'a b/report.html').is_file()
     patch_name(monkeypatch, 'run_job', real)
     got = run(*args)
-    assert got.exit_code == 0 and '1 runs are done, 3 to go' in got.output and 'against none' in got.output and 'Only controls were compared' in got.output
+    assert got.exit_code == 0 and '1 run done, 3 to go' in got.output and 'against erm' in got.output and 'Only controls were compared' in got.output
     assert 'page   a b/report.html' in got.output.replace(os.sep, '/') and (here/'pictures').is_dir()
     told = answer('compare', 'try', '--arms', 'random_erasing', '--seed-list', '4,7', '--out', 'a b', '--data', 'pictures', '--interval', 'bootstrap-t', '--margin', '0.3', *tiny)
     assert told['done'] and told['seeds'] == ['4', '7'] and told['interval'] == 'bootstrap-t' and told['steps'] == 4 and told['audits_clean'] == told['runs'] == 4
-    assert [v['arm'] for v in told['verdicts']] == ['none', 'random_erasing'] and told['verdict'] and Path(told['page']).is_file()
-    assert told['verdicts'][1]['against_none']['not_worse']['margin'] == 0.3 and '--margin 0.3' in told['command']
+    assert [v['arm'] for v in told['verdicts']] == ['erm', 'random_erasing'] and told['verdict'] and Path(told['page']).is_file()
+    assert told['verdicts'][1]['against_erm']['not_worse']['margin'] == 0.3 and '--margin 0.3' in told['command']
     assert 'other settings' in wrong(*args, '--set', 'lr=0.5')
 
-@pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'none,,mixup'], ['--arms', 'commas']),
-                                         (['--arms', 'none', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'none', '--seeds', '0'], ['seeds=0']),
-                                         (['--arms', 'none', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'none', '--interval', 'z'], ["'z'", 'bootstrap-t']),
-                                         (['--arms', 'none', '--jobs', '0'], ['jobs=0']),
-                                         (['--arms', 'none', '--margin', '-1'], ['margin=-1']),
-                                         (['--arms', 'none', '--set', 'aera=1'], ["'area'"]),
-                                         (['--arms', 'none', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
+@pytest.mark.parametrize('args, words', [(['--arms', 'random_erasin'], ["'random_erasin'", 'random_erasing']), (['--arms', 'erm,,mixup'], ['--arms', 'commas']),
+                                         (['--arms', 'erm', '--seed-list', '1,x'], ['--seed-list', '1,x']), (['--arms', 'erm', '--seeds', '0'], ['seeds=0']),
+                                         (['--arms', 'erm', '--seeds', '2', '--seed-list', '1'], ['one of them']), (['--arms', 'erm', '--interval', 'z'], ["'z'", 'bootstrap-t']),
+                                         (['--arms', 'erm', '--jobs', '0'], ['jobs=0']),
+                                         (['--arms', 'erm', '--margin', '-1'], ['margin=-1']),
+                                         (['--arms', 'erm', '--set', 'aera=1'], ["'area'"]),
+                                         (['--arms', 'erm', '--settings', 'nowhere.ini'], ['nowhere.ini'])])
 def test_compare_errors(here, args, words):
     said = wrong('compare', 'try', *args)
     assert all(w in said for w in words) and sorted(os.listdir()) == ['settings.ini']
 
-@pytest.mark.parametrize('args', [['compare', 'try', '--arms', 'none', '--jobs', '1'], ['demo'], ['run', 'try']])
+@pytest.mark.parametrize('args', [['compare', 'try', '--arms', 'erm', '--jobs', '1'], ['demo'], ['run', 'try']])
 def test_no_command_takes_somebody_else_s_folder(here, args):
     (here/'record.jsonl').write_text('mine')
     (here/'report.html').write_text('mine')
@@ -448,7 +448,7 @@ def test_no_command_takes_somebody_else_s_folder(here, args):
     assert (here/'record.jsonl').read_text() == (here/'report.html').read_text() == 'mine'
 
 def test_compare_names_its_arms():
-    from proxy_attention.lab.compare.arm_settings import arms
+    from proxy_attention.lab.compare.arms import arms
     said = run('compare', '--help').output
     assert all(a in said for a in arms)
 
@@ -459,7 +459,7 @@ def test_comparisons_are_listed_and_reported(here):
     assert 'arms of a comparison' in got.output and 'another image\'s map' in got.output and '20 of 45 runs' in got.output and 'early_look beats the best control' in got.output
     told = answer('list')
     assert [(c['comparison'], c['state']) for c in told['comparisons']] == [('part', '20 of 45 runs'), ('whole', 'done')] and told['runs'] == []
-    assert dict(name='masktune', kind='rival').items() <= next(a for a in told['arms'] if a['name'] == 'masktune').items()
+    assert dict(name='masktune', kind='baseline').items() <= next(a for a in told['arms'] if a['name'] == 'masktune').items()
     told = answer('report', 'runs/whole/record.jsonl', '--out', 'w.html')
     assert told['best_control'] == 'random_erasing' and 'Comparison whole' in (here/'w.html').read_text()
     make_run(here/'a')

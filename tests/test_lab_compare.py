@@ -60,7 +60,7 @@ def test_all_arms_share_split_initial_weights_and_steps(everything):
 def test_the_arms_are_what_they_say(everything):
     first = {a: lines(everything/'arms'/a/'0', 'run')[0]['settings'] for a in [*ALL, 'unsure']}
     policy = {a: s['proxy'] for a,s in first.items()}
-    assert all(policy[a] is None for a in ('none', 'random_erasing', 'mixup', 'cutmix'))
+    assert all(policy[a] is None for a in ('erm', 'random_erasing', 'mixup', 'cutmix'))
     assert first['random_erasing']['data']['augment'] == 'random_erasing' and (first['mixup']['experiment']['mix'], first['cutmix']['experiment']['mix']) == ('mixup', 'cutmix')
     assert [policy[a]['place'] for a in ('random_place', 'least_salient', 'shuffled_map')] == ['random', 'least_salient', 'shuffled_map']
     for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(fill=None), "the experiment's own policy"
@@ -74,7 +74,7 @@ def test_the_arms_are_what_they_say(everything):
 
 def test_what_differs_comes_out_different(everything):
     curves = {o['arm']: json.dumps([c[3] for c in o['curve']]) for o in results(everything)}
-    assert len({curves[a] for a in ALL}) >= len(ALL) - 2 and curves['recommended'] == curves['none'], "five held-out images tell nothing, so that no copies are made"
+    assert len({curves[a] for a in ALL}) >= len(ALL) - 2 and curves['recommended'] == curves['erm'], "five held-out images tell nothing, so that no copies are made"
 
 def test_duplicates_are_the_wrong_images_five_times(everything):
     out = everything/'arms'/'duplicate_wrong'/'0'
@@ -83,14 +83,14 @@ def test_duplicates_are_the_wrong_images_five_times(everything):
 
 def test_a_result_says_what_the_scouts_cost_and_found(everything):
     got = {o['arm']: o for o in results(everything)}
-    assert {a: got[a]['verdict'] for a in ('none', 'early_look', 'recommended', 'proposal')} == dict(none=None, early_look=None, recommended='unclear', proposal=None)
-    assert [got[a]['scout_steps'] for a in ('none', 'early_look', 'recommended')] == [0, 5, 1] and got['early_look']['seconds_scout'] > 0 == got['none']['seconds_scout']
+    assert {a: got[a]['verdict'] for a in ('erm', 'early_look', 'recommended', 'proposal')} == dict(erm=None, early_look=None, recommended='unclear', proposal=None)
+    assert [got[a]['scout_steps'] for a in ('erm', 'early_look', 'recommended')] == [0, 5, 1] and got['early_look']['seconds_scout'] > 0 == got['erm']['seconds_scout']
     assert got['early_look']['copies'] == [40] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
 
 def test_seeds(run):
     out = run([], [3, 5])
     assert [o['seed'] for o in results(out)] == [3, 5] and len({o['initial_sha256'] for o in results(out)}) == 2 and len({o['split_sha256'] for o in results(out)}) == 1
-    assert {o['settings']['experiment']['seed'] for s in (3, 5) for o in lines(out/'arms'/'none'/str(s), 'run')} == {3, 5}
+    assert {o['settings']['experiment']['seed'] for s in (3, 5) for o in lines(out/'arms'/'erm'/str(s), 'run')} == {3, 5}
 
 def test_unfair_runs_are_refused():
     r = lambda **kw: dict(arm='a', seed=0, split_sha256='s', initial_sha256='i', steps=8) | kw
@@ -110,7 +110,7 @@ def test_what_is_done_is_not_done_again(run, monkeypatch):
     run(['early_look'], 1)
     before = {f: f.stat().st_mtime_ns for f in Path('compared').rglob('state.json')}
     out = run(['early_look', 'random_erasing'], 2, say=said.append)
-    assert '2 runs are done, 4 to go' in said[0] and len(results(out)) == 6 and all(f.stat().st_mtime_ns == t for f,t in before.items())
+    assert '2 runs done, 4 to go' in said[0] and len(results(out)) == 6 and all(f.stat().st_mtime_ns == t for f,t in before.items())
 
 def test_other_settings_in_the_same_folder(run):
     run([], 1)
@@ -135,7 +135,7 @@ def test_killed(run):
 
 def test_in_processes(run):
     here,there = run(['random_erasing'], 1, out='here'), run(['random_erasing'], 1, out='there', jobs=2)
-    for arm in ('none', 'random_erasing'):
+    for arm in ('erm', 'random_erasing'):
         assert lines(here/'arms'/arm/'0', 'epoch') == lines(there/'arms'/arm/'0', 'epoch')
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
@@ -161,46 +161,46 @@ def test_a_run_that_fails_is_told_and_the_others_are_kept(run, monkeypatch):
         return real(conf, folder, *args)
     patch_name(monkeypatch, 'run_job', work)
     with pytest.raises(RunError, match='1 of 2 runs failed: random_erasing seed 0: No space left'): run(['random_erasing'], 1)
-    assert [o['arm'] for o in results('compared')] == ['none']
+    assert [o['arm'] for o in results('compared')] == ['erm']
 
 # -------------------------------------------------------------------------------------------------------------------------------------- verdict
 
 def fake(**arms_): return [dict(kind='result', arm=a, seed=s, test_accuracy=v, seconds=10.*(1 + len(a))) for a,vs in arms_.items() for s,v in enumerate(vs)]
 
 def test_verdicts():
-    rows = {v['arm']: v for v in verdicts(fake(none=[.4, .5, .3, .4, .4], random_erasing=[.45, .52, .36, .46, .41], mine=[.9, .92, .88, .91, .93]))}
+    rows = {v['arm']: v for v in verdicts(fake(erm=[.4, .5, .3, .4, .4], random_erasing=[.45, .52, .36, .46, .41], mine=[.9, .92, .88, .91, .93]))}
     d = paired_t([.9, .92, .88, .91, .93], [.45, .52, .36, .46, .41])
     assert rows['mine']['against_best']['arm'] == 'random_erasing' and rows['mine']['against_best']['low'] == pytest.approx(d.low)
-    assert rows['mine']['against_none']['arm'] == 'none' and rows['mine']['against_none']['cost'] == pytest.approx(1.) and rows['random_erasing']['against_none']['cost'] == 3
-    assert 'against_none' not in rows['none'] and 'against_best' not in rows['random_erasing'] and rows['none']['mean'] == pytest.approx(.4)
+    assert rows['mine']['against_erm']['arm'] == 'erm' and rows['mine']['against_erm']['cost'] == 1.25 and rows['random_erasing']['against_erm']['cost'] == 3.75
+    assert 'against_erm' not in rows['erm'] and 'against_best' not in rows['random_erasing'] and rows['erm']['mean'] == pytest.approx(.4)
     assert rows['mine']['against_best']['words'].endswith('over random_erasing at 0.33× its time')
 
 def test_verdicts_pair_by_seed():
     "Not by place: arm b lacks seed 0"
-    got = fake(none=[.1, .5, .6], b=[.9, .6, .8])
+    got = fake(erm=[.1, .5, .6], b=[.9, .6, .8])
     got = [r for r in got if not (r['arm'] == 'b' and r['seed'] == 0)]
     v = next(v for v in verdicts(got) if v['arm'] == 'b')
-    assert v['against_none']['n'] == 2 and v['against_none']['mean'] == pytest.approx(.15)
+    assert v['against_erm']['n'] == 2 and v['against_erm']['mean'] == pytest.approx(.15)
 
 def test_verdicts_by_another_measure_and_interval():
-    got = [r | dict(test_worst_group_accuracy=1 - r['test_accuracy']) for r in fake(none=[.4, .5, .3, .4], b=[.5, .6, .3, .6])]
-    a,b = verdicts(got)[1]['against_none'], verdicts(got, 'test_worst_group_accuracy')[1]['against_none']
-    assert a['mean'] == pytest.approx(-b['mean']) and verdicts(got, interval='bootstrap-t')[1]['against_none']['low'] != a['low']
+    got = [r | dict(test_worst_group_accuracy=1 - r['test_accuracy']) for r in fake(erm=[.4, .5, .3, .4], b=[.5, .6, .3, .6])]
+    a,b = verdicts(got)[1]['against_erm'], verdicts(got, 'test_worst_group_accuracy')[1]['against_erm']
+    assert a['mean'] == pytest.approx(-b['mean']) and verdicts(got, interval='bootstrap-t')[1]['against_erm']['low'] != a['low']
 
-NEAR = dict(none=[.90, .91, .90, .92, .91], mixup=[.93, .92, .93, .93, .92], mine=[.901, .911, .899, .92, .909])
+NEAR = dict(erm=[.90, .91, .90, .92, .91], mixup=[.93, .92, .93, .93, .92], mine=[.901, .911, .899, .92, .909])
 
 def test_verdicts_of_not_worse():
-    "Against none it is shown, against the best control not; without a margin nothing is said of it"
+    "Against erm it is shown, against the best control not; without a margin nothing is said of it"
     rows = {v['arm']: v for v in verdicts(fake(**NEAR), margin=0.005)}
-    none,best = rows['mine']['against_none'], rows['mine']['against_best']
-    assert none['not_worse'] == dict(margin=0.005, shown=True, bound=pytest.approx(paired_t(NEAR['mine'], NEAR['none'], 0.9).low))
-    assert none['words'].endswith('; not worse than none by 0.5 points or more (one-sided 95% bound −0.1)') and none['words'].startswith('no effect shown against none')
+    none,best = rows['mine']['against_erm'], rows['mine']['against_best']
+    assert none['not_worse'] == dict(margin=0.005, shown=True, bound=pytest.approx(paired_t(NEAR['mine'], NEAR['erm'], 0.9).low))
+    assert none['words'].endswith('; not worse than erm by 0.5 points or more (one-sided 95% bound −0.1)') and none['words'].startswith('no effect shown against erm')
     assert best['arm'] == 'mixup' and not best['not_worse']['shown'] and '; not shown to be not worse than mixup by 0.5 points or more' in best['words']
-    assert not verdicts(fake(**NEAR), margin=0.0005)[2]['against_none']['not_worse']['shown']
-    by_bootstrap = verdicts(fake(**NEAR), margin=0.005, interval='bootstrap-t')[2]['against_none']['not_worse']
-    assert by_bootstrap['bound'] == not_worse(NEAR['mine'], NEAR['none'], 0.005, interval='bootstrap-t')[1]
+    assert not verdicts(fake(**NEAR), margin=0.0005)[2]['against_erm']['not_worse']['shown']
+    by_bootstrap = verdicts(fake(**NEAR), margin=0.005, interval='bootstrap-t')[2]['against_erm']['not_worse']
+    assert by_bootstrap['bound'] == not_worse(NEAR['mine'], NEAR['erm'], 0.005, interval='bootstrap-t')[1]
     without = verdicts(fake(**NEAR))
-    assert not any('not_worse' in v.get(f'against_{k}', {}) or 'not worse' in v.get(f'against_{k}', {}).get('words', '') for v in without for k in ('none', 'best'))
+    assert not any('not_worse' in v.get(f'against_{k}', {}) or 'not worse' in v.get(f'against_{k}', {}).get('words', '') for v in without for k in ('erm', 'best'))
 
 def test_text_of_not_worse(tmp_path):
     def text(seeds=5, **kw):
@@ -210,7 +210,7 @@ def test_text_of_not_worse(tmp_path):
         return comparison_text(tmp_path)
     asked,plain = text(margin=0.005), text()
     assert asked.startswith(plain) and 'ot worse' not in plain, "a record without a margin reads as before"
-    assert re.search(r'arm +not worse than none +not worse than mixup\n', asked) and re.search(r'mine +yes \(−0.1\) +not shown \(−2.\d\)', asked)
+    assert re.search(r'arm +not worse than erm +not worse than mixup\n', asked) and re.search(r'mine +yes \(−0.1\) +not shown \(−2.\d\)', asked)
     assert 'a loss of 0.5 points or more is ruled out' in asked and '5 seeds are fewer than 10' in asked and 'fewer' not in text(10, margin=0.005)
 
 def test_margin(run):
@@ -219,18 +219,18 @@ def test_margin(run):
     trained = {f: f.stat().st_mtime_ns for f in Path('compared').rglob('state.json')}
     out = run(['random_erasing'], margin=0.25)
     head,*_,last = read_lines(out)
-    assert head['margin'] == last['against_none']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command'] and 'by 25 points or more' in last['against_none']['words']
-    assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than none' in comparison_text(out)
+    assert head['margin'] == last['against_erm']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command'] and 'by 25 points or more' in last['against_erm']['words']
+    assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than erm' in comparison_text(out)
     assert read_lines(run(['random_erasing']))[0]['margin'] is None and '--margin' not in read_lines(out)[0]['command']
 
 def test_the_best_control_is_a_control():
-    rows = verdicts(fake(none=[.4, .5], early_look=[.9, .95], mixup=[.6, .7]))
-    assert {v['arm']: v.get('against_best', {}).get('arm') for v in rows} == dict(none='mixup', early_look='mixup', mixup=None) and set(controls) < set(arms)
+    rows = verdicts(fake(erm=[.4, .5], early_look=[.9, .95], mixup=[.6, .7]))
+    assert {v['arm']: v.get('against_best', {}).get('arm') for v in rows} == dict(erm='mixup', early_look='mixup', mixup=None) and set(controls) < set(arms)
 
 def test_text(run):
     out = run(['early_look'], 2, interval='bootstrap-t')
     text = comparison_text(out)
-    assert 'early_look' in text and 'against none' in text and '8 optimizer steps each' in text and '(bootstrap-t)' in text and 'of 2 seeds' in text and '4 of 4 runs clean' in text
+    assert 'early_look' in text and 'against erm' in text and '8 optimizer steps each' in text and '(bootstrap-t)' in text and 'of 2 seeds' in text and '4 of 4 runs clean' in text
 
 # --------------------------------------------------------------------------------------------------------------------------------------- errors
 

@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, widths  # noqa: F401
 
-from proxy_attention.lab.compare.arms import about_arms, arm_kind, controls
-from proxy_attention.lab.compare.arm_settings import arms
+from proxy_attention.lab.compare.arms import arm_kind, arms, controls
 from proxy_attention.lab.compare.verdicts import verdicts
 from proxy_attention.lab.report.compare_charts import compare_curves, forest, mean_curve, pairs
 from proxy_attention.lab.report.compare_page import verdict_table
@@ -36,10 +35,10 @@ def flat(tmp_path, **values):
 
 # -- what it says ---------------------------------------------------------------------------------------------------------------------------------
 
-def test_arms_are_the_same_everywhere(): assert list(about_arms) == list(arms) and controls == tuple(a for a in arms if arm_kind(a) == 'control') and controls[0] == 'none'
+def test_arms_are_the_same_everywhere(): assert controls == tuple(a for a in arms if arm_kind(a) == 'control') and controls[0] == 'erm'
 
 def test_a_gain_a_loss_and_neither(tmp_path):
-    found = flat(tmp_path, none=[.5, .5, .5, .51, .5], mixup=[.55, .56, .55, .54, .55], early_look=[.7, .71, .69, .7, .72], masktune=[.4, .41, .4, .39, .4], proposal=[.5, .6, .55, .57, .52])
+    found = flat(tmp_path, erm=[.5, .5, .5, .51, .5], mixup=[.55, .56, .55, .54, .55], early_look=[.7, .71, .69, .7, .72], masktune=[.4, .41, .4, .39, .4], proposal=[.5, .6, .55, .57, .52])
     said = comparison_verdict(found)
     d = found['verdicts']['early_look']['against_best']
     assert said[0] == f"early_look beats the best control, mixup (55.0% right): +{100*d['mean']:.1f} points [{100*d['low']:.1f}, {100*d['high']:.1f}], at 1.00× its time." and d['arm'] == 'mixup'
@@ -47,20 +46,20 @@ def test_a_gain_a_loss_and_neither(tmp_path):
     assert '5 seeds' in said[3] and 'not adjusted for the number of arms: of the 8 intervals' in said[3] and 'so few' not in said[3]
 
 def test_nothing_shown(tmp_path):
-    said = comparison_verdict(flat(tmp_path, none=[.5, .6, .4], early_look=[.52, .57, .44]))
-    assert said[0] == "Not one arm is shown to beat the best control, none (50.0% right)." and said[1] == "No effect shown against none: early_look." and 'so few' in said[2] and 'intervals' not in said[2]
+    said = comparison_verdict(flat(tmp_path, erm=[.5, .6, .4], early_look=[.52, .57, .44]))
+    assert said[0] == "Not one arm is shown to beat the best control, erm (50.0% right)." and said[1] == "No effect shown against erm: early_look." and 'so few' in said[2] and 'intervals' not in said[2]
     assert not any('beats' in s for s in said)
 
 def test_two_seeds_show_nothing(tmp_path):
     "The claim that was wrong: two differences of 2 in 70 images each, and an interval of no width"
-    found = flat(tmp_path, none=[50/70, 48/70], early_look=[52/70, 50/70])
+    found = flat(tmp_path, erm=[50/70, 48/70], early_look=[52/70, 50/70])
     said = comparison_verdict(found)
     assert said[0].startswith('Not one arm is shown to beat') and 'From fewer than 3 no gain or loss is claimed' in ' '.join(said)
     assert 'class="gain"' not in write_compare_report(found['folder']).read_text()
 
 def test_images_bound_what_is_shown(tmp_path):
     "The same difference in three seeds is a gain on 1,000 test images, as `flat` has them, and none on 70"
-    values = dict(none=[50/70, 48/70, 49/70], early_look=[53/70, 51/70, 52/70])
+    values = dict(erm=[50/70, 48/70, 49/70], early_look=[53/70, 51/70, 52/70])
     assert 'early_look beats' in comparison_verdict(flat(tmp_path, **values))[0]
     lines = [json.loads(line) for line in (tmp_path/'flat'/'record.jsonl').read_text().splitlines()]
     results = [o | dict(test_n=70) for o in lines if o['kind'] == 'result']
@@ -69,7 +68,7 @@ def test_images_bound_what_is_shown(tmp_path):
 
 @pytest.mark.parametrize('copies, equal', [([[0], [0], []], True), ([[0], [0], [3]], False), ([None]*3, False)])
 def test_an_arm_without_copies_is_plain_training(tmp_path, copies, equal):
-    flat(tmp_path, none=[.5, .6, .4], early_look=[.5, .6, .4])
+    flat(tmp_path, erm=[.5, .6, .4], early_look=[.5, .6, .4])
     lines = [json.loads(line) for line in (tmp_path/'flat'/'record.jsonl').read_text().splitlines()]
     for o in lines:
         if o['kind'] == 'result' and o['arm'] == 'early_look': o['copies'] = copies[o['seed']]
@@ -78,8 +77,21 @@ def test_an_arm_without_copies_is_plain_training(tmp_path, copies, equal):
     assert ("Equal to plain training, since it trained on no copies: early_look." in said) == equal
 
 def test_one_seed_shows_nothing(tmp_path):
-    found = flat(tmp_path, none=[.1], early_look=[.9])
-    assert comparison_verdict(found)[0].startswith('There are no two seeds') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+    found = flat(tmp_path, erm=[.1], early_look=[.9])
+    assert comparison_verdict(found)[0].startswith('One seed, right on the test (1,000 images): erm 10.0%, early_look 90.0%.') and 'one seed: no interval' in write_compare_report(found['folder']).read_text()
+
+def test_what_scouts_found_is_told(tmp_path):
+    found = flat(tmp_path, erm=[.1, .2, .3], early_look=[.9, .8, .7])
+    record = found['folder']/'record.jsonl'
+    def change(*verdicts):
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        names = iter(verdicts)
+        for o in lines:
+            if o['kind'] == 'result' and o['arm'] == 'early_look': o['verdict'] = next(names, None)
+        record.write_text(''.join(json.dumps(o) + '\n' for o in lines))
+        return comparison_verdict(read_comparison(record))
+    assert not any('Scouts of' in s for s in change())
+    assert 'Scouts of early_look found: shortcut in 2 of 3 seeds, spread in 1 of 3 seeds.' in change('shortcut', 'spread', 'shortcut')
 
 def test_an_arm_without_two_shared_seeds_is_named(tmp_path):
     said = comparison_verdict(made(tmp_path, drop=[('early_look', s) for s in range(4)] + [('proposal', s) for s in range(2)]))
@@ -87,12 +99,12 @@ def test_an_arm_without_two_shared_seeds_is_named(tmp_path):
 
 def test_none_is_the_best_control(tmp_path):
     "One column and one picture, not the same twice"
-    found = flat(tmp_path, none=[.5, .6, .4], mixup=[.3, .2, .3], early_look=[.52, .57, .44])
+    found = flat(tmp_path, erm=[.5, .6, .4], mixup=[.3, .2, .3], early_look=[.52, .57, .44])
     page = write_compare_report(found['folder']).read_text()
-    assert 'Against none, the best control' in verdict_table(found)['heads'] and page.count('class="zero"') == 1
+    assert 'Against erm, the best control' in verdict_table(found)['heads'] and page.count('class="zero"') == 1
     assert len({len(r['cells']) for r in verdict_table(found)['rows']} | {len(verdict_table(found)['heads'])}) == 1 and 'of the 2 intervals' in ' '.join(comparison_verdict(found))
 
-def test_only_controls(tmp_path): assert comparison_verdict(flat(tmp_path, none=[.1, .2], mixup=[.9, .9]))[0].startswith('Only controls')
+def test_only_controls(tmp_path): assert comparison_verdict(flat(tmp_path, erm=[.1, .2], mixup=[.9, .9]))[0].startswith('Only controls')
 
 def test_validation_would_have_chosen_otherwise(tmp_path):
     said = comparison_verdict(made(tmp_path))[-1]
@@ -101,8 +113,8 @@ def test_validation_would_have_chosen_otherwise(tmp_path):
 def test_missing_runs(tmp_path):
     found = made(tmp_path, until=19, drop=[('masktune', 0)])
     said = ' '.join(comparison_verdict(found))
-    assert '18 of 45 runs are done' in said and 'seeds 2, 3 and 4 of duplicate_wrong' in said and 'seeds 0, 2, 3 and 4 of masktune' in said and 'seeds 3 and 4 of none' in said
-    assert 'To go on: proxy-attention compare shortcut --arms none' in said and comparison_summary(found)['state'] == '18 of 45 runs' and not comparison_summary(found)['done']
+    assert '18 of 45 runs are done' in said and 'seeds 2, 3 and 4 of duplicate_wrong' in said and 'seeds 0, 2, 3 and 4 of masktune' in said and 'seeds 3 and 4 of erm' in said
+    assert 'To go on: proxy-attention compare shortcut --arms erm' in said and comparison_summary(found)['state'] == '18 of 45 runs' and not comparison_summary(found)['done']
     page = write_compare_report(found['folder']).read_text()
     check(page)
     assert 'class="verdict warn"' in page and next(r for r in rows_of(page) if r[0] == 'masktune')[-1] == '– ' + f"{100*found['results']['masktune', '1']['test_accuracy']:.1f}" + ' – – –'
@@ -124,19 +136,19 @@ def test_what_makes_it_unfair_or_untrue_comes_first(tmp_path):
 
 def test_the_table_is_the_record(tmp_path):
     found = made(tmp_path)
-    assert in_order(found)[0] == 'random_erasing' and [kinds[a] for a in in_order(found)] == ['control']*5 + ['rival'] + ['proxies']*3
+    assert in_order(found)[0] == 'random_erasing' and [kinds[a] for a in in_order(found)] == ['control']*5 + ['baseline'] + ['proxies']*3
     page = write_report(found['folder']).read_text()
     check(page)
     row = next(r for r in rows_of(page) if r[0] == 'early_look')
     mean = sum(found['results']['early_look', str(s)]['test_accuracy'] for s in range(5))/5
-    d = found['verdicts']['early_look']['against_none']
+    d = found['verdicts']['early_look']['against_erm']
     assert row[1:4] == ['proxies', f'{mean:.1%}', f"+{100*d['mean']:.1f} [{100*d['low']:.1f}, {100*d['high']:.1f}]"] and '1,200' in row
     assert len(verdict_table(found)['heads']) + 2 == len(row) and 'Saliency on shortcut' in verdict_table(found)['heads'] and 'Worst group' in verdict_table(found)['heads']
-    assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention audit runs/compared/arms/none/0' in page and str(tmp_path) not in page
+    assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention audit runs/compared/arms/erm/0' in page and str(tmp_path) not in page
     took = [found['results']['early_look', str(s)]['seconds'] for s in range(5)]
     assert f'{min(took):.1f} to {max(took):.1f}</td>' in page
     assert 'SHA-256 of the three lists 5f1e5f1e5f1e5f1e' in page and 'shortcut_digits' in page and page.count('class="gain"') + page.count('n gain') == sum(
-        (x := difference(v, k)) is not None and x['sign'] > 0 for v in found['verdicts'].values() for k in ('none', 'best'))
+        (x := difference(v, k)) is not None and x['sign'] > 0 for v in found['verdicts'].values() for k in ('erm', 'best'))
 
 def test_not_worse(tmp_path):
     found = made(tmp_path, margin=0.02)
@@ -148,7 +160,7 @@ def test_not_worse(tmp_path):
     assert f"early_look (bound +{100*best['bound']:.1f})" in shown and 'masktune' in unshown and 'masktune' not in shown and '5 seeds are fewer than 10' in unshown
     check(page)
     row = next(r for r in rows_of(page) if r[0] == 'early_look')
-    assert f"yes (+{100*best['bound']:.1f})" in row and 'Not worse than none' in page and 'is a loss of 2 points or more ruled out' in page
+    assert f"yes (+{100*best['bound']:.1f})" in row and 'Not worse than erm' in page and 'is a loss of 2 points or more ruled out' in page
     assert len({len(r['cells']) for r in verdict_table(found)['rows']} | {len(verdict_table(found)['heads'])}) == 1
     ten = made(tmp_path, 'ten', margin=0.02, seeds=range(10))
     assert not any('fewer than 10' in s for s in comparison_verdict(ten))
@@ -156,8 +168,8 @@ def test_not_worse(tmp_path):
     assert not_worse_of(off['verdicts']['early_look'], 'best') is None and 'ot worse' not in write_compare_report(off['folder']).read_text()
 
 def test_not_worse_where_none_is_the_best_control(tmp_path):
-    found = made(tmp_path, levels=dict(none=.6, mixup=.3, early_look=.6), margin=0.1)
-    assert verdict_table(found)['heads'].count('Not worse than none') == 1 and sum('not worse' in s for s in comparison_verdict(found)) == 1
+    found = made(tmp_path, levels=dict(erm=.6, mixup=.3, early_look=.6), margin=0.1)
+    assert verdict_table(found)['heads'].count('Not worse than erm') == 1 and sum('not worse' in s for s in comparison_verdict(found)) == 1
 
 def test_out(tmp_path):
     folder = make_comparison(tmp_path/'c', interval='bootstrap-t')
@@ -168,7 +180,7 @@ def test_out(tmp_path):
 
 # -- drawings -------------------------------------------------------------------------------------------------------------------------------------
 
-def row(low, mean, high, dots, name='a'): return dict(name=name, kind='proxies', diff=dict(arm='none', low=low, mean=mean, high=high, n=2, cost=1., sign=int(low > 0) - int(high < 0)), dots=dots)
+def row(low, mean, high, dots, name='a'): return dict(name=name, kind='proxies', diff=dict(arm='erm', low=low, mean=mean, high=high, n=2, cost=1., sign=int(low > 0) - int(high < 0)), dots=dots)
 
 def marks(svg):
     "Where 0, the ends of the interval, its mean and the dots are"
@@ -190,12 +202,12 @@ def test_an_interval_of_two_seeds_does_not_hide_the_seeds():
     assert str(forest([row(.02, .05, .08, [])], 't')).count('v10 z') == 0 and forest([], 't') == ''
 
 def test_pairs_and_mean_curve(tmp_path):
-    found = flat(tmp_path, none=[.5, .4], early_look=[.7, .7])
-    assert pairs(found, 'early_look', 'none') == [('0', pytest.approx(.2)), ('1', pytest.approx(.3))]
+    found = flat(tmp_path, erm=[.5, .4], early_look=[.7, .7])
+    assert pairs(found, 'early_look', 'erm') == [('0', pytest.approx(.2)), ('1', pytest.approx(.3))]
     assert mean_curve([[(1, .2), (2, .4)], [(3, .4), (4, .6), (6, .8)]]) == [(2, pytest.approx(.3)), (4, pytest.approx(.6))] and mean_curve([[], []]) == []
 
 def test_curves(tmp_path):
-    found = made(tmp_path, levels={f'policy_{i}': .5 for i in range(15)} | dict(none=.5), seeds=range(2))
+    found = made(tmp_path, levels={f'policy_{i}': .5 for i in range(15)} | dict(erm=.5), seeds=range(2))
     svg = str(compare_curves(found))
     looks = re.findall(r'class="curve (a\d s\d) arm', svg)
     assert len(looks) == len(set(looks)) == 16 and svg.count('seed arm') == 32 and 'policy_3' in svg and 'optimizer steps' in svg
@@ -204,7 +216,7 @@ def test_curves(tmp_path):
 # -- any record -----------------------------------------------------------------------------------------------------------------------------------
 
 def test_everything_is_text(tmp_path):
-    found = made(tmp_path, levels={'none': .5, hostile: .7, 'žluť 🐴': .6}, command=f'proxy-attention compare {hostile}', interval=hostile)
+    found = made(tmp_path, levels={'erm': .5, hostile: .7, 'žluť 🐴': .6}, command=f'proxy-attention compare {hostile}', interval=hostile)
     page = write_compare_report(found['folder']).read_text()
     check(page)
     assert 'alert(1)' in page and '<script>alert' not in page and '49' not in re.findall(r'amp;(\d\d)', page)
@@ -213,9 +225,9 @@ values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10**20, 1
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 14), st.sampled_from(['arm', 'seed', 'arms', 'seeds', 'test_accuracy', 'valid_accuracy', 'curve', 'copies', 'seconds', 'steps', 'settings', 'command', 'interval', 'audit_ok',
-                                                               'against_none', 'against_best', 'map_on_digit', 'split_sha256', 'initial_sha256', 'kind']), values), max_size=8))
+                                                               'against_erm', 'against_best', 'map_on_digit', 'split_sha256', 'initial_sha256', 'kind']), values), max_size=8))
 def test_any_record(tmp_path_factory, changes):
-    folder = make_comparison(tmp_path_factory.mktemp('any'), dict(none=.5, mixup=.5, early_look=.7), seeds=range(3))
+    folder = make_comparison(tmp_path_factory.mktemp('any'), dict(erm=.5, mixup=.5, early_look=.7), seeds=range(3))
     lines = [json.loads(line) for line in (folder/'record.jsonl').read_text().splitlines()]
     for i,key,v in changes:
         if i % len(lines) or key != 'kind': lines[i % len(lines)][key] = v

@@ -1,22 +1,13 @@
-"""The demo's arms are a user's own lines, its page says first what was found, and none of its settings is ignored."""
-import html
+"""The demo is a comparison of two arms, whose page says what was found and shows the copies."""
+import json
 
 import pytest
-import torch
-from fastai.learner import Learner
-from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
 from sklearn.datasets import load_digits
 
-from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.lab import demo
+from proxy_attention.lab.compare.verdicts import comparison_text
 from proxy_attention.lab.config.problems import SettingsError
-from proxy_attention.lab.config.settings import load_experiment
-from proxy_attention.lab.data.digits import shortcut_digits_dls
-from proxy_attention.lab.models.small import small_cnn
-from proxy_attention.lab.report.records import read_records
-from proxy_attention.lab.report.run_verdict import verdict
-from test_lab_report import check
+from proxy_attention.lab.demo import plot_gallery, run_demo
+from proxy_attention.lab.report.compare_verdict import comparison_verdict, read_comparison
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -36,9 +27,6 @@ cycles = 0
 scout = 15%
 scout_test = false
 cycles = 0
-[proxy:letter]
-scout = off
-cycles = 2
 [experiment:demo]
 data = few
 model = tiny
@@ -50,84 +38,60 @@ threads = 1
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    "A function: run the demo with changes; its records and the networks of its arms"
+def demo(tmp_path, monkeypatch):
+    "A function: run the demo; what its comparison says"
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
     monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     (tmp_path/'settings.ini').write_text(INI)
-    made, make = [], demo._learner
-    monkeypatch.setattr(demo, '_learner', lambda *args: made.append(make(*args)) or made[-1])
-    def _run(*overrides, policy=None):
-        made.clear()
-        table = demo.run_demo(settings=tmp_path/'settings.ini', policy=policy, out=tmp_path/'demo', progress=False,
-                              overrides=overrides)
-        return read_records(tmp_path/'demo'), [learn.model for learn in made], table
-    return _run
-
-def own_line(data, cbs=()):
-    "What a user would write"
-    set_seed(0)
-    dls = shortcut_digits_dls(data, bs=20)
-    learn = Learner(dls, small_cnn(dls.c, 4), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 0.01, cbs=cbs)
-    return learn.model
-
-def same(a, b):
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x,y in pairs)
+    def _demo(policy=None, *overrides, **kwargs):
+        return read_comparison(run_demo(policy, settings=tmp_path/'settings.ini', out=tmp_path/'demo', data=tmp_path/'data',
+                                        overrides=overrides, jobs=1, say=said.append, **kwargs))
+    said = _demo.said = []
+    return _demo
 
 
-def test_the_arms_are_a_user_s_own_lines(run, tmp_path):
-    records,(proxied,plain),table = run(policy='untested')
-    assert list(table['proxies']) == [200, 0] and list(table['items']) == [200, 200]
-    assert list(table['steps']) == [20, 20]
-    assert list(table['scout_steps']) == [3, 0] and not records['end']['same_weights'] and not same(proxied, plain)
-    assert same(plain, own_line(tmp_path/'demo'/'data'))
-    cb = ProxyAttentionCB(scout_test=False, path=tmp_path/'mine', verbose=False)
-    assert same(proxied, own_line(tmp_path/'demo'/'data', cb)), "the demo's arm is not the user's line"
-    assert records['scouts'][0]['words'] == '200 copies, untested.' == verdict(records)[0]
-
-def test_where_nothing_is_found_both_arms_are_equal(run, tmp_path):
-    records,(proxied,plain),table = run('strength=0')
-    (found,) = records['scouts']
-    assert found['verdict'] != 'shortcut' and found['words'].endswith('No copies are used.') and found['held_out'] > 16
-    assert same(proxied, plain) and records['end']['same_weights'] is True
-    assert same(plain, own_line(tmp_path/'demo'/'data'))
-    others = 'items', 'proxies', 'steps', 'train_loss', 'on_digit', 'on_shortcut'
-    measured = [c for c in table if c.endswith('accuracy') or c in others]
-    for name in measured: assert table[name].nunique() == 1, name
-    assert records['end']['only_proxy'] == records['end']['only_control'] == 0
-    said = verdict(records)
-    assert said[0] == found['words'] and 'Both arms end as the same network' in ' '.join(said)
+def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
+    found = demo('untested', seed=3)
+    assert (found['arms'], found['seeds']) == (['erm', 'untested'], ['3'])
+    plain,copies = (found['results'][arm, '3'] for arm in found['arms'])
+    assert plain['copies'] == [] and copies['copies'] == [200] and plain['steps'] == copies['steps'] == 20
+    assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 3 and plain['scout_steps'] == 0
+    (words,*_) = comparison_verdict(found)
+    assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
     page = (tmp_path/'demo'/'report.html').read_text()
-    check(page)
-    assert 'Candidates that were tested and are not used' in page and 'Both arms end as the same network' in page
+    assert page.count('<figure class="card"') == 6 and '<h3>untested, seed 3</h3>' in page and (tmp_path/'demo'/'gallery.png').is_file()
+    assert found['about']['command'].startswith('proxy-attention demo --policy untested --seed 3')
 
-def test_the_verdict_comes_first(run, tmp_path, capsys):
-    records,_,_ = run()
-    words = records['scouts'][0]['words']
-    page = (tmp_path/'demo'/'report.html').read_text().replace('&#39;', "'")
-    assert page.index(html.escape(words, quote=False)) == page.index('<p>') + 3 < page.index('<table')
-    printed = ' '.join(capsys.readouterr().out.split())
-    assert printed.rindex(words) < printed.index('arm cycle images')
+def test_another_policy_takes_over_the_plain_run(demo, tmp_path):
+    demo()
+    before = (tmp_path/'demo'/'arms'/'erm'/'0'/'record.jsonl').read_text()
+    demo.said.clear()
+    found = demo('untested')
+    assert demo.said[0].endswith('1 run done, 1 to go, 1 at a time') and [w.split()[0] for w in demo.said[1:] if 'seed' in w] == ['untested']
+    assert (tmp_path/'demo'/'arms'/'erm'/'0'/'record.jsonl').read_text() == before and found['arms'] == ['erm', 'untested']
 
-def test_a_policy_without_a_scout_takes_several_fits(run):
-    records,_,table = run(policy='letter')
-    assert records['scouts'] == [] and list(table['cycle']) == [0, 1, 2, 0]
-    assert list(table['arm']) == ['letter']*3 + ['control']
-    assert table['steps'][:3].sum() == table['steps'][3] > 3*20 and set(table['scout_steps']) == {0}
-    assert table['proxies'][0] == 0 < table['proxies'][1] and all(table['items'] == 200 + table['proxies'])
+def test_where_nothing_is_found_the_page_says_so(demo, tmp_path):
+    found = demo(None, 'strength=0')
+    plain,own = (found['results'][arm, '0'] for arm in ('erm', 'default'))
+    assert own['verdict'] != 'shortcut' and own['copies'] == [0] and own['test_accuracy'] == plain['test_accuracy']
+    said = comparison_verdict(found)
+    assert f"default: {own['found']}" in said and own['found'].endswith('No copies are used.')
+    assert 'Equal to plain training, since it trained on no copies: default.' in said
+    assert not (tmp_path/'demo'/'gallery.png').exists() and '<figure class="card"' not in (tmp_path/'demo'/'report.html').read_text()
+    assert 'against' not in comparison_text(tmp_path/'demo'), "one seed has no interval"
 
-@pytest.mark.parametrize('change, words', [
-    ('look_after=15%', 'A scout has taken its place'), ('restart=initial', 'starts from the initial weights'),
-    ('label_gate=true', 'set scout = off'), ('label_folds=3', 'the demo has no such key'), ('steps=20', 'no such key'),
-    ('lr=find', 'a number'), ('mix=mixup', 'no such key'), ('freeze_epochs=1', 'no such key'),
-    ('augment=flip', 'no such key'), ('shortcut=texture', 'runs on square'), ('proxy=none', 'needs a policy')])
-def test_nothing_is_ignored(run, tmp_path, change, words):
-    key = change.partition('=')[0]
-    with pytest.raises(SettingsError, match=key) as e: run(change)
-    assert words in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'demo').exists()
+def test_the_demo_needs_a_policy(demo, tmp_path):
+    with pytest.raises(SettingsError, match='needs a policy'): demo(None, 'proxy=none')
+    with pytest.raises(ValueError, match='arms.*proposal'): demo('proposl')
+    assert not (tmp_path/'demo').exists()
 
-def test_the_settings_of_the_package_suit(run):
-    for name in ('default', 'proposal'): demo._suits(load_experiment('demo', None, [f'proxy={name}']))
+def test_the_picture_follows_the_run(tmp_path):
+    file = tmp_path/'gallery.png'
+    file.write_bytes(b'an earlier one')
+    plot_gallery(tmp_path/'run', file)
+    assert not file.exists()
+    (tmp_path/'run'/'gallery').mkdir(parents=True)
+    (tmp_path/'run'/'gallery'/'cycle0.json').write_text(json.dumps([]))
+    plot_gallery(tmp_path/'run', file)
+    assert not file.exists()

@@ -10,21 +10,36 @@ import shutil
 import subprocess
 import sys
 import threading
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab_kit import make_run
-from test_lab_report import Checker
 
 from proxy_attention.lab.report import run_page as report
 from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report, write_run_report
-from proxy_attention.lab.report.records import is_demo, read_records
+from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_tables import stage_rows, table_text
 from proxy_attention.lab.report.run_verdict import summary, verdict, wilson
 
 hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
+
+class Checker(HTMLParser):
+    "Tags that are opened are closed; what was seen is remembered"
+    void = {'meta', 'link', 'img', 'br', 'wbr'}
+    def __init__(self):
+        super().__init__()
+        self.stack,self.tags,self.attrs = [],[],[]
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attrs += [(tag, k, v) for k,v in attrs]
+        if tag not in self.void: self.stack.append(tag)
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attrs += [(tag, k, v) for k,v in attrs]
+    def handle_endtag(self, tag): assert self.stack.pop() == tag
 
 def edit(run, change):
     "Rewrite the record: `change` gets its lines"
@@ -259,13 +274,6 @@ def test_several_runs(tmp_path):
     with pytest.raises(ValueError, match='out=None'): write_run_report(runs)
     with pytest.raises(ValueError, match='empty'): write_run_report([])
 
-def test_a_demo_stands_alone(tmp_path):
-    from test_lab_report import make_run as make_demo
-    demo,run = make_demo(tmp_path/'demo'), make_run(tmp_path/'run')
-    assert is_demo(read_records(demo)) and not is_demo(read_records(run)) and summary(demo)['test_accuracy'] == pytest.approx(.6)
-    assert 'Did proxies help?' in write_report(demo).read_text() and 'Run run' in write_report(run).read_text()
-    with pytest.raises(ValueError, match='demo'): write_report([demo, run], tmp_path/'x.html')
-
 def test_summary(tmp_path):
     s = summary(make_run(tmp_path/'try', accuracies=(.7, .6, .8), undone=(1,), seed=4))
     assert (s['stage1_accuracy'], s['valid_accuracy'], s['undone'], s['cycles'], s['seed'], s['done'], s['stop']) == (.7, .8, [1], 2, 4, True, 'cycles done')
@@ -355,13 +363,11 @@ def test_an_injected_script_does_not_run(tmp_path, browse):
     assert '<title>taken over</title>' not in dom and complaints
 
 @in_browser
-@pytest.mark.parametrize('what', ['run', 'many', 'half', 'several', 'demo'])
+@pytest.mark.parametrize('what', ['run', 'many', 'half', 'several'])
 def test_no_sideways_scrolling_on_a_phone(tmp_path, browse, what):
-    from test_lab_report import make_run as make_demo
     run = make_run(tmp_path/'a', names=['x'*90, *(f'class_with_a_long_name_{i}' for i in range(9))], masks=True)
     page = {'run': lambda: write_report(run), 'many': lambda: write_report(make_run(tmp_path/'m', names=[f'class number {i}' for i in range(60)], n=900)),
-            'half': lambda: write_report(make_run(tmp_path/'h', until=9)), 'several': lambda: write_report([run, make_run(tmp_path/('b'*60))], tmp_path/'all.html'),
-            'demo': lambda: write_report(make_demo(tmp_path/'demo'))}[what]()
+            'half': lambda: write_report(make_run(tmp_path/'h', until=9)), 'several': lambda: write_report([run, make_run(tmp_path/('b'*60))], tmp_path/'all.html')}[what]()
     (tmp_path/'frame.html').write_text(framed(page.read_text(), 390))
     assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == (390, 390)
 
@@ -377,3 +383,9 @@ def test_what_scouts_found(tmp_path):
     assert (row['steps'], row['note'], row['seconds_scout']) == (40, text, 3.) and run_pieces(records, 'accuracy', 'seconds')[0][0]['points'][0][0] == pytest.approx(9.1)
     cells = next(line for line in table_text(records).splitlines() if line.startswith('Scouts')).split()
     assert '40' in cells and cells[-2] == '3.0'
+
+def test_suspects_and_rejects_are_told():
+    from proxy_attention.lab.report.run_tables import _looked
+    line = dict(wrong=9, items=60, candidates=8, proxies=5, flat=0, suspects=3, rejected=2)
+    assert _looked(line) == "9 of 60 training images wrong, 8 chosen, 5 proxies made, 3 kept back as their label is in doubt, 2 copies rejected"
+    assert 'doubt' not in _looked({**line, 'suspects': 0, 'rejected': 0})

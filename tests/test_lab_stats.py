@@ -75,9 +75,9 @@ def test_no_spread():
 def test_words():
     assert points(0.123) == '+12.3' and points(-0.05) == '−5.0'
     assert in_words(Difference(.123, .081, .16, .001, 5), 'random_erasing', 1.04) == '+12.3 points [8.1, 16.0] over random_erasing at 1.04× its time'
-    assert in_words(Difference(.01, -.02, .04, .4, 5), 'none') == 'no effect shown against none: +1.0 points [−2.0, 4.0]'
-    assert in_words(Difference(-.1, -.2, -.05, .01, 5), 'none').startswith('a loss: −10.0 points')
-    assert not_worse_in_words(0.005, True, -.002, 'none') == 'not worse than none by 0.5 points or more (one-sided 95% bound −0.2)'
+    assert in_words(Difference(.01, -.02, .04, .4, 5), 'erm') == 'no effect shown against erm: +1.0 points [−2.0, 4.0]'
+    assert in_words(Difference(-.1, -.2, -.05, .01, 5), 'erm').startswith('a loss: −10.0 points')
+    assert not_worse_in_words(0.005, True, -.002, 'erm') == 'not worse than erm by 0.5 points or more (one-sided 95% bound −0.2)'
     assert not_worse_in_words(0.07, False, -.09, 'mixup') == 'not shown to be not worse than mixup by 7 points or more (one-sided 95% bound −9.0)'
 
 @pytest.mark.parametrize('a, b, words', [([1], [2], '1 pair'), ([1, 2], [1, 2, 3], 'as many'), ([1, float('nan')], [1, 2], 'finite'), ([[1, 2]], [[1, 2]], 'as many')])
@@ -94,7 +94,7 @@ def test_bad_input(a, b, words):
 def test_two_seeds_claim_nothing():
     "Two differences that are equal make an interval of no width"
     d = paired_t([.9, .8], [.8, .7])
-    assert d.low > 0 and d.sign == 0 and paired_t([.9, .8, .7], [.8, .7, .6]).sign == 1 and 'no effect shown' in in_words(d, 'none')
+    assert d.low > 0 and d.sign == 0 and paired_t([.9, .8, .7], [.8, .7, .6]).sign == 1 and 'no effect shown' in in_words(d, 'erm')
     assert [effect_sign(-.2, -.1, n) for n in (2, 3)] == [0, -1]
     assert not not_worse([.9, .8], [.8, .7], .01)[0] and not_worse([.9, .8, .7], [.8, .7, .6], .01)[0]
 

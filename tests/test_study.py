@@ -55,7 +55,7 @@ def study(cache, monkeypatch):
         return sorted(ran)
     return _study
 
-WEAK = sorted(f'weak/arms/{a}/{s}' for a in ('none', 'early_look@layercam', 'random_erasing') for s in (7, 8))
+WEAK = sorted(f'weak/arms/{a}/{s}' for a in ('erm', 'early_look@layercam', 'random_erasing') for s in (7, 8))
 
 # ---------------------------------------------------------------------------------------------------------------------------------------- running
 
@@ -109,12 +109,12 @@ def test_it_goes_on_from_its_records(study):
 
 def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
     Path('settings.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing\nseeds = 2\nfirst_seed = 7\nchange = strength=0.5, steps=9', 'arms = random_erasing\nseeds = 2'))
-    assert study(['strong']) == sorted(f'strong/arms/{a}/{s}' for a in ('none', 'early_look') for s in (0, 1))
+    assert study(['strong']) == sorted(f'strong/arms/{a}/{s}' for a in ('erm', 'early_look') for s in (0, 1))
     assert study(['weak']) == sorted(f'weak/arms/random_erasing/{s}' for s in (0, 1))
-    none = [[o for o in read_lines(f'records/{n}.jsonl') if o.get('arm') == 'none' and o['kind'] == 'result'] for n in ('strong', 'weak')]
+    none = [[o for o in read_lines(f'records/{n}.jsonl') if o.get('arm') == 'erm' and o['kind'] == 'result'] for n in ('strong', 'weak')]
     assert none[0] == none[1] and len(none[0]) == 2
     (Path('records')/'strong.jsonl').unlink()
-    assert [o for o in study() if 'none' in o] == [], "nor again from the other record"
+    assert [o for o in study() if 'erm' in o] == [], "nor again from the other record"
 
 def test_other_settings_are_run_again(study):
     study(['weak'])
@@ -125,9 +125,9 @@ def test_other_settings_are_run_again(study):
 def test_the_method_of_an_arm(study):
     study(['weak'])
     used = {f.parts[-3]: json.loads(f.read_text())['settings']['proxy'] for f in Path('runs').glob('weak/arms/*/7/config.json')}
-    assert used['early_look@layercam']['method'] == 'layercam' and used['none'] is None
+    assert used['early_look@layercam']['method'] == 'layercam' and used['erm'] is None
 
-@pytest.mark.parametrize('arm, words', [('none@cam', "arm 'none' makes no copies"), ('early_look@gradcm', 'gradcm'), ('early_lok@cam', "arms='early_lok'")])
+@pytest.mark.parametrize('arm, words', [('erm@cam', "arm 'erm' makes no copies"), ('early_look@gradcm', 'gradcm'), ('early_lok@cam', "arms='early_lok'")])
 def test_arms_with_methods_that_cannot_be(study, arm, words):
     Path('settings.ini').write_text(INI.replace('early_look@layercam', arm))
     with pytest.raises(ValueError, match=words): study(['weak'])
@@ -145,7 +145,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     Path('mine.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing', 'arms = random_erasing'))
     where = '--settings', 'mine.ini', '--records', 'kept', '--data', 'pictures'
     command(monkeypatch, 'run', 'weak', *where, '--out', 'away', '--jobs', 1)
-    assert '0 runs are done, 4 to go' in capsys.readouterr().out and Path('pictures').is_dir() and [p.name for p in Path('away').iterdir()] == ['weak']
+    assert '0 runs done, 4 to go' in capsys.readouterr().out and Path('pictures').is_dir() and [p.name for p in Path('away').iterdir()] == ['weak']
     page = Path('kept/README.md')
     assert 'random_erasing' in page.read_text()
     page.unlink()

@@ -53,7 +53,7 @@ def of(lines, kind): return [o for o in lines if o['kind'] == kind]
 
 def test_a_line_a_run_and_one_a_fresh_network(lines, made):
     assert [o['kind'] for o in lines] == ['second', *['result']*6, *['verdict']*3]
-    assert [(o['arm'], o['seed']) for o in of(lines, 'result')] == [(a, s) for a in ('early', 'none', 'fresh') for s in (0, 1)]
+    assert [(o['arm'], o['seed']) for o in of(lines, 'result')] == [(a, s) for a in ('early', 'erm', 'fresh') for s in (0, 1)]
     for r in of(lines, 'result')[:4]: assert r['first_before'] == read_lines(made.arm(r['arm'], r['seed']))[-1]['test']['accuracy'] and r['seconds'] > 0
     assert all(r['first_before'] is r['first_after'] is None for r in of(lines, 'result')[4:])
     assert lines[0]['task'] == 'later' and lines[0]['task_settings']['seed'] == 1 and lines[0]['task_steps'] == 3
@@ -71,8 +71,8 @@ def test_the_body_is_the_runs_and_the_head_is_new(made, monkeypatch):
         return made.learn
     monkeypatch.setattr(lab, 'make_learn', keep)
     monkeypatch.setattr(lab, 'epoch_of', spy)
-    made.second([made.arm('none', 0)])
-    job = finished(made.arm('none', 0), made.data)
+    made.second([made.arm('erm', 0)])
+    job = finished(made.arm('erm', 0), made.data)
     for (before,trained,steps),name in zip(seen, ('weights', 'initial')):
         learnt, head = load_file(job.run.weights(job.run.state[name])), head_keys(made.learn.model)
         assert head == {'1.2.weight', '1.2.bias'} and all(trained) and steps == 3
@@ -93,25 +93,25 @@ def test_the_same_twice_and_nothing_written(made, lines):
     again = made.second()
     assert list(map(free, again)) == list(map(free, lines)) and files() == before and torch.equal(torch.get_rng_state(), state)
 
-def test_steps_count(made, lines): assert of(made.second([made.arm('none', 0)], steps=9), 'result')[0]['second'] != next(o for o in of(lines, 'result') if (o['arm'], o['seed']) == ('none', 0))['second']
+def test_steps_count(made, lines): assert of(made.second([made.arm('erm', 0)], steps=9), 'result')[0]['second'] != next(o for o in of(lines, 'result') if (o['arm'], o['seed']) == ('erm', 0))['second']
 
 def row(arm, seed, second, before=.5, after=.4, **more): return dict(kind='result', arm=arm, seed=seed, arch='net', second=second, first_before=before, first_after=after, steps=3, split_sha256='s', initial_sha256=str(seed)) | more
 
 def test_summary():
-    rows = [row('none', 0, .1), row('none', 1, .2), row('mine', 0, .5, after=.1), row('mine', 1, .7), row('fresh', 0, .3, None, None), row('fresh', 1, .3, None, None), row('alone', 7, .3)]
+    rows = [row('erm', 0, .1), row('erm', 1, .2), row('mine', 0, .5, after=.1), row('mine', 1, .7), row('fresh', 0, .3, None, None), row('fresh', 1, .3, None, None), row('alone', 7, .3)]
     by = {v['arm']: v for v in summarise(rows)}
     d = paired_t([.5, .7], [.1, .2])
-    assert by['mine']['against_none']['second'] | {'words': ''} == dict(words='', **d.to_dict() | dict(high=1)) and by['mine']['mean'] == dict(first_before=.5, first_after=.25, second=.6)
-    assert list(by['fresh']['against_none']) == ['second'] and by['fresh']['mean']['first_after'] is None and 'against_none' not in by['none'] and by['alone']['against_none'] == {}
+    assert by['mine']['against_erm']['second'] | {'words': ''} == dict(words='', **d.to_dict() | dict(high=1)) and by['mine']['mean'] == dict(first_before=.5, first_after=.25, second=.6)
+    assert list(by['fresh']['against_erm']) == ['second'] and by['fresh']['mean']['first_after'] is None and 'against_erm' not in by['erm'] and by['alone']['against_erm'] == {}
     text = second_text([dict(kind='second', task='later', task_steps=3), *rows, *by.values()])
     assert 'mine, second task: ' in text and '45.0 points' in text and '[data:later], 3 optimizer steps' in text and '–' in text
-    unfair = summarise([row('none', 0, .1), row('mine', 0, .2, split_sha256='t')])
+    unfair = summarise([row('erm', 0, .1), row('mine', 0, .2, split_sha256='t')])
     assert 'another split' in second_text([dict(kind='second', task='later', task_steps=3), *unfair])
 
 def test_what_is_wrong_is_said_before_anything_is_trained(made, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, 'learn_second', lambda *_: pytest.fail('trained'))
     (tmp_path/'notes.jsonl').write_text('{"mine": 1}\n')
-    for words,error,kw in (("task='latr'.*'later'", ValueError, dict(task='latr')), ('steps=0', ValueError, dict(steps=0)), ('lr=0', ValueError, dict(lr=0)), ('not the folder of a run', RunError, dict(runs=[tmp_path])), ('are both none', RunError, dict(runs=[made.arm('none', 0), made.arm('none', 0)])),
+    for words,error,kw in (("task='latr'.*'later'", ValueError, dict(task='latr')), ('steps=0', ValueError, dict(steps=0)), ('lr=0', ValueError, dict(lr=0)), ('not the folder of a run', RunError, dict(runs=[tmp_path])), ('are both none', RunError, dict(runs=[made.arm('erm', 0), made.arm('erm', 0)])),
                            ('not a record of second', ValueError, dict(out=tmp_path/'notes.jsonl')), ('is a folder', ValueError, dict(out=tmp_path))):
         with pytest.raises(error, match=words): made.second(**kw)
     monkeypatch.setattr(lab, 'splits_of', lambda *_: dict(test=[]))
@@ -120,13 +120,13 @@ def test_what_is_wrong_is_said_before_anything_is_trained(made, tmp_path, monkey
     with pytest.raises(SettingsError, match='sauce'): task_data('later', tmp_path/'wrong.ini')
 
 def test_command(made, monkeypatch, capsys):
-    args = 'transfer', made.arm('none', 0), '--task', 'later', '--steps', 2, '--settings', made.settings, '--data', made.data
+    args = 'transfer', made.arm('erm', 0), '--task', 'later', '--steps', 2, '--settings', made.settings, '--data', made.data
     command(monkeypatch, *args)
     file, said = Path('runs/second_later.jsonl'), capsys.readouterr().out
     assert second_text(file) in said and f'record   {file}' in said and read_lines(file)[0]['task_steps'] == 2
     command(monkeypatch, *args, '--lr', 0.02, '--out', 'b.jsonl')
     head, *rest = read_lines('b.jsonl')
-    assert [r['arm'] for r in rest if r['kind'] == 'result'] == ['none', 'fresh'] and head['task_lr'] == 0.02
+    assert [r['arm'] for r in rest if r['kind'] == 'result'] == ['erm', 'fresh'] and head['task_lr'] == 0.02
     assert head['command'].startswith('python -m studies transfer') and '--lr 0.02' in head['command']
     before = os.listdir()
     with pytest.raises(SystemExit, match='not the folder of a run'): command(monkeypatch, 'transfer', 'nowhere', *args[2:])

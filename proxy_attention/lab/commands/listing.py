@@ -66,7 +66,7 @@ def _cut(text, most=90): return text if len(text) <= most else text[:most-1].rst
 
 def _everything(settings, runs):
     "What the settings file describes and what is in the folder `runs`: values and text"
-    from proxy_attention.lab.compare.arms import about_arms
+    from proxy_attention.lab.compare.arms import arms
     from proxy_attention.lab.config.file import SettingsFile, refs
     file = SettingsFile(settings)
     said,found,compared,swept = comments_of(file.file), runs_in(runs), _comparisons_in(runs), _sweeps_in(runs)
@@ -81,7 +81,7 @@ def _everything(settings, runs):
                                            for n,(about,comment) in rows.items()]
         text += [f"\n{title}", *indented([(n, ', '.join(shown(v) for v in about.values() if v != 'off'),
                                            _cut(comment)) for n,(about,comment) in rows.items()])]
-    values['arms'] = [dict(name=n, kind=kind, about=words) for n,(kind,words) in about_arms.items()]
+    values['arms'] = [dict(name=n, kind=a.kind, about=a.about) for n,a in arms.items()]
     text += ["\narms of a comparison (every policy above is one, too)",
              *indented([(a['name'], a['kind'], _cut(a['about'])) for a in values['arms']])]
     text += [f"\nruns in {runs}", *indented([_run_row(s) for s in found])] if found else [f"\nno runs in {runs}"]

@@ -24,6 +24,7 @@ from .pool import known_results, planned_runs, run_end, run_job
 from .verdicts import write_comparison
 from ..config.settings import load_experiment
 from ..metrics.stats import intervals
+from ..metrics.text import plural
 from ..runs.checkpoint import RunError, provenance
 from ..runs.folder import check_folder, check_free, mark_folder
 from ..runs.state import check_same
@@ -31,7 +32,7 @@ from ..runs.state import check_same
 # %% ../../../nbs/lab/compare/04_comparison.ipynb #83acb9cd
 def compare(
     experiment:str, # Section [experiment:...] of the settings; its policy is what the controls vary
-    arms:list, # Names of arms: keys of `arms`, or [proxy:...] sections; 'none' is always among them
+    arms:list, # Names of arms: keys of `arms`, or [proxy:...] sections; 'erm' is always among them
     seeds:int|list=5, # So many seeds from the experiment's on, or a list of them
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/compare_EXPERIMENT
@@ -47,7 +48,7 @@ def compare(
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict
     "Run all arms with all seeds, as far as that isn't done yet, and judge them"
     conf = load_experiment(experiment, settings, overrides)
-    names = list(dict.fromkeys(['none', *arms]))
+    names = list(dict.fromkeys(['erm', *arms]))
     first = conf.experiment.seed
     seeds = (list(range(first, first + check_number('seeds', seeds, 1, 1000, whole=True)))
              if not isinstance(seeds, (list, tuple, range)) else
@@ -78,8 +79,8 @@ def compare(
     known = known_results([*reuse, *([] if record is None else [record])], all_jobs)
     todo,counted = [j for j in all_jobs if run_end(j[3]) is None and j[:2] not in known], {}
     for s in {s.name: s for _,_,s,_ in todo}.values(): check_amounts(s, data, counted) # The seed makes no difference
-    say(f"{len(names)} arms x {len(seeds)} seeds, {steps} optimizer steps each: "
-        f"{len(all_jobs) - len(todo)} runs are done, {len(todo)} to go on {jobs} processes")
+    say(f"{plural(len(names), 'arm')} x {plural(len(seeds), 'seed')}, {steps} optimizer steps each: "
+        f"{plural(len(all_jobs) - len(todo), 'run')} done, {len(todo)} to go, {jobs} at a time")
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')
     write() # Before the first run and after each: a comparison that was stopped has a record

@@ -18,13 +18,17 @@ from ..data.split_file import split_digest
 from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
 from ..metrics.stats import not_worse_in_words
-from ..metrics.text import aligned, points
+from ..metrics.text import aligned, plural, points
 from ..runs.checkpoint import RunError, plain
 from ..runs.folder import read_lines
 from ..runs.state import is_run
 from ...store import write_atomic
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
+def _words(scout):
+    "What a scout's line says, in words"
+    return str(scout.get('text') or scout.get('why') or '').removeprefix('scout: ')
+
 def run_line(
     arm:str,
     seed:int,
@@ -51,6 +55,7 @@ def run_line(
                 scout_steps=end.get('scout_steps', 0),
                 copies=[*(o['copies'] for o in scouts), *(o['proxies'] for o in stages if o['stage'] == 'proxies')],
                 verdict=next((o['verdict']['name'] for o in scouts if o['verdict']), None),
+                found=next((_words(o) for o in scouts if o['verdict']), None),
                 audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'),
                 initial_sha256=first['initial_sha256'], commit=first['commit'],
                 asked_sha256=asked_digest(Settings(**first['settings'])),
@@ -75,7 +80,7 @@ def verdicts(
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of the measure that would matter: is it ruled out? None: not asked
 ) -> list: # A dict an arm
-    "Each arm against `none` and against the best control, over the seeds that both have"
+    "Each arm against `erm` and against the best control, over the seeds that both have"
     by = {}
     for r in results: by.setdefault(r['arm'], {})[r['seed']] = r
     def pairs(a, b):
@@ -87,7 +92,7 @@ def verdicts(
     for arm in by:
         row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm),
                    seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
-        for name,other in (('none', 'none'), ('best', best)):
+        for name,other in (('erm', 'erm'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
             values = [[r[measure] for r in rs] for rs in (own_, theirs)]
@@ -120,9 +125,9 @@ def _short(v):
 
 def _not_worse_lines(rows, best):
     "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
-    asked = [v for row in rows for k in ('none', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
+    asked = [v for row in rows for k in ('erm', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
     if not asked: return []
-    others = dict(none='none') | (dict(best=best) if best not in (None, 'none') else {})
+    others = dict(erm='erm') | (dict(best=best) if best not in (None, 'erm') else {})
     def cell(v):
         return (f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})"
                 if 'not_worse' in v else '')
@@ -142,13 +147,15 @@ def comparison_text(
     head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
     results = [o for o in lines if o['kind'] == 'result']
     best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
-    table = [('arm', 'mean', 'lowest', 'highest', 'seconds', 'against none', '', f'against {best}' if best else '', '')]
+    shown = [k for k in ('erm', 'best') if any(f'against_{k}' in v for v in rows)]
+    against = [text for k in shown for text in (f'against {best if k == "best" else k}', '')]
+    table = [('arm', 'mean', 'lowest', 'highest', 'seconds', *against)]
     for v in rows:
         values = [x for x in v['values'].values() if x is not None]
         table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}",
-                      *_short(v.get('against_none')), *_short(v.get('against_best'))))
-    note = (f"Test accuracy of {len(head['seeds'])} seeds, {head['steps']} optimizer steps each. "
-            f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
-            f"for the number of arms; {best} is the best control. "
-            f"Audits: {sum(r['audit_ok'] for r in results)} of {len(results)} runs clean.")
+                      *(cell for k in shown for cell in _short(v.get(f'against_{k}')))))
+    paired = (f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
+              f"for the number of arms; {best} is the best control. " if best else '')
+    note = (f"Test accuracy of {plural(len(head['seeds']), 'seed')}, {head['steps']} optimizer steps each. {paired}"
+            f"Audits: {sum(r['audit_ok'] for r in results)} of {plural(len(results), 'run')} clean.")
     return '\n'.join([*aligned(table, range(1, 5)), '', note, *_not_worse_lines(rows, best)])

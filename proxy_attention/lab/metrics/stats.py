@@ -106,7 +106,7 @@ def in_words(
     cost:float|None=None, # Seconds of this arm over those of the other
     percent:bool=True, # In percentage points? Else the numbers as they are
 ) -> str:
-    "Such as '+12.3 points [8.1, 16.0] over none at 1.04× its time', or 'no effect shown'"
+    "Such as '+12.3 points [8.1, 16.0] over erm at 1.04× its time', or 'no effect shown'"
     mean,low,high = (points(v) if percent else f'{v:+.3f}'.replace('-', '−') for v in (d.mean, d.low, d.high))
     span = f"{mean}{' points' if percent else ''} [{low.lstrip('+')}, {high.lstrip('+')}]"
     time = '' if cost is None else f" at {cost:.2f}× its time"
@@ -120,6 +120,6 @@ def not_worse_in_words(
     bound:float, # And its bound
     against:str, # Name of the other arm
 ) -> str:
-    "Such as 'not worse than none by 0.5 points or more (one-sided 95% bound −0.2)', or 'not shown to be not worse …'"
+    "Such as 'not worse than erm by 0.5 points or more (one-sided 95% bound −0.2)', or 'not shown to be not worse …'"
     return (f"{'' if shown else 'not shown to be '}not worse than {against} by {100*margin:.4g} points or more "
             f"(one-sided 95% bound {points(bound)})")

@@ -16,7 +16,7 @@ from .records import at
 from .svg import line_chart
 
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #9daf655b
-arm_colours = dict(control=5, rival=3, proxies=0) # Numbers of the page's colours
+arm_colours = dict(control=5, baseline=3, proxies=0) # Numbers of the page's colours
 
 def pairs(
     found, # What `read_comparison` returns
@@ -75,7 +75,7 @@ def forest(
 def _axis(v): return '0' if not v else f'{100*v:+.3g}'.replace('-', '−')
 
 def forest_of(found, against):
-    other = 'none' if against == 'none' else best_control(found)
+    other = 'erm' if against == 'erm' else best_control(found)
     if other is None: return Markup('')
     rows = [dict(name=a, kind=arm_kind(a), diff=difference(found['verdicts'].get(a), against),
                  dots=pairs(found, a, other))

@@ -12,16 +12,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
-from ..compare.arms import about_arm, arm_kind
+from ..compare.arms import arm_kind, find_arm
 from ..metrics.text import count, num, points, secs, share, written
 from .compare_charts import compare_curves, forest_of, strokes
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
 from .compare_verdict import unclean_runs, unfair_parts
-from .demo_page import settings_rows, template, write_page
+from .pages import settings_rows, template, write_page
 from .records import at
-from .run_page import content_policy
+from .run_page import content_policy, gallery
 from .svg import bars
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
@@ -46,26 +46,26 @@ def verdict_table(
 ) -> dict: # heads, rows
     "A row an arm: accuracies, differences, costs"
     extra,best = _extra(found), best_control(found)
-    asked = [k for k in ('none', 'best') if (k == 'none' or best != 'none')
+    asked = [k for k in ('erm', 'best') if (k == 'erm' or best != 'erm')
              and any(not_worse_of(v, k) for v in found['verdicts'].values())]
-    heads = ['Test accuracy', *(['Against none, the best control'] if best == 'none'
-                                else ['Against none', f"Against {best or 'the best control'}"]),
-             *(f"Not worse than {'none' if k == 'none' else best}" for k in asked),
+    heads = ['Test accuracy', *(['Against erm, the best control'] if best == 'erm'
+                                else ['Against erm', f"Against {best or 'the best control'}"]),
+             *(f"Not worse than {'erm' if k == 'erm' else best}" for k in asked),
              'Validation accuracy', 'Seconds', 'Copies trained on', *(name for name,_ in extra),
              f"Per seed ({', '.join(found['seeds'])})"]
     rows = []
     for a in in_order(found):
         v = found['verdicts'].get(a)
-        none,over = difference(v, 'none'), difference(v, 'best')
-        cells = [(share(average(found, a, 'test_accuracy')), ''), (_short(none), _effect(none)),
-                 *([('best control' if a == best else _short(over), _effect(over))] if best != 'none' else []),
+        plain,over = difference(v, 'erm'), difference(v, 'best')
+        cells = [(share(average(found, a, 'test_accuracy')), ''), (_short(plain), _effect(plain)),
+                 *([('best control' if a == best else _short(over), _effect(over))] if best != 'erm' else []),
                  *((_ruled_out(not_worse_of(v, k)), '') for k in asked),
                  (share(average(found, a, 'valid_accuracy')), ''), (secs(average(found, a, 'seconds')), ''),
                  (count(mean_known(copies_trained_on(o) for o in arm_results(found, a))), '')]
         seeds = ' '.join(written('.1f', None if x is None else 100*x)
                          for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
         cells += [*((share(average(found, a, k)), '') for _,k in extra), (seeds, '')]
-        rows.append(dict(name=a, kind=arm_kind(a), does=about_arm(a, str(found['about'].get('version')))[1],
+        rows.append(dict(name=a, kind=arm_kind(a), does=find_arm(a, str(found['about'].get('version'))).about,
                          cells=cells))
     return dict(heads=heads, rows=rows)
 
@@ -77,8 +77,8 @@ def _costs(found):
     arms = in_order(found)
     total = {a: average(found, a, 'seconds') for a in arms}
     def times(a):
-        return (f" ({total[a]/total['none']:.2f}×)"
-                if total.get('none') and total[a] is not None and a != 'none' else '')
+        return (f" ({total[a]/total['erm']:.2f}×)"
+                if total.get('erm') and total[a] is not None and a != 'erm' else '')
     def ends(a):
         return (lambda v: f'{secs(min(v))} to {secs(max(v))}' if v else '–')(
             [o['seconds'] for o in arm_results(found, a) if num(o.get('seconds')) is not None])
@@ -106,7 +106,7 @@ def _commands(found):
     # As it is by default; a page is published, and must not tell a path of this machine
     top = Path('runs')/found['name']
     if (words := _argument(found['about'].get('command'), '--out')) is not None: top = Path(words)
-    one = next(iter(found['results']), (found['arms'] or ['none'])[:1] + (found['seeds'] or ['0'])[:1])
+    one = next(iter(found['results']), (found['arms'] or ['erm'])[:1] + (found['seeds'] or ['0'])[:1])
     folder = (top/'arms'/one[0]/one[1]).as_posix()
     return [('All of it again, or what is missing', str(found['about'].get('command') or '–')),
             ('This page', shlex.join(['proxy-attention', 'report', top.as_posix()])),
@@ -170,17 +170,27 @@ def _cards(found):
     return settings_rows({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']),
                       'settings': found['about'].get('settings')})
 
+def _galleries(found, most=6):
+    "Some copies of each arm, of its first seed whose folder is there"
+    out = []
+    for a in in_order(found):
+        for s in found['seeds']:
+            cards,_ = gallery(found['folder']/'arms'/a/s, most)
+            if cards: break
+        if cards: out.append(dict(arm=a, seed=s, cards=cards[:most]))
+    return out
+
 def write_compare_report(
     folder, # Folder of a comparison, or its `record.jsonl`
     out=None, # The page; None: `report.html` in the comparison's folder
 ) -> Path: # The page
-    "Write the page of a comparison, from its record alone"
+    "Write the page of a comparison, from its record and the galleries of its runs"
     found = read_comparison(folder)
     sentences,bad,arms = comparison_verdict(found), unclean_runs(found), in_order(found)
     cost_bars,cost_table = _costs(found)
     best = best_control(found)
-    asked = ([('none, the best control', 'none')] if best == 'none'
-             else [('none', 'none'), (f'the best control, {best}', 'best')])
+    asked = ([('erm, the best control', 'erm')] if best == 'erm'
+             else [('erm', 'erm'), (f'the best control, {best}', 'best')])
     plots = [(f'Against {name}', svg) for name,against in asked if (svg := forest_of(found, against))]
     curves = [(f'By {words}', svg)
               for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds'))
@@ -191,9 +201,9 @@ def write_compare_report(
         table=verdict_table(found), n_arms=len(arms), n_seeds=len(found['seeds']), plots=plots, curves=curves,
         legend=legend, few=len(arms) <= 3, cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad,
         n_runs=len(found['results']),
-        margin=next((d['margin'] for v in found['verdicts'].values() for k in ('none', 'best')
+        margin=next((d['margin'] for v in found['verdicts'].values() for k in ('erm', 'best')
                      if (d := not_worse_of(v, k))), None),
-        runs=_run_rows(found), commands=_commands(found), settings=_cards(found),
+        runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
         interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=content_policy(_pointing),
         version=proxy_attention.__version__)
     return write_page(found['folder']/'report.html' if out is None else Path(out), page)

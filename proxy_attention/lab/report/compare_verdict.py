@@ -8,6 +8,7 @@ __all__ = ['read_comparison', 'arm_results', 'mean_known', 'average', 'differenc
            'copies_trained_on']
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #85950779
+from collections import Counter
 from pathlib import Path
 
 from ..compare.arms import arm_kind
@@ -45,9 +46,9 @@ def average(found, arm, key): return mean_known(o.get(key) for o in arm_results(
 
 def difference(
     verdict, # Line of kind 'verdict', or None
-    against:str, # 'none' or 'best'
+    against:str, # 'erm' or 'best'
 ) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
-    "What a verdict says against `none`, or against the best control"
+    "What a verdict says against `erm`, or against the best control"
     d = at(verdict, f'against_{against}')
     if any(num(at(d, k)) is None for k in ('mean', 'low', 'high')): return None
     return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')),
@@ -55,9 +56,9 @@ def difference(
 
 def not_worse_of(
     verdict, # Line of kind 'verdict', or None
-    against:str, # 'none' or 'best'
+    against:str, # 'erm' or 'best'
 ) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
-    "What a verdict says of being not worse than `none`, or than the best control"
+    "What a verdict says of being not worse than `erm`, or than the best control"
     d = at(verdict, f'against_{against}')
     v = at(d, 'not_worse')
     if any(num(at(v, k)) is None for k in ('margin', 'bound')): return None
@@ -69,8 +70,8 @@ def best_control(found):
     return next((d['arm'] for v in found['verdicts'].values() if (d := difference(v, 'best'))), None)
 
 def in_order(found) -> list:
-    "Arms that have results: controls, rivals, proxies; in each the best first"
-    kinds = ('control', 'rival', 'proxies')
+    "Arms that have results: controls, baselines, proxies; in each the best first"
+    kinds = ('control', 'baseline', 'proxies')
     of = [a for a in found['arms'] if arm_results(found, a)]
     return sorted(of, key=lambda a: (kinds.index(arm_kind(a)), -(average(found, a, 'test_accuracy') or 0)))
 
@@ -96,13 +97,13 @@ def _beaten(found):
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _not_worse(found):
-    "Who is shown to be not worse than none and the best control, and who isn't, where that was asked"
+    "Who is shown to be not worse than erm and the best control, and who isn't, where that was asked"
     best = best_control(found)
     out,few = [], []
-    for against,other in (('none', 'none'), ('best', best)):
+    for against,other in (('erm', 'erm'), ('best', best)):
         asked = [(a, d) for a in found['arms']
                  if arm_kind(a) != 'control' and (d := not_worse_of(found['verdicts'].get(a), against))]
-        if against == 'best' and best == 'none' or not asked: continue
+        if against == 'best' and best == 'erm' or not asked: continue
         few += [d['n'] for _,d in asked if d['n'] is not None]
         def said(which):
             return join_words([f"{a} (bound {points(d['bound'])})" for a,d in asked if d['shown'] == which])
@@ -121,15 +122,37 @@ def _without_copies(found):
     return [f"Equal to plain training, since {'they' if len(none) > 1 else 'it'} trained on no copies: "
             f"{join_words(none)}."] if none else []
 
+def _found_by_scouts(found):
+    "What scouts found: their words where there is one seed, else how often each verdict"
+    out = []
+    for a in in_order(found):
+        results = [o for o in arm_results(found, a) if o.get('verdict')]
+        if not results: continue
+        if len(found['seeds']) == 1: out.append(f"{a}: {results[0].get('found') or results[0]['verdict']}")
+        else:
+            n = Counter(str(o['verdict']) for o in results)
+            out.append(f"Scouts of {a} found: "
+                       + ', '.join(f"{name} in {count(k)} of {plural(len(results), 'seed')}"
+                                   for name,k in n.most_common()) + '.')
+    return out
+
+def _one_seed(found):
+    "The accuracies of a comparison of one seed: figures, no claim"
+    right = ', '.join(f"{a} {share(average(found, a, 'test_accuracy'))}" for a in in_order(found))
+    n = mean_known(o.get('test_n') for o in found['results'].values())
+    return (f"One seed, right on the test{'' if n is None else f' ({count(n)} images)'}: {right}. "
+            f"It is an example: a claim takes at least {MIN_PAIRS} seeds.")
+
 def _untried(found):
     if not found['results']: return "There is no result yet."
     if all(arm_kind(a) == 'control' for a in found['arms']):
         return "Only controls were compared, so there is no method to judge."
+    if len(found['seeds']) == 1: return _one_seed(found)
     return "There are no two seeds that a method and a control share, so there is no interval, and nothing is shown."
 
 def _caveats(found):
     "What an interval here is, and isn't"
-    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('none', 'best')
+    judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('erm', 'best')
                    if (d := difference(v, k))}.values())
     if not judged: return []
     pairs = sorted({d['n'] for d in judged if d['n'] is not None}) or [len(found['seeds'])]
@@ -195,7 +218,7 @@ def comparison_verdict(
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
     if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
-    return (out + _gaps(found) + _beaten(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
+    return (out + _gaps(found) + _beaten(found) + _found_by_scouts(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
             + (_by_validation(found) if len(in_order(found)) > 1 else []))
 
 def comparison_summary(

@@ -16,11 +16,11 @@ from markupsafe import Markup
 
 import proxy_attention
 from ..metrics.text import count, num, plural, secs, share
-from .demo_page import demo_html, settings_rows, template, write_page
-from .records import at, is_comparison, is_demo, read_records
+from .pages import settings_rows, template, write_page
+from .records import at, is_comparison, read_records
 from .run_tables import cost_columns, cost_keys, extra_columns, loss_text, proxy_keys
 from .run_tables import quality_columns, stage_rows
-from .run_verdict import audit_of, run_sentences, summary
+from .run_verdict import audit_of, summary, verdict
 from .svg import bars, confused_pairs, confusion_table, line_chart, matrix_of, meter
 from .svg import reliability_chart
 
@@ -189,7 +189,7 @@ def _run_parts(records, number):
     cards,total = gallery(records['folder'])
     drawn,words = _run_costs(records)
     groups = at(report, 'per_group')
-    return dict(number=number, name=records['name'], sentences=run_sentences(records), finished=bool(records['end']),
+    return dict(number=number, name=records['name'], sentences=verdict(records), finished=bool(records['end']),
                 split=split, quality=_table(rows, quality_columns + extra_columns(rows)),
                 cost=_table(rows, [c for c in cost_columns if any(num(r.get(c[2])) is not None for r in rows)]),
                 confusion=confusion_table(confusion, names) if len(confusion) <= 20 else Markup(''),
@@ -241,9 +241,6 @@ def write_run_report(
         raise ValueError(f"{', '.join(compared)}: a comparison, whose page stands by itself. Report it alone.")
     if len(folders) > 1 and out is None: raise ValueError("out=None: several runs need a name for their page.")
     runs = [read_records(f) for f in folders]
-    if demos := [str(r['folder']) for r in runs if is_demo(r)]:
-        raise ValueError(f"{', '.join(demos)}: made by proxy-attention demo, whose page stands by itself. "
-                         "Report it alone.")
     out = runs[0]['folder']/'report.html' if out is None else Path(out)
     _named_apart(runs)
     page = template('run.html').render(runs=[_run_parts(r, i) for i,r in enumerate(runs)], curves=run_curves(runs),
@@ -252,7 +249,7 @@ def write_run_report(
     return write_page(out, page)
 
 def write_report(
-    folder, # Folder of a run, of a demo or a comparison, or several runs
+    folder, # Folder of a run or a comparison, or several runs
     out=None, # The page; None: `report.html` in the run's folder
 ) -> Path: # The page
     "Write `report.html`, from the run's records and gallery alone"
@@ -260,6 +257,4 @@ def write_report(
     if is_comparison(folder):
         from proxy_attention.lab.report.compare_page import write_compare_report # It is built on this room
         return write_compare_report(folder, out)
-    records = read_records(folder)
-    if not is_demo(records): return write_run_report(folder, out)
-    return write_page(records['folder']/'report.html' if out is None else Path(out), demo_html(records))
+    return write_run_report(folder, out)

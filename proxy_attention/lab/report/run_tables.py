@@ -8,8 +8,7 @@ __all__ = ['cost_keys', 'proxy_keys', 'quality_columns', 'cost_columns', 'scout_
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #bf9c509d
 from ..metrics.text import aligned, count, num, secs, share, written
-from .demo_page import demo_table
-from .records import at, is_demo
+from .records import at
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #870e075d
 cost_keys = ('train', 'valid', 'scout', 'score', 'saliency', 'erase', 'write', 'test') # What seconds are spent on
@@ -81,7 +80,10 @@ def extra_columns(rows) -> list:
     return out + [('worst', 'Worst group', 'worst_group_accuracy', share)]*any(
         num(r['worst_group_accuracy']) is not None for r in rows)
 
-def _run_table(records):
+def table_text(
+    records, # What `read_records` returns
+) -> str:
+    "The table of a run, for a terminal"
     rows = stage_rows(records)
     keys = quality_columns + extra_columns(rows)
     def took(r, *ks):
@@ -95,9 +97,3 @@ def _run_table(records):
               "MB: peak RAM.")
     heading = ['stage', *(c[0] for c in keys), 's train', 's proxies', 'MB']
     return '\n'.join([*aligned([heading, *cells], range(1, len(heading))), legend])
-
-def table_text(
-    records, # What `read_records` returns
-) -> str:
-    "The table of a run, for a terminal"
-    return demo_table(records) if is_demo(records) else _run_table(records)
