@@ -243,6 +243,85 @@ def test_check_finds_too_many_folds(here):
     (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 6'))
     assert run('check').exit_code == 0
 
+def a_folder_of_images(root, **counts):
+    for name,n in counts.items():
+        (root/name).mkdir(parents=True)
+        for k in range(n): (root/name/f'{k}.png').touch()
+    return root
+
+mistakes = [ # (section, the line that is wrong, what a right one says)
+    ('data:folder', 'siez = 96', 'size = 96'), ('data:folder', 'valid = many', 'valid = 0.2'),
+    ('data:gone', 'path = nowhere', 'path = two'), ('data:odd', 'source = foldr', 'source = folder'),
+    ('data:one', 'path = single', 'path = two'), ('data:small', 'bs = 64', 'bs = 4'),
+    ('model:net', 'arch = resnet19', 'arch = small_cnn'), ('model:own', 'weights = imagenet', 'weights = none'),
+    ('model:file', 'weights = nowhere.pt', 'weights = none'),
+    ('proxy:mine', 'method = gradcma', 'method = gradcam'), ('proxy:mine', 'fill = blak', 'fill = black'),
+    ('proxy:long', 'scout = 99 steps', 'scout = 2 steps'),
+    ('experiment:try', 'lr = fast', 'lr = 0.1'), ('experiment:try', 'model = nett', 'model = net'),
+    ('experiment:few', 'judge = bogus', 'judge = gradcam'), ('experiment:few', 'proxy = log', 'proxy = mine'),
+    ('comparison:arms', 'arms = early_look, recomended', 'arms = early_look, recommended'),
+    ('comparison:arms', 'change = n_trian=5', 'change = n_train=5'), ('sweep:find', 'fill = black, blak', 'fill = black, mean')]
+unsaid = {'data:folder': 'source = folder\npath = two', 'data:gone': 'source = folder', 'data:odd': 'path = two',
+          'data:one': 'source = folder', 'data:small': 'source = folder\npath = two', 'model:own': 'arch = small_cnn',
+          'model:file': 'arch = small_cnn', 'proxy:long': '', 'experiment:try': 'data = folder',
+          'experiment:few': 'data = small\nmodel = own', 'experiment:long': 'data = odd\nmodel = net\nproxy = long\nsteps = 20',
+          'experiment:base': 'data = small\nmodel = own',
+          'comparison:arms': 'experiment = base', 'sweep:find': 'experiment = base\nscout = 2 steps'}
+
+def with_mistakes(wrong):
+    "A settings file with the mistakes `wrong`, and everything else right"
+    out = ''
+    for section in dict.fromkeys([*(s for s,*_ in mistakes), *unsaid]):
+        said = [bad if (section, bad, right) in wrong else right for s,bad,right in mistakes if s == section]
+        out += '\n'.join([f'[{section}]', *said, unsaid.get(section, '')]) + '\n'
+    return out
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_folder_of_images(tmp_path/'two', cat=9, dog=9)
+    a_folder_of_images(tmp_path/'single', cat=18)
+    return tmp_path
+
+def told_lines(folder, wrong):
+    "The lines of the file that `check` names, each as it stands there"
+    text = with_mistakes(wrong)
+    (folder/'settings.ini').write_text(text)
+    problems = answer('check', code=2 if wrong else 0)['problems']
+    return [text.splitlines()[p['line'] - 1] for p in problems]
+
+def test_check_tells_all_mistakes_in_one_answer(images):
+    "Each once; of those that follow from another mistake, none"
+    wrong = [m for m in mistakes if m[1] != 'scout = 99 steps'] # How long its fit is isn't known while its data set is wrong
+    assert sorted(told_lines(images, wrong)) == sorted(bad for _,bad,_ in wrong)
+
+def test_check_tells_each_mistake_alone(images):
+    assert told_lines(images, []) == []
+    for m in mistakes: assert told_lines(images, [m]) == [m[1]], m
+
+def test_check_tells_what_values_exclude_each_other(here):
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'area = 0.1\nthreshold = 0.5'))
+    (problem,) = answer('check', code=2)['problems']
+    assert 'area or threshold' in problem['message'] and problem['section'] == 'proxy:unsure'
+
+def test_check_knows_a_new_data_set_and_a_new_network(here, monkeypatch):
+    "An entry in each dict is enough"
+    from proxy_attention.lab.data.sources import datasets
+    from proxy_attention.lab.models.zoo import models
+    (here/'settings.ini').write_text(ini.replace('= shortcut_digits', '= mine').replace('= small_cnn', '= my_net'))
+    assert len(answer('check', code=2)['problems']) == 2
+    monkeypatch.setitem(datasets, 'mine', datasets['shortcut_digits'])
+    monkeypatch.setitem(models, 'my_net', models['small_cnn'])
+    assert answer('check')['ok']
+
+def test_check_leaves_what_is_slow_alone(tmp_path):
+    "The packaged settings need neither fastai nor the libraries of networks"
+    code = ("import sys; sys.argv = ['proxy-attention', 'check']\nfrom proxy_attention.lab.cli import main\n"
+            "try: main()\nexcept SystemExit as e: assert not e.code\n"
+            "assert not {'fastai', 'timm', 'torchvision', 'pandas', 'matplotlib'} & set(sys.modules), 'slow import'")
+    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=tmp_path,
+                   capture_output=True)
+
 def test_check_cannot_read(here):
     assert 'nowhere.ini' in answer('check', '--settings', 'nowhere.ini', code=2)['problems'][0]['message']
     (here/'settings.ini').write_text('[data:x\nsource')
@@ -284,7 +363,7 @@ def test_what_needs_no_network_is_light(here):
     for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
         subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
 
-def quiet_names(conf): return []
+def quiet_names(*args): return []
 
 @contextlib.contextmanager
 def settings_file(data):
@@ -306,7 +385,8 @@ def never_a_traceback(*args):
 @example('[experiment:\ud800]\n')
 def test_any_settings_file(text):
     with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
-        m.setattr('proxy_attention.lab.runs.plan.check_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.runs.plan.wrong_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.runs.plan.wrong_judge', quiet_names)
         for args in (['check'], ['list'], ['list', 'try']): never_a_traceback(*args, '--settings', file)
 
 @hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

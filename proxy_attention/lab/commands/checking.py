@@ -6,17 +6,13 @@
 __all__ = ['problems_of']
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #16a818e6
-import importlib.util
 import re
 import warnings
 from difflib import get_close_matches
-from pathlib import Path
 
 from ..config.file import check_section, kinds, refs
-from ..config.names import own_nets
 from ..config.problems import SettingsError, nearest_hint
-from ..config.sections import DataConfig
-from ..config.settings import Settings, SweepSettings, resolved
+from ..config.settings import Settings, resolved
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #815ce66e
 def _readable(kind, values):
@@ -58,91 +54,71 @@ class _Found:
         doubts = set(self.doubts['experiment', name]).union(*(self.doubts[k, ref] for k,ref in named.items()))
         return Settings(name=name, file=str(self.file.file), experiment=e, **parts), doubts
 
-# %% ../../../nbs/lab/commands/05_checking.ipynb #621c48c8
-def _wrong_weights(model):
-    "What is wrong with the weights of a network, without looking into a file: (key, value, message) each"
-    weights = model.weights
-    if weights is None: return []
-    if weights == 'imagenet':
-        if model.arch not in own_nets: return []
-        return [('weights', weights, f"{model.arch} has no ImageNet weights; leave weights out, or name a file.")]
-    if Path(weights).is_file(): return []
-    near = get_close_matches(weights, ['imagenet'], 1)
-    return [('weights', weights, "neither imagenet nor a file that exists."
-             + (" Did you mean 'imagenet'?" if near else ''))]
-
 # %% ../../../nbs/lab/commands/05_checking.ipynb #c64661db
-_image_keys = ('source', 'path', 'labels', 'pattern', 'table', 'file_column', 'label_column', 'group', 'valid', 'test',
-               'per_class', 'n_train', 'n_valid', 'n_test')
+_split_keys = {'source', 'path', 'labels', 'pattern', 'table', 'file_column', 'label_column', 'group', 'valid', 'test',
+               'per_class', 'n_train', 'n_valid', 'n_test'} # What decides the split
 
-def _told_key(message):
-    "The key that a message about the data begins with, else path"
-    return next((k for k in re.findall(r'(\w+)=', message) if k in DataConfig.model_fields and k != 'source'), 'path')
+def _told_key(message, data):
+    "The key that a message about the data names first, of those that are set and say more than the source; else path"
+    return next((k for k in re.findall(r'(\w+)=', message) if k in data.model_fields_set - {'source'}), 'path')
 
 def _own_split(data):
     "The images of a folder of one's own and their split, by names alone; None for other data sets"
-    from proxy_attention.lab.data.items import checked, label_source, own_items
+    from proxy_attention.lab.data.items import checked, label_source, named_folder, own_items
     from proxy_attention.lab.data.splits import splits_of
+    if data.path is not None and data.source != 'shortcut_digits': named_folder(data.path) # That one is made
     if data.source not in ('folder', 'csv') or label_source(data) == 'idx': return None
     items = checked(own_items(data), data.source)
     return items, splits_of(items, data, read=False)
 
 def _wrong_images(data, doubts):
     "What is wrong with the images of a data set, (key, value, message) each; and `_own_split`, if all is right"
-    from proxy_attention.lab.data.items import named_folder
-    try:
-        if data.path is not None and data.source != 'shortcut_digits' and 'path' not in doubts: named_folder(data.path)
-        return [], None if doubts & set(_image_keys) else _own_split(data)
+    if doubts & _split_keys: return [], None
+    try: split = _own_split(data)
     except ValueError as e:
-        key = _told_key(str(e))
+        key = _told_key(str(e), data)
         return [(key, getattr(data, key), str(e))], None
+    return _wrong_batch(data, split), split
+
+def _wrong_batch(data, split):
+    "Is a batch that was asked for larger than the data set? (key, value, message) each"
+    from proxy_attention.lab.runs.plan import known_images
+    n = known_images(data) if split is None else len(split[1]['train'])
+    if n is None or data.bs <= n or 'bs' not in data.model_fields_set: return []
+    return [('bs', data.bs, f"there {'is' if n == 1 else 'are'} only {n} training image{'s' if n != 1 else ''}; "
+             "a batch can't have more.")]
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #f6f3729a
-_amount_keys = {*_image_keys, 'bs', 'data', 'proxy', 'steps', 'epochs', 'freeze_epochs', 'accumulate', 'cycles',
+_amount_keys = {*_split_keys, 'bs', 'data', 'proxy', 'steps', 'epochs', 'freeze_epochs', 'accumulate', 'cycles',
                 'cycle_epochs', 'scout', 'label_gate', 'label_folds', 'label_epochs'}
 
 def _counted(conf, split):
     "(n, folds, why) of the training images, as `wrong_amounts` of a run takes them"
-    from proxy_attention.lab.runs.plan import known_amounts
+    from proxy_attention.lab.runs.plan import counted_amounts, known_amounts
     if split is None: return known_amounts(conf)
     items,splits = split
-    train = splits['train']
-    if conf.proxy is None or not conf.proxy.label_gate or importlib.util.find_spec('cleanlab') is None:
-        return len(train), None, ''
-    from proxy_attention.labels import most_folds
-    import numpy as np
-    targets = np.array([items.classes.index(items.labels[i]) for i in train])
-    return len(train), *most_folds(targets, None if items.groups is None else [items.groups[i] for i in train])
+    if conf.proxy is None or not conf.proxy.label_gate: return len(splits['train']), None, ''
+    return counted_amounts(items, splits['train'])
 
-def _wrong_steps(conf, n):
-    "Are there steps for all stages? (kind, key, value, message) each"
-    from proxy_attention.lab.runs.plan import stage_fits
-    e = conf.experiment
+def _wrong_amounts(conf, split):
+    "What is asked for and can't be done with so few images or steps: (kind, key, value, message) each"
+    from proxy_attention.lab.runs.plan import stage_fits, wrong_amounts
+    e,(n,folds,why) = conf.experiment, _counted(conf, split)
     per_epoch = 1 if n is None else max(1, n//min(conf.data.bs, n))
     try: stage_fits(conf, 0, 0., per_epoch, accumulate=e.accumulate)
     except SettingsError as x: return [('experiment', 'steps', e.steps, str(x))]
-    return []
-
-def _wrong_amounts(conf, split):
-    "What is asked for and can't be done with so few images: (kind, key, value, message) each"
-    from proxy_attention.lab.runs.plan import wrong_amounts
-    n,folds,why = _counted(conf, split)
-    out = _wrong_steps(conf, n) or wrong_amounts(conf, n, folds, why)
-    if n is not None and conf.data.bs > n:
-        out.append(('data', 'bs', conf.data.bs, f"there {'is' if n == 1 else 'are'} only {n} training "
-                    f"image{'s' if n != 1 else ''}; a batch can't have more."))
-    return out
+    return wrong_amounts(conf, n, folds, why)
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #7829ac84
-def _wrong_comparison(found, c):
+def _wrong_comparison(file, c):
     "Arms that don't exist, and changes that the experiment can't take: (key, value, message) each"
-    from proxy_attention.lab.compare.arms import about_arms
-    known = [*about_arms, *found.file.raw['proxy']]
+    from proxy_attention.lab.compare.arms import arms
+    known = [*arms, *file.raw['proxy']]
     out = [('arms', c.arms, f"there is no arm {a!r}. {nearest_hint(a, known, 'Arms')}")
            for a in c.names if a.partition('@')[0] not in known]
-    before = _problems(found.file, c.experiment)
+    before = _problems(file, c.experiment)
     return out + [('change', c.change, p.message.removeprefix('--set '))
-                  for p in _problems(found.file, c.experiment, c.overrides) if p not in before]
+                  for p in _problems(file, c.experiment, c.overrides) if p not in before]
 
 def _problems(file, name, changes=()):
     "What is wrong with an experiment that is changed"
@@ -150,37 +126,40 @@ def _problems(file, name, changes=()):
     except SettingsError as e: return e.problems
     return []
 
-def _wrong_sweep(found, name, sweep):
-    "Names of methods, selectors and fills that a sweep would try: problems"
-    from proxy_attention.lab.compare.space import check_space
-    experiments = {e: found.experiment(e)[0] for e in sweep.experiment}
-    if None in experiments.values(): return []
-    return check_space(SweepSettings(name=name, file=str(found.file.file), sweep=sweep, experiments=experiments))
-
 # %% ../../../nbs/lab/commands/05_checking.ipynb #f2f3071c
-def problems_of(
-    file, # `SettingsFile`
-) -> list: # Of `Problem`, by line
-    "All that is wrong with a settings file, as far as it is known without reading or downloading anything"
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.runs.plan import wrong_judge, wrong_names
-    found,splits = _Found(file), {}
-    for kind in ('data', 'model', 'proxy', 'experiment'):
+def _check_sections(found):
+    "Tell what is wrong with sections, each by itself; the `_own_split` of each data set"
+    from proxy_attention.lab.compare.space import wrong_choices
+    from proxy_attention.lab.runs.plan import wrong_names
+    for kind in (*refs, 'experiment'):
         for name,section,doubts in found.of(kind):
             found.tell(kind, name, [w for w in wrong_names(kind, section) if w[0] not in doubts])
-            if kind == 'model' and not doubts & {'arch', 'weights'}: found.tell(kind, name, _wrong_weights(section))
-            if kind == 'data':
-                wrong,splits[name] = _wrong_images(section, doubts)
-                found.tell(kind, name, wrong)
-    for name in file.raw['experiment']:
+    splits = {}
+    for name,section,doubts in found.of('data'):
+        wrong,splits[name] = _wrong_images(section, doubts)
+        found.tell('data', name, wrong)
+    for name,section,doubts in found.of('comparison'):
+        if not doubts & {'arms', 'change'}: found.tell('comparison', name, _wrong_comparison(found.file, section))
+    for name,section,_ in found.of('sweep'): found.tell('sweep', name, wrong_choices(section))
+    return splits
+
+def _check_experiments(found, splits):
+    "Tell what is wrong with sections only together"
+    from proxy_attention.lab.runs.plan import wrong_judge
+    for name in found.file.raw['experiment']:
         conf,doubts = found.experiment(name)
         if conf is None: continue
         if not doubts & {'judge', 'model', 'arch', 'width', 'size'}: found.tell('experiment', name, wrong_judge(conf))
         if doubts & _amount_keys: continue
         for kind,*problem in _wrong_amounts(conf, splits[conf.experiment.data]):
             found.tell(kind, name if kind == 'experiment' else getattr(conf.experiment, kind), [problem])
-    for name,section,doubts in found.of('comparison'):
-        if not doubts & {'arms', 'change'}: found.tell('comparison', name, _wrong_comparison(found, section))
-    for name,section,_ in found.of('sweep'):
-        found.problems += [p for p in _wrong_sweep(found, name, section) if p not in found.problems]
+
+# %% ../../../nbs/lab/commands/05_checking.ipynb #74118d8a
+def problems_of(
+    file, # `SettingsFile`
+) -> list: # Of `Problem`, by line
+    "All that is wrong with a settings file, as far as it is known without reading or downloading anything"
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    found = _Found(file)
+    _check_experiments(found, _check_sections(found))
     return sorted(found.problems, key=lambda p: p.line or 0)

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fastai.data.external import URLs, untar_data
-from torchvision.datasets import FashionMNIST
 
 from ...core import check_choice, check_number, digest, seeded_rng
 from .digits import make_shortcut_digits, shown_colour, truth_masks
@@ -22,8 +20,6 @@ from .idx import unpack_idx
 from .items import DataError, Items, by_folder, by_pattern, checked, fetched
 from .items import find_folder, folder_splits, groups_of, image_files
 from .items import items_from_files, label_source, missing_data, own_folder, own_items
-from .loaders import resize_transform
-from .reading import OpenCVImage
 from .shortcuts import least_side, made, most_classes, read_cues, read_masks, shortcuts
 from .shortcuts import shown_cues, write_cues, write_png
 from .split_file import relative_names
@@ -102,8 +98,10 @@ imagenette_names = {'n01440764': 'tench', 'n02102040': 'english_springer', 'n029
                     'n03417042': 'garbage_truck', 'n03425413': 'gas_pump', 'n03445777': 'golf_ball',
                     'n03888257': 'parachute'}
 
-def _published(conf, source, url, names=None):
+def _published(conf, source, published, names=None):
     "A data set in folders train and test (or val, which then is the test), at one of its places or from fastai"
+    from fastai.data.external import URLs, untar_data # slow
+    url = getattr(URLs, published)
     layout = "its folders train and test (or val), with a folder a class in each,"
     root = find_folder(conf, source)
     if root is None and not conf.download: raise missing_data(source, layout, url)
@@ -118,14 +116,14 @@ def cifar10(
     cache:Path, # Not used
 ) -> Items:
     "CIFAR-10, or a part of it"
-    return _published(conf, 'cifar10', URLs.CIFAR)
+    return _published(conf, 'cifar10', 'CIFAR')
 
 def imagenette(
     conf, # Data configuration
     cache:Path, # Not used
 ) -> Items:
     "Imagenette, at 160 pixels where it is fetched"
-    return _published(conf, 'imagenette', URLs.IMAGENETTE_160, imagenette_names)
+    return _published(conf, 'imagenette', 'IMAGENETTE_160', imagenette_names)
 
 # %% ../../../nbs/lab/data/07_sources.ipynb #d791190b
 fashion_names = ['t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot']
@@ -142,6 +140,7 @@ def fashion_mnist(
     cache:Path, # Where the images are unpacked to, and downloaded to
 ) -> Items:
     "Fashion-MNIST, from its IDX files"
+    from torchvision.datasets import FashionMNIST # slow
     check_choice('labels', conf.labels or 'idx', ['idx'])
     layout, address = ("its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package "
                        "dataset-fashion-mnist has them)", FashionMNIST.mirrors[0])
@@ -168,6 +167,7 @@ plant_version = 1 # Goes up when the same pictures would get other cues
 
 def _check_plant(items, conf):
     "An error if this cue can't be drawn into this data set"
+    from proxy_attention.lab.data.loaders import resize_transform # slow
     check_choice('shortcut', conf.shortcut, shortcuts)
     check_number('strength', conf.strength, 0, 1)
     resize_transform(conf, conf.size)
@@ -183,6 +183,8 @@ def _planted_mask(root, file): return read_masks(root, relative_names([file], ro
 
 def _write_planted(tmp, items, names, splits, conf):
     "Copies with cues, the masks of these, and the table"
+    from proxy_attention.lab.data.loaders import resize_transform
+    from proxy_attention.lab.data.reading import OpenCVImage
     classes, resize, cues = items.classes, resize_transform(conf, conf.size), {}
     for split in split_names:
         y = np.array([classes.index(items.labels[i]) for i in splits[split]], dtype=int)

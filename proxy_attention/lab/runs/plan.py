@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage_steps', 'even_epochs', 'stage_fits', 'allowed_judge', 'named_fits', 'run_batches', 'check_batches',
-           'long_scout', 'wrong_amounts', 'known_amounts', 'check_amounts', 'precision', 'wrong_names', 'wrong_judge',
-           'check_names', 'check_settings']
+           'long_scout', 'wrong_amounts', 'known_images', 'known_amounts', 'check_amounts', 'counted_amounts',
+           'precision', 'wrong_names', 'wrong_judge', 'check_names', 'check_settings']
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #d3e65276
 import math
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from ...core import check_choice, preserve_rng, steps_of
-from ..config.names import preset_nets, source_names
 from ..config.problems import Problem, SettingsError
 from ..data.shortcuts import shortcuts
+from ..data.sources import datasets, load_items
+from ..data.splits import splits_of
+from ..models.zoo import check_weights, find_net, make_model
 from ...policy import Policy, policy_fields
 from ...saliency import saliency_maps, saliency_methods
 
@@ -78,7 +80,6 @@ def allowed_judge(
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
     from proxy_attention.lab.metrics.maps import compared
-    from proxy_attention.lab.models.zoo import make_model
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
         blank = torch.zeros(1, 3, size, size)
@@ -151,12 +152,15 @@ def wrong_amounts(
     except SettingsError as x: out.append(('experiment', 'accumulate', e.accumulate, str(x)))
     return out
 
+def known_images(data) -> int|None: # Training images; None: not known yet
+    "What the section of a data set alone says: at most so many"
+    return 1200 if data.source == 'shortcut_digits' and data.n_train is None else data.n_train
+
 def known_amounts(
     conf, # `Settings`
 ) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What the settings alone say of the training images: at most so many"
-    d = conf.data
-    n = 1200 if d.source == 'shortcut_digits' and d.n_train is None else d.n_train
+    d,n = conf.data, known_images(conf.data)
     if d.group is not None: return n, n, f"there are only {n} training images"
     classes = 10 if d.source == 'shortcut_digits' else 2 # at least
     folds = min([b for b in (d.per_class, None if n is None else n//classes) if b is not None], default=None)
@@ -177,11 +181,15 @@ def check_amounts(
 
 def _amounts(data, cache):
     "(n, folds, why) of a data set, as in `wrong_amounts`"
-    from proxy_attention.labels import most_folds
-    from proxy_attention.lab.data.sources import load_items
-    from proxy_attention.lab.data.splits import splits_of
     with preserve_rng(): items = load_items(data, Path(cache))
-    train = splits_of(items, data)['train']
+    return counted_amounts(items, splits_of(items, data)['train'])
+
+def counted_amounts(
+    items, # `Items`
+    train, # Indices of those that are trained on
+) -> tuple: # (n, folds, why), as in `wrong_amounts`
+    "What there is to train on"
+    from proxy_attention.labels import most_folds # slow
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
     return len(train), *most_folds(targets, None if items.groups is None else [items.groups[i] for i in train])
 
@@ -199,10 +207,6 @@ def precision(
     return wanted
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #90cd5e11
-def _find_net(arch):
-    from proxy_attention.lab.models.zoo import find_net
-    find_net(arch)
-
 def _need_cleanlab():
     from proxy_attention.labels import need_cleanlab
     need_cleanlab()
@@ -214,13 +218,16 @@ def _precision_here(wanted):
 def _trials(kind, section):
     "(key, what raises an error if the key's value names nothing) for what is set in a section"
     if kind == 'data':
-        yield 'source', partial(check_choice, 'source', section.source, source_names)
+        yield 'source', partial(check_choice, 'source', section.source, datasets)
         if section.shortcut is not None:
             yield 'shortcut', partial(check_choice, 'shortcut', section.shortcut, shortcuts)
-    if kind == 'model' and section.arch not in preset_nets: yield 'arch', partial(_find_net, section.arch)
+    if kind == 'model':
+        yield 'arch', partial(find_net, section.arch)
+        if section.weights is not None: yield 'weights', partial(check_weights, section.arch, section.weights)
     if kind == 'proxy':
-        for key,value in section.policy.items():
-            if key in policy_fields: yield key, partial(Policy, **{key: value})
+        policy = {k: v for k,v in section.policy.items() if k in policy_fields}
+        for key,value in policy.items(): yield key, partial(Policy, **{key: value})
+        yield None, partial(Policy, **policy) # What is wrong of several only together
         if section.label_gate: yield 'label_gate', _need_cleanlab
     if kind == 'experiment':
         if section.judge is not None:
@@ -232,12 +239,12 @@ def wrong_names(
     kind:str, # Of the section: data, model, proxy or experiment
     section, # Checked, as of `Settings`
 ) -> list: # Of (key, value, message)
-    "Names in a section that nothing bears"
-    out = []
+    "Names in a section that nothing bears, and values that exclude each other"
+    out = {}
     for key,trial in _trials(kind, section):
         try: trial()
-        except (ValueError, TypeError, ImportError) as e: out.append((key, getattr(section, key), str(e)))
-    return out
+        except (ValueError, TypeError, ImportError) as e: out.setdefault(str(e), (key, key and getattr(section, key)))
+    return [(key, value, message) for message,(key,value) in out.items()] # The same words twice are one mistake
 
 def wrong_judge(
     conf, # `Settings`
