@@ -12,7 +12,8 @@ from studies.agreement import against_erm, arm_of, by_arm, check_twice, finished
 from proxy_attention.lab.metrics.text import aligned
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.file import SettingsFile, kinds
-from proxy_attention.lab.data.sources import load_items, splits_of
+from proxy_attention.lab.data.sources import load_items
+from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls, test_dl
 from proxy_attention.lab.runs.runner import command_line
 from proxy_attention.lab.runs.job import deterministic, loaded, make_learn

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings as hypo
 from hypothesis import strategies as st
 from compare_kit import make_comparison
 from lab_kit import make_run
+from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
@@ -188,6 +190,50 @@ def test_init(tmp_path, monkeypatch):
     assert run('init', '--out', 'other.ini').exit_code == 0 and run('check', '--settings', 'other.ini').exit_code == 0
     assert 'no folder' in wrong('init', '--out', 'no/where.ini') and 'nowhere' not in os.listdir()
 
+def test_init_for_a_folder_of_images(tmp_path, monkeypatch):
+    "A short file with a comment for every key, which is right and runs as it is; what is counted and chosen follows the folder"
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path/'pictures', 12)
+    got = run('init', '--images', 'pictures')
+    assert got.exit_code == 0 and 'proxy-attention run images trains' in got.output
+    text = (tmp_path/'settings.ini').read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 30 and all(before.startswith('# ') for before,line in zip(lines, lines[1:]) if ' = ' in line and line[0] != '#')
+    assert '24 images of 2 classes (cat, dog): 14 for training, 5 for validation, 5 for the test' in text and 'path = pictures\n' in text and 'arch = small_cnn' in text
+    assert run('check').exit_code == 0
+    told = answer('run', 'images', '--set', 'width=4', '--set', 'experiment.epochs=1', '--set', 'data.size=16', '--set', 'bs=4')
+    assert told['done'] and told['experiment'] == 'images' and told['audit_ok'] is True
+    assert 'is there already' in wrong('init', '--images', 'pictures') and (tmp_path/'settings.ini').read_text() == text
+
+def test_init_chooses_by_what_the_images_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path/'photos', 20, side=130, classes=('ant', 'bee', 'cow'))
+    (tmp_path/'study').mkdir()
+    for installed,arch,size in ((True, 'tf_efficientnet_lite0', '128'), (False, 'small_cnn', '64')):
+        monkeypatch.setattr('proxy_attention.lab.commands.images._has_lite0', lambda installed=installed: installed)
+        file = tmp_path/'study'/f'{arch}.ini'
+        assert answer('init', '--images', 'photos', '--out', file)['experiment'] == 'images'
+        text = file.read_text()
+        assert f'arch = {arch}\n' in text and f'size = {size}\n' in text and 'of 3 classes' in text and f"path = {tmp_path/'photos'}\n" in text and len(text.splitlines()) <= 30
+        assert ('weights = imagenet' in text) == installed == ("proxy_attention[lite0]" not in text)
+        assert run('check', '--settings', file).exit_code == 0
+
+@pytest.mark.parametrize('images, words', [('nowhere', 'is not there'), ('notes.txt', 'is a file'), ('one', 'at least two classes'), ('few', "class 'dog' has 2 images"), ('flat', 'not in the folder of a class'),
+                                           ('empty', 'no images'), ('broken', "can't be read")])
+def test_init_writes_nothing_for_what_it_cannot_use(tmp_path, monkeypatch, images, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'notes.txt').write_text('mine')
+    (tmp_path/'empty').mkdir()
+    folder_of_images(tmp_path/'one', 9, classes=('cat',))
+    folder_of_images(tmp_path/'few', 9)
+    for i in range(7): (tmp_path/f'few/dog/{i:02}.png').unlink()
+    folder_of_images(tmp_path/'flat', 9)
+    (tmp_path/'flat/cat/00.png').rename(tmp_path/'flat/00.png')
+    for name in ('cat', 'dog'):
+        (tmp_path/'broken'/name).mkdir(parents=True)
+        for i in range(6): (tmp_path/'broken'/name/f'{i}.png').write_bytes(b'not a picture')
+    assert words in wrong('init', '--images', images) and not (tmp_path/'settings.ini').exists()
+
 def cli_settings():
     from proxy_attention.lab.config.file import package_settings
     return package_settings().read_bytes()
@@ -227,6 +273,89 @@ def test_check_finds_too_many_folds(here):
     (here/'settings.ini').write_text(ini.replace('share = 0.2', 'label_gate = true\nlabel_folds = 6'))
     assert run('check').exit_code == 0
 
+def folder_of_images(folder, n=12, side=16, classes=('cat', 'dog')):
+    "Small pictures of two classes that differ in colour"
+    rng = np.random.default_rng(0)
+    for k,name in enumerate(classes):
+        (folder/name).mkdir(parents=True)
+        for i in range(n):
+            picture = rng.integers(0, 120, (side, side, 3)) + np.array([0, 60*k, 120*(1 - k)])
+            Image.fromarray(picture.astype(np.uint8)).save(folder/name/f'{i:02}.png')
+    return folder
+
+mistakes = [ # (section, the line that is wrong, what a right one says)
+    ('data:folder', 'siez = 96', 'size = 96'), ('data:folder', 'valid = many', 'valid = 0.2'),
+    ('data:gone', 'path = nowhere', 'path = two'), ('data:odd', 'source = foldr', 'source = folder'),
+    ('data:one', 'path = single', 'path = two'), ('data:small', 'bs = 64', 'bs = 4'),
+    ('model:net', 'arch = resnet19', 'arch = small_cnn'), ('model:own', 'weights = imagenet', 'weights = none'),
+    ('model:file', 'weights = nowhere.pt', 'weights = none'),
+    ('proxy:mine', 'method = gradcma', 'method = gradcam'), ('proxy:mine', 'fill = blak', 'fill = black'),
+    ('proxy:long', 'scout = 99 steps', 'scout = 2 steps'),
+    ('experiment:try', 'lr = fast', 'lr = 0.1'), ('experiment:try', 'model = nett', 'model = net'),
+    ('experiment:few', 'judge = bogus', 'judge = gradcam'), ('experiment:few', 'proxy = log', 'proxy = mine'),
+    ('comparison:arms', 'arms = early_look, recomended', 'arms = early_look, recommended'),
+    ('comparison:arms', 'change = n_trian=5', 'change = n_train=5'), ('sweep:find', 'fill = black, blak', 'fill = black, mean')]
+unsaid = {'data:folder': 'source = folder\npath = two', 'data:gone': 'source = folder', 'data:odd': 'path = two',
+          'data:one': 'source = folder', 'data:small': 'source = folder\npath = two', 'model:own': 'arch = small_cnn',
+          'model:file': 'arch = small_cnn', 'proxy:long': '', 'experiment:try': 'data = folder',
+          'experiment:few': 'data = small\nmodel = own', 'experiment:long': 'data = odd\nmodel = net\nproxy = long\nsteps = 20',
+          'experiment:base': 'data = small\nmodel = own',
+          'comparison:arms': 'experiment = base', 'sweep:find': 'experiment = base\nscout = 2 steps'}
+
+def with_mistakes(wrong):
+    "A settings file with the mistakes `wrong`, and everything else right"
+    out = ''
+    for section in dict.fromkeys([*(s for s,*_ in mistakes), *unsaid]):
+        said = [bad if (section, bad, right) in wrong else right for s,bad,right in mistakes if s == section]
+        out += '\n'.join([f'[{section}]', *said, unsaid.get(section, '')]) + '\n'
+    return out
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path/'two', 9)
+    folder_of_images(tmp_path/'single', 18, classes=['cat'])
+    return tmp_path
+
+def told_lines(folder, wrong):
+    "The lines of the file that `check` names, each as it stands there"
+    text = with_mistakes(wrong)
+    (folder/'settings.ini').write_text(text)
+    problems = answer('check', code=2 if wrong else 0)['problems']
+    return [text.splitlines()[p['line'] - 1] for p in problems]
+
+def test_check_tells_all_mistakes_in_one_answer(images):
+    "Each once; of those that follow from another mistake, none"
+    wrong = [m for m in mistakes if m[1] != 'scout = 99 steps'] # How long its fit is isn't known while its data set is wrong
+    assert sorted(told_lines(images, wrong)) == sorted(bad for _,bad,_ in wrong)
+
+def test_check_tells_each_mistake_alone(images):
+    assert told_lines(images, []) == []
+    for m in mistakes: assert told_lines(images, [m]) == [m[1]], m
+
+def test_check_tells_what_values_exclude_each_other(here):
+    (here/'settings.ini').write_text(ini.replace('share = 0.2', 'area = 0.1\nthreshold = 0.5'))
+    (problem,) = answer('check', code=2)['problems']
+    assert 'area or threshold' in problem['message'] and problem['section'] == 'proxy:unsure'
+
+def test_check_knows_a_new_data_set_and_a_new_network(here, monkeypatch):
+    "An entry in each dict is enough"
+    from proxy_attention.lab.data.sources import datasets
+    from proxy_attention.lab.models.zoo import models
+    (here/'settings.ini').write_text(ini.replace('= shortcut_digits', '= mine').replace('= small_cnn', '= my_net'))
+    assert len(answer('check', code=2)['problems']) == 2
+    monkeypatch.setitem(datasets, 'mine', datasets['shortcut_digits'])
+    monkeypatch.setitem(models, 'my_net', models['small_cnn'])
+    assert answer('check')['ok']
+
+def test_check_leaves_what_is_slow_alone(tmp_path):
+    "The packaged settings need neither fastai nor the libraries of networks"
+    code = ("import sys; sys.argv = ['proxy-attention', 'check']\nfrom proxy_attention.lab.cli import main\n"
+            "try: main()\nexcept SystemExit as e: assert not e.code\n"
+            "assert not {'fastai', 'timm', 'torchvision', 'pandas', 'matplotlib'} & set(sys.modules), 'slow import'")
+    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=tmp_path,
+                   capture_output=True)
+
 def test_check_cannot_read(here):
     assert 'nowhere.ini' in answer('check', '--settings', 'nowhere.ini', code=2)['problems'][0]['message']
     (here/'settings.ini').write_text('[data:x\nsource')
@@ -256,7 +385,6 @@ def test_list(here):
     assert [(r['run'], r['state']) for r in told['runs']] == [('done', 'done'), ('half', 'stopped')] and told['runs'][0]['test_accuracy'] == summary(here/'runs'/'done')['test_accuracy']
     with filelock.FileLock(here/'runs'/'half'/'.lock'): assert answer('list')['runs'][1]['state'] == 'running'
     assert 'no runs in elsewhere' in run('list', '--runs', 'elsewhere').output
-    (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
 def test_what_needs_no_network_is_light(here):
@@ -264,11 +392,10 @@ def test_what_needs_no_network_is_light(here):
            "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
     make_run(here/'runs'/'done', pictures=0)
     make_comparison(here/'runs'/'compared')
-    (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
-    for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['check', '--settings', 'bad.ini'], ['run', 'tri']):
+    for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['run', 'tri']):
         subprocess.run([sys.executable, '-c', code, *args], check=True, env=os.environ | {'PYTHONPATH': str(repo)}, cwd=here, capture_output=True)
 
-def quiet_names(conf): return []
+def quiet_names(*args): return []
 
 @contextlib.contextmanager
 def settings_file(data):
@@ -290,7 +417,8 @@ def never_a_traceback(*args):
 @example('[experiment:\ud800]\n')
 def test_any_settings_file(text):
     with settings_file(text.encode('utf-8', 'surrogatepass')) as file, pytest.MonkeyPatch.context() as m:
-        m.setattr('proxy_attention.lab.runs.plan.check_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.runs.plan.wrong_names', quiet_names) # Its own test: here only the file matters
+        m.setattr('proxy_attention.lab.runs.plan.wrong_judge', quiet_names)
         for args in (['check'], ['list'], ['list', 'try']): never_a_traceback(*args, '--settings', file)
 
 @hypo(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -220,21 +220,21 @@ def test_published_sets_keep_their_test(tmp_path):
 @pytest.mark.parametrize('source', ['cifar10', 'imagenette', 'fashion_mnist'])
 def test_no_connection(source, monkeypatch):
     def fail(*args, **kwargs): raise OSError('<urlopen error [Errno -2] Name or service not known>')
-    patch_name(monkeypatch, 'untar_data', fail)
-    patch_name(monkeypatch, 'FashionMNIST', type('Fake', (), dict(mirrors=['http://fashion'], __init__=fail)))
+    monkeypatch.setattr('fastai.data.external.untar_data', fail)
+    monkeypatch.setattr('torchvision.datasets.FashionMNIST', type('Fake', (), dict(mirrors=['http://fashion'], __init__=fail)))
     patch_name(monkeypatch, 'debian_fashion', '/nowhere/fashion')
     refused(f"download = true: the data set '{source}' could not be fetched from http.*Name or service not known.*put its .* into data/{source}, or set path=",
             config(source, download=True))
 
 def test_a_wrong_hash(monkeypatch):
     def fail(url): raise Exception('Downloaded file is corrupt')
-    patch_name(monkeypatch, 'untar_data', fail)
+    monkeypatch.setattr('fastai.data.external.untar_data', fail)
     refused('could not be fetched .*corrupt', config('cifar10', download=True))
 
 def test_download(tmp_path, monkeypatch):
     root = put(tmp_path/'fetched', [f'{s}/{c}/{i}.png' for s in ('train', 'test') for c in ('cat', 'dog') for i in range(3)])
     asked = []
-    patch_name(monkeypatch, 'untar_data', lambda url: asked.append(url) or root)
+    monkeypatch.setattr('fastai.data.external.untar_data', lambda url: asked.append(url) or root)
     assert len(load_items(config('cifar10', download=True), 'cache')) == 12 and asked == [URLs.CIFAR]
     monkeypatch.setenv('PROXY_ATTENTION_DATA', str(root.parent))
     shutil.move(root, root.parent/'cifar10')

@@ -19,7 +19,8 @@ from proxy_attention.core import seeded_rng
 from proxy_attention.lab.data import digits as digits_module
 from proxy_attention.lab.data import shortcuts as module
 from proxy_attention.lab.data.items import DataError
-from proxy_attention.lab.data.sources import load_items, plant, splits_of
+from proxy_attention.lab.data.sources import load_items, plant
+from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls
 from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, split_files, splits, truth_masks
 from proxy_attention.lab.data.reading import read_image

@@ -75,13 +75,15 @@ def top(
 
     \b
     Examples:
-      proxy-attention demo              two or three minutes: with proxies, and without
-      proxy-attention list              what the settings file describes, and what has been run
-      proxy-attention init              a settings file of your own
-      proxy-attention check             is everything in it right?
-      proxy-attention run photos        Stages 0 to 3 of [experiment:photos], then its page
+      proxy-attention demo                  two or three minutes: with proxies, and without
+      proxy-attention list                  what the settings file describes, and what has been run
+      proxy-attention list photos           every value of [experiment:photos]
+      proxy-attention init --images photos  a settings file for a folder of images, that runs as it is
+      proxy-attention init                  a settings file with everything, to be changed
+      proxy-attention check                 is everything in it right?
+      proxy-attention run photos            Stages 0 to 3 of [experiment:photos], then its page
       proxy-attention compare shortcut --arms random_erasing,early_look --seeds 5
-      proxy-attention sweep find        search for a policy
+      proxy-attention sweep find            search for a policy
       proxy-attention report runs/photos runs/shortcut --out both.html
     """
 

@@ -6,7 +6,6 @@
 __all__ = ['init', 'check']
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #f89a269f
-import warnings
 from pathlib import Path
 from typing import Optional
 
@@ -17,37 +16,58 @@ from .app import answering, app, json_option, settings_option
 # %% ../../../nbs/lab/commands/01_settings.ipynb #832f4a34
 @app.command()
 def init(
+    images:Optional[Path]=typer.Option(None, '--images', metavar='FOLDER',
+                                       help="Write one for these images: a folder of them for each class."),
     out:Path=typer.Option('.', '--out', metavar='FILE|FOLDER',
                           help="Where to: a new file, or a folder, which gets settings.ini."),
     as_json:bool=json_option,
 ):
     """Write a settings file with comments, to be changed. It never overwrites one.
 
+    With --images it is a short one that runs as it is: network and sizes are chosen by what the folder holds.
+
     \b
     Examples:
       proxy-attention init
+      proxy-attention init --images photos          then: proxy-attention run images
       proxy-attention init --out my_study
       proxy-attention init --out my_study/other.ini
     \b
     Exit codes: 0 written, 2 not written (and why).
     """
     with answering(as_json) as answer:
-        from proxy_attention.lab.config.file import package_settings
         file = out/'settings.ini' if out.is_dir() else out
-        text = package_settings().read_bytes()
-        try:
-            with open(file, 'xb') as f: f.write(text)
-        except FileExistsError:
-            raise ValueError(f"{file} is there already, and is left as it is. Give another name with --out.") from None
-        except FileNotFoundError:
-            raise ValueError(f"{file} can't be written: there is no folder {file.parent}.") from None
-        answer(dict(file=file), f"wrote {file}; proxy-attention check says whether it is right, "
-                                "proxy-attention list what it describes")
+        _write_new(file, _package_text() if images is None else _images_text(images, file))
+        what = f"wrote {file}; proxy-attention check says whether it is right, "
+        if images is None: return answer(dict(file=file), what + "proxy-attention list what it describes")
+        answer(dict(file=file, experiment='images'), what + f"proxy-attention run images{_flag(file)} trains on them")
+
+def _package_text():
+    from proxy_attention.lab.config.file import package_settings
+    return package_settings().read_bytes()
+
+def _images_text(images, file):
+    "Settings for a folder of images, which is named as it was given only where the file is to lie here"
+    from proxy_attention.lab.commands.images import images_settings
+    here = file.absolute().parent == Path.cwd()
+    return images_settings(images, None if here else images.absolute()).encode()
+
+def _flag(file): return '' if file.absolute() == Path.cwd()/'settings.ini' else f' --settings {file}'
+
+def _write_new(file, text):
+    "Write a file that isn't there yet"
+    try:
+        with open(file, 'xb') as f: f.write(text)
+    except FileExistsError:
+        raise ValueError(f"{file} is there already, and is left as it is. Give another name with --out.") from None
+    except FileNotFoundError:
+        raise ValueError(f"{file} can't be written: there is no folder {file.parent}.") from None
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #54363cf8
 @app.command()
 def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
-    """Say everything that is wrong with the settings file, a line each, with line number.
+    """Say everything that is wrong with the settings file, a line each, with line number: names, numbers, paths,
+    amounts. Folders of images are listed; nothing is read or downloaded.
 
     \b
     Examples:
@@ -57,12 +77,13 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
     Exit codes: 0 all of it is right, 2 something is wrong.
     """
     with answering(as_json) as answer:
+        from proxy_attention.lab.commands.checking import problems_of
         from proxy_attention.lab.config.problems import SettingsError
         from proxy_attention.lab.config.file import SettingsFile
         file = None
         try:
             file = SettingsFile(settings)
-            problems = file.problems or _unknown_names(file)
+            problems = problems_of(file)
         except SettingsError as e: problems = e.problems
         counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
@@ -71,19 +92,3 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
         answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
                     problems=[p.to_dict() for p in problems]),
                '\n'.join(map(str, problems)) or good, 2 if problems else 0)
-
-def _unknown_names(file):
-    "What only the libraries know: is there such a network, method, source?"
-    from proxy_attention.lab.config.settings import load_experiment, load_sweep
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    from proxy_attention.lab.runs.plan import check_names, known_amounts, wrong_amounts
-    from proxy_attention.lab.compare.space import check_space
-    out = [problem for name in file.raw['sweep'] for problem in check_space(load_sweep(name, file.file))]
-    for name in file.raw['experiment']:
-        conf = load_experiment(name, file.file)
-        for kind,key,value,message in [*check_names(conf), *wrong_amounts(conf, *known_amounts(conf))]:
-            ref = name if kind == 'experiment' else getattr(conf.experiment, kind)
-            problem = file.problem(message, file.origin[kind, ref].get(key, f'{kind}:{ref}'), key,
-                                   None if value is None else str(value))
-            if problem not in out: out.append(problem)
-    return sorted(out, key=lambda p: p.line or 0)

@@ -8,7 +8,6 @@ __all__ = ['Around', 'small_cnn', 'size_pair', 'patch_side', 'small_vit']
 # %% ../../../nbs/lab/models/00_small.ipynb #d25280fe
 import math
 
-import timm
 from torch import nn
 
 from ...core import check_number
@@ -73,5 +72,6 @@ def small_vit(
     if any(s % p for s in sides):
         raise ValueError(f"patch={p} does not divide size={size!r}; give a patch that divides {math.gcd(*sides)}.")
     if dim % heads: raise ValueError(f"heads={heads} does not divide dim={dim}.")
-    return timm.models.VisionTransformer(sides, p, n_in, n_out, embed_dim=dim, depth=depth, num_heads=heads,
-                                         mlp_ratio=2., class_token=False, global_pool='avg', fc_norm=False)
+    from timm.models import VisionTransformer # slow
+    return VisionTransformer(sides, p, n_in, n_out, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=2.,
+                             class_token=False, global_pool='avg', fc_norm=False)

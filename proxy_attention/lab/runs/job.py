@@ -21,8 +21,9 @@ from ...audit import file_digest
 from ...callback import ProxyAttentionCB
 from ...core import digest
 from ..data.loaders import make_dls
-from ..data.sources import load_items, splits_of
+from ..data.sources import load_items
 from ..data.split_file import load_split, save_split
+from ..data.splits import splits_of
 from ..metrics.classification import model_cost
 from ..models.learner import make_learner, quiet
 from ..models.zoo import input_stats

@@ -4,26 +4,24 @@
 
 # %% auto #0
 __all__ = ['stage_steps', 'even_epochs', 'stage_fits', 'allowed_judge', 'named_fits', 'run_batches', 'check_batches',
-           'long_scout', 'wrong_amounts', 'known_amounts', 'check_amounts', 'precision', 'check_names',
-           'check_settings']
+           'long_scout', 'wrong_amounts', 'known_images', 'known_amounts', 'check_amounts', 'counted_amounts',
+           'precision', 'wrong_names', 'wrong_judge', 'check_names', 'check_settings']
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #d3e65276
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.torch_core import default_device
 
-from ...callback import ProxyAttentionCB
 from ...core import check_choice, preserve_rng, steps_of
 from ..config.problems import Problem, SettingsError
 from ..data.shortcuts import shortcuts
-from ..data.sources import datasets, load_items, splits_of
-from ..metrics.maps import compared
-from ..models.zoo import find_net, make_model
-from ...labels import most_folds, need_cleanlab
+from ..data.sources import datasets, load_items
+from ..data.splits import splits_of
+from ..models.zoo import check_weights, find_net, make_model
+from ...policy import Policy, policy_fields
 from ...saliency import saliency_maps, saliency_methods
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #c8b4b297
@@ -81,6 +79,7 @@ def allowed_judge(
 
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
+    from proxy_attention.lab.metrics.maps import compared
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
         blank = torch.zeros(1, 3, size, size)
@@ -153,12 +152,15 @@ def wrong_amounts(
     except SettingsError as x: out.append(('experiment', 'accumulate', e.accumulate, str(x)))
     return out
 
+def known_images(data) -> int|None: # Training images; None: not known yet
+    "What the section of a data set alone says: at most so many"
+    return 1200 if data.source == 'shortcut_digits' and data.n_train is None else data.n_train
+
 def known_amounts(
     conf, # `Settings`
 ) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What the settings alone say of the training images: at most so many"
-    d = conf.data
-    n = 1200 if d.source == 'shortcut_digits' and d.n_train is None else d.n_train
+    d,n = conf.data, known_images(conf.data)
     if d.group is not None: return n, n, f"there are only {n} training images"
     classes = 10 if d.source == 'shortcut_digits' else 2 # at least
     folds = min([b for b in (d.per_class, None if n is None else n//classes) if b is not None], default=None)
@@ -180,7 +182,14 @@ def check_amounts(
 def _amounts(data, cache):
     "(n, folds, why) of a data set, as in `wrong_amounts`"
     with preserve_rng(): items = load_items(data, Path(cache))
-    train = splits_of(items, data)['train']
+    return counted_amounts(items, splits_of(items, data)['train'])
+
+def counted_amounts(
+    items, # `Items`
+    train, # Indices of those that are trained on
+) -> tuple: # (n, folds, why), as in `wrong_amounts`
+    "What there is to train on"
+    from proxy_attention.labels import most_folds # slow
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
     return len(train), *most_folds(targets, None if items.groups is None else [items.groups[i] for i in train])
 
@@ -197,25 +206,63 @@ def precision(
                             "Choose auto or fp32.")
     return wanted
 
+# %% ../../../nbs/lab/runs/01_plan.ipynb #90cd5e11
+def _need_cleanlab():
+    from proxy_attention.labels import need_cleanlab
+    need_cleanlab()
+
+def _precision_here(wanted):
+    from fastai.torch_core import default_device
+    precision(wanted, default_device())
+
+def _trials(kind, section):
+    "(key, what raises an error if the key's value names nothing) for what is set in a section"
+    if kind == 'data':
+        yield 'source', partial(check_choice, 'source', section.source, datasets)
+        if section.shortcut is not None:
+            yield 'shortcut', partial(check_choice, 'shortcut', section.shortcut, shortcuts)
+    if kind == 'model':
+        yield 'arch', partial(find_net, section.arch)
+        if section.weights is not None: yield 'weights', partial(check_weights, section.arch, section.weights)
+    if kind == 'proxy':
+        policy = {k: v for k,v in section.policy.items() if k in policy_fields}
+        for key,value in policy.items(): yield key, partial(Policy, **{key: value})
+        yield None, partial(Policy, **policy) # What is wrong of several only together
+        if section.label_gate: yield 'label_gate', _need_cleanlab
+    if kind == 'experiment':
+        if section.judge is not None:
+            yield 'judge', partial(check_choice, 'judge', section.judge, saliency_methods)
+        if section.precision in ('fp16', 'bf16'): yield 'precision', partial(_precision_here, section.precision)
+
+# %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
+def wrong_names(
+    kind:str, # Of the section: data, model, proxy or experiment
+    section, # Checked, as of `Settings`
+) -> list: # Of (key, value, message)
+    "Names in a section that nothing bears, and values that exclude each other"
+    out = {}
+    for key,trial in _trials(kind, section):
+        try: trial()
+        except (ValueError, TypeError, ImportError) as e: out.setdefault(str(e), (key, key and getattr(section, key)))
+    return [(key, value, message) for message,(key,value) in out.items()] # The same words twice are one mistake
+
+def wrong_judge(
+    conf, # `Settings`
+) -> list: # Of (key, value, message)
+    "Is the method that judges maps one that the network doesn't allow? Unknown names are no matter of this"
+    judge = conf.experiment.judge
+    if judge not in saliency_methods or wrong_names('model', conf.model): return []
+    try: allowed_judge(conf)
+    except (ValueError, TypeError, ImportError) as e: return [('judge', judge, str(e))]
+    return []
+
 def check_names(
     conf, # `Settings`
 ) -> list: # Of (kind, key, value, message)
     "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
-    out = []
-    def attempt(kind, key, value, f):
-        try: f()
-        except (ValueError, TypeError, ImportError) as e: out.append((kind, key, value, str(e)))
-    attempt('data', 'source', conf.data.source, lambda: check_choice('source', conf.data.source, datasets))
-    if conf.data.shortcut is not None:
-        attempt('data', 'shortcut', conf.data.shortcut, lambda: check_choice('shortcut', conf.data.shortcut, shortcuts))
-    attempt('model', 'arch', conf.model.arch, lambda: find_net(conf.model.arch))
-    if conf.proxy is not None: attempt('proxy', None, None, lambda: ProxyAttentionCB(**conf.proxy.policy))
-    if conf.proxy is not None and conf.proxy.label_gate: attempt('proxy', 'label_gate', True, need_cleanlab)
-    if conf.experiment.judge is not None and not any(key == 'arch' for _,key,*_ in out):
-        attempt('experiment', 'judge', conf.experiment.judge, lambda: allowed_judge(conf))
-    attempt('experiment', 'precision', conf.experiment.precision,
-            lambda: precision(conf.experiment.precision, default_device()))
-    return out
+    sections = dict(data=conf.data, model=conf.model, proxy=conf.proxy, experiment=conf.experiment)
+    out = [(kind, *found) for kind,s in sections.items() if s is not None for found in wrong_names(kind, s)]
+    return out + [('experiment', *found) for found in wrong_judge(conf)]
 
 def _refuse(conf, wrong):
     "A `SettingsError` if anything is wrong: (kind, key, value, message) each"
