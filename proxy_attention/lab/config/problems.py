@@ -24,8 +24,11 @@ class Problem:
     def __str__(self):
         where = [self.file or '', f"line {self.line}" if self.line else '', f"[{self.section}]" if self.section else '']
         what = '' if self.key is None else self.key if self.value is None else f"{self.key}={self.value!r}"
-        return ' '.join(f"{', '.join(w for w in where if w)}{f' {what}' if what else ''}: {self.message}"
-                        .removeprefix(': ').split())
+        place = ', '.join(w for w in where if w)
+        # A message that begins with key and value isn't preceded by them
+        said = (self.message if what and self.message.startswith(what) else
+                f"{what}: {self.message}" if what else self.message)
+        return ' '.join(f"{place}{' ' if what else ': '}{said}".removeprefix(': ').split())
 
     def to_dict(self): return asdict(self)
 
