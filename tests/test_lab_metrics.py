@@ -187,20 +187,6 @@ def test_map_quality_by_hand():
     assert none == dict(n=3, empty_maps=3, on_top=None, hit_top=None, area_top=None, on_dot=None, hit_dot=None, area_dot=None)
     assert json.loads(json.dumps(got)) == got
 
-def test_map_quality_is_the_demos():
-    from proxy_attention.lab.demo_record import Measure
-    rng = torch.Generator().manual_seed(0)
-    maps,masks = torch.rand(6, 8, 8, generator=rng), torch.rand(6, 2, 8, 8, generator=rng) > .6
-    maps[2] = 0
-    measure = Measure.__new__(Measure)
-    measure.method,measure.clock,measure.masks,measure.images = 'layercam', lab.Clock(), masks, {'test': (maps[:, None], None)}
-    import proxy_attention.lab.demo_record as demo
-    kept,demo.saliency_maps = demo.saliency_maps, lambda model, b, method: b[:, 0]
-    try: shares = measure.shares(nn.Linear(1, 1))
-    finally: demo.saliency_maps = kept
-    ours = map_quality(maps, masks, ['digit', 'shortcut'])
-    for k,v in shares.items(): assert ours[k] == pytest.approx(v, abs=1e-6)
-
 @given(npst.arrays(np.float64, (4, 3, 5), elements=st.floats(0, 1e3)), npst.arrays(bool, (4, 3, 5)))
 def test_shares_of_a_mask_and_its_complement_are_one(maps, mask):
     got = map_quality(maps, np.stack([mask, ~mask], 1), ['a', 'b'])

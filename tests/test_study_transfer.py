@@ -111,7 +111,7 @@ def test_summary():
 def test_what_is_wrong_is_said_before_anything_is_trained(made, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, 'learn_second', lambda *_: pytest.fail('trained'))
     (tmp_path/'notes.jsonl').write_text('{"mine": 1}\n')
-    for words,error,kw in (("task='latr'.*'later'", ValueError, dict(task='latr')), ('steps=0', ValueError, dict(steps=0)), ('lr=0', ValueError, dict(lr=0)), ('not the folder of a run', RunError, dict(runs=[tmp_path])), ('are both none', RunError, dict(runs=[made.arm('erm', 0), made.arm('erm', 0)])),
+    for words,error,kw in (("task='latr'.*'later'", ValueError, dict(task='latr')), ('steps=0', ValueError, dict(steps=0)), ('lr=0', ValueError, dict(lr=0)), ('not the folder of a run', RunError, dict(runs=[tmp_path])), ('are both erm', RunError, dict(runs=[made.arm('erm', 0), made.arm('erm', 0)])),
                            ('not a record of second', ValueError, dict(out=tmp_path/'notes.jsonl')), ('is a folder', ValueError, dict(out=tmp_path))):
         with pytest.raises(error, match=words): made.second(**kw)
     monkeypatch.setattr(lab, 'splits_of', lambda *_: dict(test=[]))
