@@ -8,7 +8,7 @@ from torch import nn
 
 from kit import copy_bytes, files_in, hooks_of, make_learner, quiet_cb, same_weights, shapes_dls, tiny_model, weights
 from proxy_attention.callback import ProxyAttentionCB
-from proxy_attention.lab.metrics.map_checks import randomisation_check
+from studies.map_checks import randomisation_check
 from proxy_attention.layers import FeatureLayer, feature_layer
 from proxy_attention.saliency import OnAttention, OnInput, class_scores, fused, method_layer, normalise, raw_maps, saliency_maps, saliency_methods
 from proxy_attention.scan import layer_of

@@ -12,9 +12,9 @@ from torch import nn
 
 from proxy_attention.lab.metrics import maps as lab
 from proxy_attention.lab.metrics.maps import all_maps, best_iou, localisation
-from proxy_attention.lab.metrics.map_checks import blanks, blurred, draw_maps, faithfulness, randomize_parameters
+from studies.map_checks import blanks, blurred, draw_maps, faithfulness, randomize_parameters
 from proxy_attention.lab.metrics.maps import map_agreement, rank_correlation
-from proxy_attention.lab.metrics.map_checks import parameter_layers, pixel_ranks, randomisation_check
+from studies.map_checks import parameter_layers, pixel_ranks, randomisation_check
 from proxy_attention.lab.metrics.classification import map_quality
 from proxy_attention.lab.models.small import small_cnn, small_vit
 from proxy_attention.saliency import method_layer, saliency_maps

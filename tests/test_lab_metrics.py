@@ -17,7 +17,7 @@ from torch import nn
 
 from proxy_attention.lab.metrics import classification as lab
 from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, folder_bytes, map_quality
-from proxy_attention.lab.metrics.classification import model_cost, plot_confusion, plot_reliability, reliability, reset_peak_ram
+from proxy_attention.lab.metrics.classification import model_cost, reliability, reset_peak_ram
 from proxy_attention.lab.metrics.classification import time_to_target
 
 
@@ -158,17 +158,6 @@ bad_reports = [(dict(probs=[[2., -1.]]), ValueError, 'softmax'), (dict(probs=[[.
 @pytest.mark.parametrize('args,error,match', bad_reports)
 def test_bad_reports(args, error, match):
     with pytest.raises(error, match=match): classification_report(**dict(probs=[[.4, .6]], targets=[1], vocab=['a', 'b']) | args)
-
-def test_figures():
-    probs,targets,vocab = case()
-    report = classification_report(probs, targets, vocab)
-    ax = plot_confusion(report['confusion'], vocab)
-    assert sorted(int(t.get_text()) for t in ax.texts) == sorted(n for row in report['confusion'] for n in row if n)
-    assert [t.get_text() for t in ax.get_yticklabels()] == vocab and plot_confusion(report['confusion'], vocab, ax) is ax
-    bars = plot_reliability(report).patches
-    assert [b.get_height() for b in bars] == [r['accuracy'] or 0 for r in report['reliability']]
-    assert plot_reliability(report, ax) is ax
-    with pytest.raises(ValueError, match='vocab has 2 names'): plot_confusion(report['confusion'], ['a', 'b'])
 
 
 # -- maps ----------------------------------------------------------------------------------------------------------------------------------
