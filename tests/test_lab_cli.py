@@ -385,6 +385,7 @@ def test_list(here):
     assert [(r['run'], r['state']) for r in told['runs']] == [('done', 'done'), ('half', 'stopped')] and told['runs'][0]['test_accuracy'] == summary(here/'runs'/'done')['test_accuracy']
     with filelock.FileLock(here/'runs'/'half'/'.lock'): assert answer('list')['runs'][1]['state'] == 'running'
     assert 'no runs in elsewhere' in run('list', '--runs', 'elsewhere').output
+    (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
 def test_what_needs_no_network_is_light(here):
