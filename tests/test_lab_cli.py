@@ -115,7 +115,7 @@ def test_interrupt(monkeypatch, tmp_path):
     monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
 
-small = ['--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
+small = ['--set', 'probe=false', '--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
@@ -124,6 +124,7 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
     monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     monkeypatch.chdir(tmp_path)
+    patch_name(monkeypatch, 'free_memory', lambda: None)
     args = ['demo', '--policy', policy, '--jobs', '1', *small, *more]
     got = run(*args)
     assert got.exit_code == 0, (got.output, got.exception)
