@@ -57,7 +57,7 @@ def demo(
         from proxy_attention.lab.demo import run_demo
         folder = run_demo(policy, seed, settings, out, changes or (), data, jobs, answer.say)
         picture = folder/'gallery.png'
-        answer(*_compared(folder, *([f"picture {picture}"] if picture.is_file() else [])))
+        answer(*_compared(folder, folder/'report.html', *([f"picture {picture}"] if picture.is_file() else [])))
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #721a3ab1
 def again_command(command, experiment, changes, **flags):
@@ -119,12 +119,11 @@ def comma_numbers(text, flag):
     try: return [int(t) for t in comma_names(text, flag)]
     except ValueError: raise ValueError(f"{flag} {text!r}: whole numbers between commas, as 0,3,7.") from None
 
-def _compared(folder, *more):
-    "What a comparison came to, as values and as text; writes its page"
+def _compared(folder, page, *more):
+    "What a comparison came to, as values and as text"
     from proxy_attention.lab.compare.verdicts import comparison_text
     from proxy_attention.lab.report.compare_verdict import comparison_summary, comparison_verdict, read_comparison
-    from proxy_attention.lab.report.compare_page import write_compare_report
-    page,found = write_compare_report(folder), read_comparison(folder)
+    found = read_comparison(folder)
     lines = ['', comparison_text(folder), '', *(fill(s, 120) for s in comparison_verdict(found)), '']
     return comparison_summary(found) | dict(page=page), '\n'.join([*lines, *more, f"page    {page}"])
 
@@ -182,7 +181,8 @@ def compare(
         from proxy_attention.lab.compare.comparison import compare
         folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin,
                          say=answer.say)
-        answer(*_compared(folder))
+        from proxy_attention.lab.report.compare_page import write_compare_report
+        answer(*_compared(folder, write_compare_report(folder)))
 
 def _arms_help(doc):
     "The arms by name in the help of `compare`"

@@ -26,7 +26,7 @@ from ..runs.state import is_run
 
 # %% ../../../nbs/lab/compare/02_pool.ipynb #65402792
 def run_job(conf, folder, data, command):
-    "One run, which says nothing"
+    "One run, without output"
     import warnings
     warnings.filterwarnings('ignore')
     from proxy_attention.lab.runs.runner import run_settings

@@ -48,7 +48,7 @@ def _ends(space):
 def wrong_choices(
     sweep, # A [sweep:...] section
 ) -> list: # Of (key, value, message)
-    "Names that a sweep would try and that nothing bears"
+    "Unknown names among the values that a sweep would try"
     from proxy_attention.lab.runs.plan import wrong_names
     tried = [(key, value) for key,space in sweep.space.items() for value in _ends(space) if value is not None]
     return [(key, value, message.removeprefix(f'{key}={value!r} '))

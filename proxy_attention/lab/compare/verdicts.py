@@ -18,17 +18,13 @@ from ..data.split_file import split_digest
 from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
 from ..metrics.stats import not_worse_in_words
-from ..metrics.text import aligned, plural, points
+from ..metrics.text import aligned, plural, points, scout_text
 from ..runs.checkpoint import RunError, plain
 from ..runs.folder import read_lines
 from ..runs.state import is_run
 from ...store import write_atomic
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
-def _words(scout):
-    "What a scout's line says, in words"
-    return str(scout.get('text') or scout.get('why') or '').removeprefix('scout: ')
-
 def run_line(
     arm:str,
     seed:int,
@@ -55,7 +51,7 @@ def run_line(
                 scout_steps=end.get('scout_steps', 0),
                 copies=[*(o['copies'] for o in scouts), *(o['proxies'] for o in stages if o['stage'] == 'proxies')],
                 verdict=next((o['verdict']['name'] for o in scouts if o['verdict']), None),
-                found=next((_words(o) for o in scouts if o['verdict']), None),
+                found=next((scout_text(o) for o in scouts if o['verdict']), None),
                 audit_ok=end['audit']['ok'], split_sha256=split_digest(Path(folder)/'split.json'),
                 initial_sha256=first['initial_sha256'], commit=first['commit'],
                 asked_sha256=asked_digest(Settings(**first['settings'])),

@@ -9,7 +9,6 @@ __all__ = ['split_folders', 'labellers', 'DataError', 'Items', 'checked', 'searc
 
 # %% ../../../nbs/lab/data/05_items.ipynb #3fbec7ae
 import difflib
-import mimetypes
 import os
 import re
 from collections import Counter
@@ -100,16 +99,12 @@ def fetched(source, get, address, layout):
                         "or set path= to its folder.") from None
 
 # %% ../../../nbs/lab/data/05_items.ipynb #5a6ef39e
-_endings = {e for e,kind in mimetypes.types_map.items() if kind.startswith('image/')}
-
 def image_files(root, source):
-    "All image files below `root`, dot folders left out, sorted: those that fastai's `get_image_files` finds"
-    files = []
-    for folder,below,names in os.walk(root, followlinks=True):
-        below[:] = [b for b in below if not b.startswith('.')]
-        files += [Path(folder)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in _endings]
+    "All image files below `root`, dot folders left out, sorted"
+    from fastai.data.transforms import get_image_files # slow
+    files = sorted(get_image_files(root))
     if not files: raise DataError(f"data source={source!r}: there are no images in {root}.")
-    return sorted(files)
+    return files
 
 # %% ../../../nbs/lab/data/05_items.ipynb #a2ca71f1
 def _regex(key, text, part):

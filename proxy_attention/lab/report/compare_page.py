@@ -174,10 +174,8 @@ def _galleries(found, most=4):
     "Some copies of each arm, of its first seed whose folder is there"
     out = []
     for a in in_order(found):
-        for s in found['seeds']:
-            cards,_ = gallery(found['folder']/'arms'/a/s, most)
-            if cards: break
-        if cards: out.append(dict(arm=a, seed=s, cards=cards[:most]))
+        shown = ((s, gallery(found['folder']/'arms'/a/s, most)[0]) for s in found['seeds'])
+        out += next(([dict(arm=a, seed=s, cards=cards)] for s,cards in shown if cards), [])
     return out
 
 def write_compare_report(

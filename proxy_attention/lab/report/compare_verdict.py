@@ -218,8 +218,9 @@ def comparison_verdict(
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
     if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
-    return (out + _gaps(found) + _beaten(found) + _found_by_scouts(found) + _without_copies(found) + _not_worse(found) + _caveats(found)
-            + (_by_validation(found) if len(in_order(found)) > 1 else []))
+    parts = _gaps, _beaten, _found_by_scouts, _without_copies, _not_worse, _caveats
+    out += [sentence for part in parts for sentence in part(found)]
+    return out + (_by_validation(found) if len(in_order(found)) > 1 else [])
 
 def comparison_summary(
     found, # What `read_comparison` returns

@@ -8,9 +8,8 @@ __all__ = ['wilson', 'audit_of', 'verdict', 'summary']
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #106bfad5
 import math
 
-from ..metrics.text import count, num, plural, points, share, written
+from ..metrics.text import count, num, plural, points, scout_text, share, written
 from .records import at, read_records
-from .run_tables import scout_text
 
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #8426881c
 def wilson(

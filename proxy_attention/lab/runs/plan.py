@@ -239,7 +239,7 @@ def wrong_names(
     kind:str, # Of the section: data, model, proxy or experiment
     section, # Checked, as of `Settings`
 ) -> list: # Of (key, value, message)
-    "Names in a section that nothing bears, and values that exclude each other"
+    "Unknown names in a section, and values that exclude each other"
     out = {}
     for key,trial in _trials(kind, section):
         try: trial()
