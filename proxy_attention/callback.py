@@ -23,6 +23,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 
 from .audit import same_content
@@ -154,29 +155,8 @@ class ProxyAttentionCB(Callback):
     # after SaveModelCallback has loaded the best weights
     order, run_valid, _only_train_loop, remove_on_fetch = 90, False, True, True
 
+    @delegates(Policy)
     def __init__(self,
-        method:str='auto', # Saliency: a key of `saliency_methods`, or 'auto', which goes by the last layer's cells
-        target:str='pred', # Class explained: 'pred' (what misled the network), 'true' or 'contrast' (pred minus true)
-        select:str|None='wrong', # Which training items get a copy after each fit: a key of `selectors`; None: none
-        share:float|None=None, # At most this share of the training items, hardest first; None: 0.3, and 1 for 'all'
-        area:float|None=None, # Share of the pixels the network saw that is erased, highest saliency first; None: 0.1
-        threshold:float|str|None=None, # Instead of `area`: pixels above this share of the map's range, or 'mean+2std'
-        fill:str='context', # What stands in the hole: a key of `fills`
-        merge:str='add', # 'add' copies made after a fit to their originals, or 'replace' them
-        keep:str='latest', # Of these, copies of the 'latest' cycle only, or 'all'
-        repeat:int=1, # How often an epoch draws each copy
-        per_class:bool=False, # Does `share` hold in each true class by itself?
-        thresh:float=0.5, # Multi-label: probability above which a label counts as predicted
-        place:str='salient', # Where: 'salient', or a control: 'least_salient', 'random', 'shuffled_map'
-        accept:bool=False, # Keep a copy only if what its map explains is less probable on it than on its original?
-        samples:int=6, # `expected_gradients`: passes, each set against another training image
-        blur:float=1/12, # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
-        scout:str|float|None='15%', # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
-        scout_select:str='all', # Which items get a copy from the scout: a key of `selectors`
-        scout_merge:str='replace', # The scout's copies 'replace' their originals, or are 'add'ed
-        scout_test:bool=True, # Use the scout's copies only if the tests find a shortcut?
-        rounds:int=1, # How many regions scouts may find, one behind the other; each round sends one scout more
-        probe:bool=True, # Ask linear probes of early layers too: where maps are coarse, or a scout finds no region?
         suspects=None, # Items that get no copy: indices, a mask, or a function (learner) -> these, called once
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
@@ -185,10 +165,11 @@ class ProxyAttentionCB(Callback):
         max_gb:float=10., # Copies may not take more disk than this
         seed:int=0, # For everything that draws lots
         verbose:bool=True, # Print a line for each thing found out?
+        **kwargs, # Fields of `Policy`
     ):
-        given = locals()
-        for k in policy_fields: setattr(self, k, given[k])
-        self.policy # noqa: B018  (checks them)
+        try: [check_choice('argument', k, policy_fields) for k in kwargs]
+        except ValueError as e: raise TypeError(e) from None
+        for k,v in vars(Policy(**kwargs)).items(): setattr(self, k, v)
         check_choice('format', format, formats)
         check_number('max_gb', max_gb, 0, open_low=True)
         check_number('seed', seed, 0, whole=True)
@@ -227,6 +208,10 @@ class ProxyAttentionCB(Callback):
     def run_path(self) -> Path|None:
         "The folder that holds this run's copies and manifest: what `audit` and `purge` take"
         return None if self.copies.store is None else self.copies.store.path
+
+# %% ../nbs/16_callback.ipynb #2cfe1485
+# `docments` reads there what the arguments mean: a dataclass's own method, which `delegates` names, has no source
+ProxyAttentionCB.__init__.__delwrap__ = Policy
 
 # %% ../nbs/16_callback.ipynb #30a02732
 @patch

@@ -7,12 +7,7 @@ __all__ = ['presets', 'Policy']
 
 # %% ../nbs/12_policy.ipynb #88e1235d
 from dataclasses import dataclass, fields
-
-from .core import check_choice, check_flag, check_number, steps_of
-from .erase import check_rule, fills
-from .targets import placements, targets
-from .saliency import check_samples, saliency_methods
-from .select import selectors
+from typing import Literal
 
 # %% ../nbs/12_policy.ipynb #db08648b
 @dataclass(frozen=True)
@@ -20,7 +15,7 @@ class Policy:
     "Which items get a copy, what is erased in it and what becomes of the original"
     scout: str|float|None = '15%' # Length of a scout: 'P%' of the fit, 'N steps' or epochs; None: no scout
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
-    scout_merge: str = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
+    scout_merge: Literal['add', 'replace'] = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
     rounds: int = 1 # How many regions scouts may find, one behind the other
     probe: bool = True # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
@@ -33,8 +28,8 @@ class Policy:
     area: float|None = None # Share of the pixels seen that is erased; None: 0.1 unless `threshold` is given
     threshold: float|str|None = None # Or: pixels above this fraction of the map's range; or 'mean+2std'
     fill: str = 'context' # A key of `fills`
-    merge: str = 'add' # Copies made after a fit are 'add'ed to their originals, or 'replace' them
-    keep: str = 'latest' # Of the copies made after fits, those of the 'latest' cycle only, or 'all'
+    merge: Literal['add', 'replace'] = 'add' # Copies made after a fit are 'add'ed to their originals, or 'replace' them
+    keep: Literal['latest', 'all'] = 'latest' # Of the copies made after fits, the 'latest' cycle's only, or 'all'
     repeat: int = 1 # How often an epoch draws each copy
     per_class: bool = False # Does `share` hold in each class by itself?
     thresh: float = 0.5 # Multi-label: probability above which a label counts as predicted
@@ -42,6 +37,12 @@ class Policy:
     accept: bool = False # Keep a copy only if what its map explains is less probable on it than on its original?
 
     def __post_init__(self):
+        # Imported late, so that settings are read by these fields in a moment: these need torch, which takes seconds
+        from proxy_attention.core import check_choice, check_flag, check_number, steps_of
+        from proxy_attention.saliency import check_samples, saliency_methods
+        from proxy_attention.select import selectors
+        from proxy_attention.targets import placements, targets
+        from proxy_attention.erase import fills
         choices = dict(
             method=('auto', *saliency_methods), target=targets, scout_select=selectors, fill=fills, place=placements,
             keep=('latest', 'all'), merge=('add', 'replace'), scout_merge=('add', 'replace'),
@@ -57,19 +58,19 @@ class Policy:
         check_number('thresh', self.thresh, 0, 1)
         check_samples(self.samples, self.blur)
         for name in ('per_class', 'accept', 'scout_test', 'probe'): check_flag(name, getattr(self, name))
-        check_rule(self.area, self.threshold)
+        self.rule # noqa: B018  (checks area and threshold)
 
     @property
     def rule(self) -> dict:
         "What erasing goes by: `area` or `threshold`, the one that holds"
+        from proxy_attention.erase import check_rule
         area,threshold = check_rule(self.area, self.threshold)
         return dict(area=area, threshold=threshold)
 
     @property
     def erased(self) -> str:
         "What is erased, in words"
-        area,threshold = check_rule(self.area, self.threshold)
-        return f"{100*area:g}% of each image" if threshold is None else "what the maps mark"
+        return f"{100*self.rule['area']:g}% of each image" if self.rule['threshold'] is None else "what the maps mark"
 
 # %% ../nbs/12_policy.ipynb #218c0f86
 policy_fields = tuple(f.name for f in fields(Policy))

@@ -9,9 +9,12 @@ __all__ = ['loop_keys', 'gate_keys', 'measures', 'Section', 'DataConfig', 'Model
 # %% ../../../nbs/lab/config/00_sections.ipynb #bce1f73c
 import math
 import re
+from dataclasses import fields
 from typing import Literal, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
+from ...policy import Policy
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #c6caea3f
 class Section(BaseModel):
@@ -81,38 +84,23 @@ class ModelConfig(Section):
     width: Optional[int] = Field(None, ge=1, le=1024) # small_cnn: channels of its first convolution; none: 16
     size: Optional[int] = Field(None, ge=8, le=4096) # Side of its input in pixels; none: the data set's
 
+# %% ../../../nbs/lab/config/00_sections.ipynb #21ac405f
+class _Numbers(Section):
+    "Lengths and thresholds are numbers or words"
+    @field_validator('threshold', 'scout', mode='before', check_fields=False)
+    @classmethod
+    def _read(cls, v): return _number(v)
+
+# All but `thresh`: an image of the lab's data sets has one label
+_policy_keys = {f.name: (Optional[f.type], None) for f in fields(Policy) if f.name != 'thresh'}
+_PolicyConfig = create_model('_PolicyConfig', __base__=_Numbers, **_policy_keys)
+
 # %% ../../../nbs/lab/config/00_sections.ipynb #9592fa6b
-class ProxyConfig(Section):
+class ProxyConfig(_PolicyConfig):
     "A proxy policy, and how many cycles follow Stage 1"
-    method: Optional[str] = None # Saliency method
-    samples: Optional[int] = Field(None, ge=1) # expected_gradients: passes, each set against another training image
-    # expected_gradients: standard deviation of the blur as a share of the side; 0: none
-    blur: Optional[float] = Field(None, ge=0, le=.5)
-    target: Optional[Literal['pred', 'true', 'contrast']] = None # Class explained
-    select: Optional[str] = None # Which training items get a copy after each fit; off: none
-    share: Optional[float] = Field(None, gt=0, le=1) # At most this share of the training items
-    area: Optional[float] = Field(None, gt=0, le=1) # Share of the pixels erased
-    threshold: Optional[Union[float, str]] = None # Instead of area: erase above this fraction of the map's range
-    fill: Optional[str] = None # What is put in their place
-    merge: Optional[Literal['add', 'replace']] = None # Copies beside their originals, or in their place
-    keep: Optional[Literal['latest', 'all']] = None # Copies of the latest cycle, or of all
-    per_class: Optional[bool] = None # Does the share hold in each class by itself?
-    place: Optional[str] = None # Where it is erased: salient, or a control: least_salient, random, shuffled_map
     layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
     format: Optional[Literal['png', 'jpg']] = None # Of the copies
     max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
-    # Length of a scout before the first fit: epochs, 'N steps' or 'P%'; off: no scout
-    scout: Optional[Union[float, str]] = None
-    scout_select: Optional[str] = None # Which training items get a copy from the scout
-    # The scout's copies beside their originals, or in their place
-    scout_merge: Optional[Literal['add', 'replace']] = None
-    scout_test: Optional[bool] = None # Use the scout's copies only if the tests find a shortcut?
-    rounds: Optional[int] = Field(None, ge=1, le=10) # How many regions scouts may find, one behind the other
-    # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
-    probe: Optional[bool] = None
-    repeat: Optional[int] = Field(None, ge=1, le=100) # How often an epoch draws each copy
-    # Keep a copy only if what its map explains is less probable on it than on its original?
-    accept: Optional[bool] = None
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
     epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
     cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
@@ -121,21 +109,6 @@ class ProxyConfig(Section):
     label_gate: bool = False
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
-
-    @field_validator('threshold', 'scout', mode='before')
-    @classmethod
-    def _numbers(cls, v): return _number(v)
-
-    @field_validator('scout')
-    @classmethod
-    def _length(cls, v):
-        if v in (None, 'off'): return v
-        if isinstance(v, str) and not re.fullmatch(r'\s*\d+(\.\d+)?\s*(%|steps?)\s*', v):
-            raise ValueError("neither a number of epochs, nor 'N steps', nor 'P%' of the fit, nor off")
-        number = float(re.match(r'[-.\d]+', str(v).strip())[0])
-        if not math.isfinite(number): raise ValueError('must be a finite number')
-        if number <= 0: raise ValueError('must be above 0')
-        return v
 
     @model_validator(mode='after')
     def _one_of(self):
