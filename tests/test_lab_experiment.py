@@ -143,6 +143,20 @@ forks = [pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork"), pytes
 
 # ------------------------------------------------------------------------------------------------------------------------------------ a whole run
 
+@pytest.fixture(scope='module')
+def unchanging(cache, tmp_path_factory):
+    "A function: the folder of a run that tests compare theirs with"
+    def _run(*overrides):
+        folder = tmp_path_factory.mktemp('unchanged')
+        (folder/'settings.ini').write_text(INI)
+        return run_experiment('try', folder/'settings.ini', folder/'run', overrides, cache, say=lambda *_: None)
+    return _run
+
+@pytest.fixture(scope='module')
+def usual(unchanging):
+    "The folder of the experiment as it stands in the settings, for reading only"
+    return unchanging()
+
 def test_a_run(run, cache):
     said = []
     out = run_experiment('try', 'settings.ini', 'run', (), cache, say=said.append)
@@ -161,8 +175,8 @@ def test_a_run(run, cache):
     assert 0 <= end['maps']['on_digit'] <= 1 and end['maps']['method'] == 'layercam'
     assert len(list((out/'gallery').glob('*.jpg'))) == 2*12*3 and is_run(out)
 
-def test_every_cost_is_there(run):
-    whole = read_lines(run())
+def test_every_cost_is_there(usual):
+    whole = read_lines(usual)
     epoch,train,proxy,end = (next(o for o in whole if o['kind'] == k and (s is None or o['stage'] == s)) for k,s in
                              (('epoch', None), ('stage', 'train'), ('stage', 'proxies'), ('end', None)))
     for o in (epoch, train): assert o['seconds_train'] > 0 and o['seconds_valid'] > 0 and o['images_per_second'] > 0 and o['peak_ram_mb'] > 0
@@ -238,7 +252,7 @@ def test_killed_at_any_moment(run, change, monkeypatch):
     start = time.monotonic()
     whole = run(*change, out='whole')
     took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
-    while kills < 6: # In all of them together more than 20
+    while kills < 4: # In all of them together more than 20
         kills += go_on(lambda: run(*change, out=f'killed{n}'), lambda: rng.uniform(0.02, 0.6)*took) # noqa: B023
         assert lines(f'killed{n}') == lines(whole) and same(final(f'killed{n}'), final(whole)) and copies(f'killed{n}') == copies(whole)
         assert listed(f'killed{n}') == listed(whole)
@@ -270,9 +284,8 @@ def test_killed_at_every_write(run, monkeypatch):
 
 test_killed_at_every_write.pytestmark = forks
 
-def test_a_checkpoint_is_used(run, monkeypatch):
+def test_a_checkpoint_is_used(run, usual, monkeypatch):
     patch_name(monkeypatch, 'keep_every', 0)
-    whole = run(out='whole')
     real,epochs = CheckpointCallback.after_epoch, []
     def stop(self):
         real(self)
@@ -283,7 +296,7 @@ def test_a_checkpoint_is_used(run, monkeypatch):
     monkeypatch.setattr(CheckpointCallback, 'after_epoch', lambda self: epochs.append((self.fit_no, self.epoch)) if self.epoch >= self.watch.first else None)
     run('proxy.cycles=2')
     assert epochs[0] == (1, 1), "the epochs before the checkpoint were trained again"
-    assert lines('run') == lines(whole) and same(final('run'), final(whole))
+    assert lines('run') == lines(usual) and same(final('run'), final(usual))
 
 @pytest.mark.parametrize('every', [0, 1e9])
 def test_how_often_a_checkpoint_is_written(run, monkeypatch, every):
@@ -293,8 +306,8 @@ def test_how_often_a_checkpoint_is_written(run, monkeypatch, every):
     run('proxy=none')
     assert written == ([0, 1] if every == 0 else [])
 
-def test_done_is_done(run):
-    out = run()
+def test_done_is_done(run, usual):
+    out = shutil.copytree(usual, Path('run'))
     before,said = (out/'record.jsonl').read_bytes(), []
     run_experiment('try', 'settings.ini', 'run', (), 'nowhere', say=said.append)
     assert (out/'record.jsonl').read_bytes() == before and 'done already' in said[0]
@@ -349,8 +362,6 @@ def flipped(file):
     data[len(data)//2] ^= 1
     file.write_bytes(data)
 
-harms = pytest.mark.parametrize('harm', [emptied, cut, flipped, Path.unlink], ids=['empty', 'cut', 'flipped', 'missing'])
-
 def test_the_state_knows_the_checksum_of_every_file_that_is_built_on(stops):
     out = stops('train', 1)
     state = json.loads((out/'state.json').read_text())
@@ -373,10 +384,10 @@ def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm)
     said = goes_on()
     assert len([w for w in said if 'partial.pt is damaged' in w]) == 1 and not Path('run/partial.pt').exists() and alike('run', stops('end'))
 
-@harms
-@pytest.mark.parametrize('step, name, back', [(('train', 0), 'weights/initial.safetensors', 'prepare'), (('proxies', 1), 'weights/train0.safetensors', 'train 0'),
-                                              (('train', 1), 'weights/train0.pt', 'train 0'), (('train', 1), 'proxies/', 'proxies 1'), (('test',), 'weights/train1.safetensors', 'train 1')],
-                         ids=['initial', 'weights', 'optimizer', 'copy', 'last'])
+@pytest.mark.parametrize('harm, step, name, back', [
+    (cut, ('train', 0), 'weights/initial.safetensors', 'prepare'), (flipped, ('proxies', 1), 'weights/train0.safetensors', 'train 0'),
+    (emptied, ('train', 1), 'weights/train0.pt', 'train 0'), (flipped, ('train', 1), 'proxies/', 'proxies 1'),
+    *((harm, ('test',), 'weights/train1.safetensors', 'train 1') for harm in (emptied, cut, flipped, Path.unlink))])
 def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
     "The run goes back to the last step whose files are whole, says so, and ends as if nothing had happened"
     out = stops(*step)
@@ -412,7 +423,7 @@ def test_a_file_that_no_step_can_do_without_is_one_clear_error(run, stops, goes_
     before = {f: f.read_bytes() for f in out.rglob('*') if f.is_file()}
     with pytest.raises(RunError, match=f"'run' can't go on: {name} .*missing or damaged.*--again"): goes_on()
     assert {f: f.read_bytes() for f in out.rglob('*') if f.is_file()} == before
-    assert alike(run(*ONE, again=True), stops('end'))
+    if harm is cut: assert alike(run(*ONE, again=True), stops('end'))
 
 @pytest.mark.parametrize('text', ['', '{"next": ["tr', '[]', 'null', '{}', '{"next": "train", "record_bytes": 0}', '{"next": [], "record_bytes": 0}', '{"next": ["test"], "record_bytes": "9"}',
                                   '{"next": ["test"], "record_bytes": 0, "weights": 5}', '{"next": ["test"], "record_bytes": 0, "files": []}', '{"next": ["test"], "record_bytes": -1}', '{"next": ["test"], "record_bytes": 0, "seconds": NaN}', '\x00\xff', None])
@@ -446,8 +457,8 @@ def test_a_damaged_config_is_one_clear_error(stops, goes_on):
     with pytest.raises(RunError, match="'run' is a folder with something else"): goes_on()
     with pytest.raises(RunError, match='config.json.*damaged'): check_same('run', {})
 
-def test_a_finished_run_keeps_no_more_than_it_needs(run):
-    out = run()
+def test_a_finished_run_keeps_no_more_than_it_needs(usual):
+    out = shutil.copytree(usual, Path('run'))
     state = json.loads((out/'state.json').read_text())
     assert {f.name for f in (out/'weights').iterdir()} == {state[k] for k in ('initial', 'weights', 'opt', 'seen') if state.get(k)} and 'back' not in state
     emptied(out/'weights'/state['weights'])
@@ -493,8 +504,7 @@ def test_the_next_stage_uses_the_weights_on_disk(run, monkeypatch):
     monkeypatch.setitem(lab.steps, 'proxies', zeroed)
     assert not same(final(run('cycles=1')), final(whole))
 
-def test_interrupted_it_leaves_a_sound_folder(run, monkeypatch):
-    whole = run(out='whole')
+def test_interrupted_it_leaves_a_sound_folder(run, usual, monkeypatch):
     real,count = MetricsRecorder.after_pred, []
     def stop(self):
         count.append(1)
@@ -505,7 +515,7 @@ def test_interrupted_it_leaves_a_sound_folder(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt): run()
     assert torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
     run() # the lock is free
-    assert lines('run') == lines(whole) and same(final('run'), final(whole))
+    assert lines('run') == lines(usual) and same(final('run'), final(usual))
 
 def test_no_footprint(run):
     random.seed(3); torch.manual_seed(3)
@@ -516,14 +526,10 @@ def test_no_footprint(run):
 
 # ----------------------------------------------------------------------------------------------------------------------------------- arguments
 
-SMALL = ['n_train=40', 'experiment.epochs=1', 'cycles=1']
+SMALL = ['n_train=40', 'n_valid=10', 'experiment.epochs=1', 'cycles=1']
 
 @pytest.fixture(scope='module')
-def unchanged(cache, tmp_path_factory):
-    "The record of the experiment as it stands"
-    folder = tmp_path_factory.mktemp('unchanged')
-    (folder/'settings.ini').write_text(INI)
-    return lines(run_experiment('try', folder/'settings.ini', folder/'run', SMALL, cache, say=lambda *_: None))
+def unchanged(unchanging): return lines(unchanging(*SMALL))
 
 @pytest.mark.parametrize('override', ['experiment.seed=1', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=10',
                                       'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
@@ -534,10 +540,14 @@ def test_every_key_changes_the_outcome(run, unchanged, override):
     drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
     assert list(map(drop, a)) != list(map(drop, b))
 
+SCOUTED = ['proxy=scouted', 'cycles=0', 'n_train=40', 'freeze_epochs=0']
+
+@pytest.fixture(scope='module')
+def usual_scout(unchanging): return lines(unchanging(*SCOUTED), 'epoch')
+
 @pytest.mark.parametrize('override', ['scout=4 steps', 'scout_select=wrong', 'scout_merge=add', 'scout_test=true', 'repeat=2', 'fill=black', 'area=0.3', 'method=layercam', 'place=random'])
-def test_every_key_of_a_scout_changes_what_is_trained(run, override):
-    a,b = (lines(run('proxy=scouted', 'cycles=0', 'n_train=40', 'freeze_epochs=0', *o, out=k), 'epoch') for k,o in (('a', ()), ('b', (override,))))
-    assert a != b
+def test_every_key_of_a_scout_changes_what_is_trained(run, usual_scout, override):
+    assert lines(run(*SCOUTED, override), 'epoch') != usual_scout
 
 @pytest.mark.parametrize('asked', [True, False])
 def test_channels_last(run, monkeypatch, asked):
@@ -608,21 +618,24 @@ def test_a_shortcut_is_trained_on_from_the_initial_weights(run, monkeypatch):
     assert (end['steps'], end['scout_steps'], end['proxies_made'], end['stop']) == (20, 10, 60, 'cycles done') and end['audit']['ok']
     assert same(began[0], load_file(out/'weights'/'initial.safetensors')) and len(list((out/'gallery').glob('0-*.jpg'))) == 3*30
 
+@pytest.fixture(scope='module')
+def untouched(unchanging): return unchanging('proxy=none', *TESTED[1:])
+
 @pytest.mark.parametrize('name, steps', [('spread', 5), ('unclear', 5), ('real', 10)])
-def test_otherwise_a_run_is_one_without_proxies(run, monkeypatch, name, steps):
+def test_otherwise_a_run_is_one_without_proxies(run, untouched, monkeypatch, name, steps):
     verdict_of(monkeypatch, name)
-    out,plain = run(*TESTED), run('proxy=none', *TESTED[1:], out='plain')
+    out,plain = run(*TESTED), untouched
     (found,) = lines(out, 'scout')
     assert (found['steps'], found['copies'], found['verdict']['name']) == (steps, 0, name) and not (out/'gallery').exists()
     assert same(final(out), final(plain)) and lines(out, 'epoch') == lines(plain, 'epoch')
     assert [(o['items'], o['proxies'], o['steps']) for o in stages(out, 'train')] == [(60, 0, 20)] and lines(out)[-1]['audit']['ok']
 
 def test_the_real_tests_leave_a_line(run):
-    out = run(*TESTED, 'n_train=300')
+    out = run(*TESTED, 'n_train=300', 'probe=false')
     (found,) = lines(out, 'scout')
     assert found['verdict']['name'] in ('shortcut', 'real', 'spread', 'unclear')
     c = found['verdict']['counts']
-    assert (30 <= c['n'] <= 50) if c['control'] is None else c['n'] == 300, "a scout's held-out images, or all that a probe was fitted on by turns"
+    assert 30 <= c['n'] <= 50 and c['control'] is None, "a scout's held-out images"
     assert found['text'] and read_lines(out)[-1]['seconds_scout'] > 0
 
 def test_a_scout_in_epochs_and_in_percent(run):
@@ -668,7 +681,7 @@ def test_steps_of_all_stages_add_up(cycles, cycle_epochs):
     with pytest.raises(SettingsError, match='steps=5 is too little'): stage_steps(5, 5, 0)
 
 def test_find_lr(run):
-    out = run('lr=find', 'n_train=300', 'data.bs=4', 'proxy=none')
+    out = run('lr=find', 'data.bs=4', 'proxy=none')
     found = lines(out, 'find_lr')[0]['lr']
     assert found > 0 and lines(out, 'stage')[0]['lr'] == found
 
@@ -686,7 +699,7 @@ def test_keep_all(run):
 def test_replace_leaves_originals_out(run): assert [o['items'] for o in stages(run('merge=replace'), 'train')] == [60, 60, 60]
 
 def test_nothing_to_erase_ends_the_run(run):
-    out = run('select=wrong', 'experiment.epochs=25', 'lr=0.03', 'n_train=20', 'n_valid=20', 'width=16', 'freeze_epochs=0')
+    out = run('select=wrong', 'experiment.epochs=25', 'lr=0.03', 'n_train=20', 'n_valid=10', 'width=16', 'freeze_epochs=0')
     assert lines(out, 'end')[0]['stop'] == 'nothing left to erase'
 
 # ------------------------------------------------------------------------------------------------------------------------------ labels in doubt
@@ -717,11 +730,16 @@ def test_few_are_named_in_the_record(run, monkeypatch):
     out = run('label_gate=true', 'label_folds=2', 'cycles=1')
     assert len(lines(out, 'labels')[0]['files']) == 2 < lines(out, 'labels')[0]['suspects'] == len(json.loads(listed(out))['suspects'])
 
+GATED = ['label_gate=true', 'label_folds=2', 'experiment.epochs=1', 'cycles=1']
+
+@pytest.fixture(scope='module')
+def usual_gate(unchanging): return unchanging(*GATED)
+
 @needs_cleanlab
 @pytest.mark.parametrize('override', ['label_folds=3', 'label_epochs=5', 'label_gate=false', 'experiment.seed=1', 'freeze_epochs=0'])
-def test_keys_of_the_gate(run, override):
-    a,b = (run('label_gate=true', 'label_folds=2', 'experiment.epochs=1', 'cycles=1', *o, out=k) for k,o in (('a', []), ('b', [override])))
-    assert listed(a) != listed(b) and (listed(b) is None) == (override == 'label_gate=false')
+def test_keys_of_the_gate(run, usual_gate, override):
+    found = listed(run(*GATED, override))
+    assert found != listed(usual_gate) and (found is None) == (override == 'label_gate=false')
 
 @needs_cleanlab
 def test_the_networks_of_the_folds_change_nothing_else(run, monkeypatch):
