@@ -7,8 +7,8 @@ from statistics import mean
 
 import numpy as np
 
-from proxy_attention.audit import file_digest
-from proxy_attention.core import check_choice, check_number, digest, preserve_rng
+from proxy_attention.core import check_choice, check_number, digest, file_digest, preserve_rng
+from proxy_attention.files import read_lines
 from proxy_attention.lab.metrics.text import aligned
 from proxy_attention.lab.compare.verdicts import check_fair, run_line
 from proxy_attention.lab.config.settings import Settings
@@ -20,7 +20,7 @@ from proxy_attention.lab.metrics.maps import map_agreement
 from proxy_attention.lab.metrics.classification import map_quality
 from proxy_attention.lab.report.records import is_comparison
 from proxy_attention.lab.report.run_verdict import wilson
-from proxy_attention.lab.runs.folder import Run, check_free, read_lines, write_lines
+from proxy_attention.lab.runs.folder import Run, check_free, write_lines
 from proxy_attention.lab.runs.checkpoint import RunError
 from proxy_attention.lab.runs.state import damaged_file, is_run, last_state
 from proxy_attention.lab.runs.checkpoint import plain, provenance

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from proxy_attention.lab.compare.arms import arm_kind
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 from proxy_attention.lab.metrics.stats import Difference, paired_t
 from proxy_attention.lab.metrics.text import points
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from proxy_attention.core import check_choice, check_number, preserve_rng
 from proxy_attention.dataloaders import epoch_of
+from proxy_attention.files import read_lines
 from studies.agreement import against_erm, arm_of, by_arm, check_twice, finished, run_folders, trained_line
 from proxy_attention.lab.metrics.text import aligned
 from proxy_attention.lab.config.problems import SettingsError
@@ -22,7 +23,7 @@ from proxy_attention.lab.models.heads import head_names
 from proxy_attention.lab.models.zoo import input_stats
 from proxy_attention.lab.models.learner import quiet
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import check_free, read_lines, write_lines
+from proxy_attention.lab.runs.folder import check_free, write_lines
 from proxy_attention.lab.runs.checkpoint import plain, provenance
 
 def task_data(

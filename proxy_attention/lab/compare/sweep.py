@@ -16,6 +16,7 @@ from statistics import mean
 import matplotlib.pyplot as plt
 
 from ...core import check_number
+from ...files import read_lines
 from .arm_settings import fair_steps, train_size
 from .pool import run_job, workers
 from .space import check_lengths, check_space, draw_trial, key_importance
@@ -27,7 +28,7 @@ from ..config.search import Range
 from ..config.settings import load_sweep
 from ..metrics.text import plural
 from ..runs.checkpoint import RunError, files, plain, provenance
-from ..runs.folder import check_folder, check_free, mark_folder, read_lines
+from ..runs.folder import check_folder, check_free, mark_folder
 from ..runs.state import differences, is_run, lock_folder
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #87c89a1f

@@ -6,7 +6,6 @@
 __all__ = ['run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #0c1b32ba
-import json
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -19,10 +18,10 @@ from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
 from ..metrics.stats import not_worse_in_words
 from ..metrics.text import aligned, plural, points, scout_text
-from ..runs.checkpoint import RunError, plain
-from ..runs.folder import read_lines
+from ..runs.checkpoint import RunError
+from ..runs.folder import write_lines
 from ..runs.state import is_run
-from ...store import write_atomic
+from ...files import read_lines
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
 def run_line(
@@ -108,10 +107,8 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     results = [r for arm,seed,_,folder in all_jobs
                if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
     check_fair(results)
-    lines = [dict(kind='compare', **about), *results,
-             *(verdicts(results, interval=interval, margin=margin) if results else [])]
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
+    write_lines(file, [dict(kind='compare', **about), *results,
+                       *(verdicts(results, interval=interval, margin=margin) if results else [])])
 
 def _short(v):
     "A verdict in two cells: what it is, and the numbers"

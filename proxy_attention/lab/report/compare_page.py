@@ -12,6 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
+from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
 from ..metrics.text import count, num, points, secs, share, written
 from .compare_charts import compare_curves, forest_of, strokes
@@ -19,7 +20,7 @@ from .compare_verdict import arm_results, average, best_control, comparison_verd
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
 from .compare_verdict import unclean_runs, unfair_parts
-from .pages import settings_rows, template, write_page
+from .pages import settings_rows, template
 from .records import at
 from .run_page import content_policy, gallery
 from .svg import bars
@@ -204,4 +205,6 @@ def write_compare_report(
         runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
         interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=content_policy(_pointing),
         version=proxy_attention.__version__)
-    return write_page(found['folder']/'report.html' if out is None else Path(out), page)
+    out = found['folder']/'report.html' if out is None else Path(out)
+    write_atomic(out, page.encode(errors='replace'))
+    return out

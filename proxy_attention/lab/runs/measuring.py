@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ...core import Clock, no_footprint
+from ...files import read_lines
 from ..data.loaders import test_dl
 from ..metrics.classification import CostMeter, classification_report, folder_bytes
 from ..metrics.classification import map_quality, time_to_target
 from ..metrics.maps import compared
 from .audit import audit_run
-from .folder import read_lines
 from .job import loaded
 from ...saliency import saliency_maps
 from ...scan import plain_batch

@@ -25,7 +25,7 @@ from .job import loaded, make_proxy_cb, run_dls
 from ...labels import find_label_errors, fold_indices, fold_probs, fold_seed
 from ...scan import TrainingLog
 from ...stages import StopRule
-from ...store import write_atomic
+from ...files import write_atomic
 
 # %% ../../../nbs/lab/runs/07_stages.ipynb #b0d90262
 def update_early_stopping(
@@ -69,7 +69,7 @@ def labels(job, fold:int):
                      predicted=job.items.classes[said[i].argmax()],
                      confidence=round(float(said[i, targets[i]]), 4)) for i in found]
         write_atomic(run/'suspects.json', json.dumps(dict(folds=p.label_folds, images=len(train), suspects=rows),
-                                                     indent=1, ensure_ascii=False).encode())
+                                                     indent=1, ensure_ascii=False))
         run.record('labels', suspects=len(rows), images=len(train), files=[r['file'] for r in rows[:named]],
                    accuracy=float((said.argmax(1) == targets).mean()),
                    seconds=st.get('seconds_labels', 0.) + time.perf_counter() - start)
@@ -127,7 +127,7 @@ def save_gallery(
             cv2.imwrite(str(folder/name), thumbnail(picture, side), [cv2.IMWRITE_JPEG_QUALITY, 85])
         out.append({k: row[k] for k in ('id', 'cycle', 'label', 'predicted', 'confidence', 'erased')}
                    | dict(files=names))
-    (folder/f'cycle{cycle}.json').write_text(json.dumps(plain(out)))
+    write_atomic(folder/f'cycle{cycle}.json', json.dumps(plain(out)))
 
 def stratified_sample(rows, most):
     "At most `most` of `rows`, the classes in turn"
