@@ -14,7 +14,7 @@ from markupsafe import Markup
 import proxy_attention
 from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import count, num, points, secs, share, written
+from ..metrics.text import command_line, count, num, points, secs, share, written
 from .compare_charts import compare_curves, forest_of, strokes
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
@@ -110,9 +110,9 @@ def _commands(found):
     one = next(iter(found['results']), (found['arms'] or ['erm'])[:1] + (found['seeds'] or ['0'])[:1])
     folder = (top/'arms'/one[0]/one[1]).as_posix()
     return [('All of it again, or what is missing', str(found['about'].get('command') or '–')),
-            ('This page', shlex.join(['proxy-attention', 'report', top.as_posix()])),
-            (f'The page of one run: {one[0]}, seed {one[1]}', shlex.join(['proxy-attention', 'report', folder])),
-            ('The audit of one run', shlex.join(['proxy-attention', 'audit', folder]))]
+            ('This page', command_line('report', top.as_posix())),
+            (f'The page of one run: {one[0]}, seed {one[1]}', command_line('report', folder)),
+            ('The audit of one run', command_line('audit', folder))]
 
 def _argument(command, flag):
     "What stands behind a flag"
