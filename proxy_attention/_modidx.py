@@ -1169,6 +1169,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'proxy_attention/lab/models/heads.py'),
                                                   'proxy_attention.lab.models.heads.body_head_split': ( 'lab/models/heads.html#body_head_split',
                                                                                                         'proxy_attention/lab/models/heads.py'),
+                                                  'proxy_attention.lab.models.heads.head_keys': ( 'lab/models/heads.html#head_keys',
+                                                                                                  'proxy_attention/lab/models/heads.py'),
                                                   'proxy_attention.lab.models.heads.head_names': ( 'lab/models/heads.html#head_names',
                                                                                                    'proxy_attention/lab/models/heads.py')},
             'proxy_attention.lab.models.learner': { 'proxy_attention.lab.models.learner._normalize': ( 'lab/models/learner.html#_normalize',

@@ -18,7 +18,7 @@ from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls, test_dl
 from proxy_attention.lab.runs.job import deterministic, loaded, make_learn
 from proxy_attention.lab.runs.measuring import predictions
-from proxy_attention.lab.models.heads import head_names
+from proxy_attention.lab.models.heads import head_keys
 from proxy_attention.lab.models.zoo import input_stats
 from proxy_attention.lab.models.learner import quiet
 from proxy_attention.lab.runs.checkpoint import RunError
@@ -33,12 +33,6 @@ def task_data(
     file = SettingsFile(settings)
     if file.problems: raise SettingsError(file.problems)
     return kinds['data'](**file.raw['data'][check_choice('task', task, file.raw['data'])])
-
-def head_keys(
-    model, # A classifier
-) -> set:
-    "Names of the tensors of its head"
-    return {k for n in head_names(model) for k in model.state_dict() if k.startswith(f'{n}.')}
 
 def accuracy_on(
     model,
