@@ -14,7 +14,7 @@ from markupsafe import Markup
 import proxy_attention
 from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import command_line, count, num, points, secs, share, written
+from ..metrics.text import bound_text, command_line, count, interval_text, num, secs, share, written
 from .compare_charts import compare_curves, forest_of, strokes
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
@@ -26,12 +26,10 @@ from .run_page import content_policy, gallery
 from .svg import bars
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
-def _short(d):
-    if d is None: return '–'
-    return f"{points(d['mean'])} [{points(d['low']).lstrip('+')}, {points(d['high']).lstrip('+')}]"
+def _short(d): return '–' if d is None else interval_text(d)
 def _effect(d): return '' if d is None else {1: 'gain', 0: 'none', -1: 'loss'}[d['sign']]
 
-def _ruled_out(d): return '–' if d is None else f"{'yes' if d['shown'] else 'not shown'} ({points(d['bound'])})"
+def _ruled_out(d): return '–' if d is None else bound_text(d)
 
 def _extra(found):
     "Columns that only some data sets have: where the saliency lies, the worst group"

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...files import read_lines
 from ..compare.arms import arm_kind
 from ..metrics.claims import MIN_PAIRS, effect_sign
-from ..metrics.text import count, num, plural, points, share
+from ..metrics.text import count, interval_text, num, plural, points, share
 from .records import at, is_comparison
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #195dd89d
@@ -77,7 +77,7 @@ def in_order(found) -> list:
     return sorted(of, key=lambda a: (kinds.index(arm_kind(a)), -(average(found, a, 'test_accuracy') or 0)))
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #8170312b
-def _span(d): return f"{points(d['mean'])} points [{points(d['low']).lstrip('+')}, {points(d['high']).lstrip('+')}]"
+def _span(d): return interval_text(d, ' points')
 def _time(d): return '' if d['cost'] is None else f", at {d['cost']:.2f}× its time"
 def join_words(words): return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
 
