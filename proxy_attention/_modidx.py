@@ -2046,6 +2046,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'proxy_attention.scan.layer_of': ('scan.html#layer_of', 'proxy_attention/scan.py'),
                                       'proxy_attention.scan.merge_scans': ('scan.html#merge_scans', 'proxy_attention/scan.py'),
                                       'proxy_attention.scan.plain_batch': ('scan.html#plain_batch', 'proxy_attention/scan.py'),
+                                      'proxy_attention.scan.predict': ('scan.html#predict', 'proxy_attention/scan.py'),
                                       'proxy_attention.scan.predict_classes': ('scan.html#predict_classes', 'proxy_attention/scan.py'),
                                       'proxy_attention.scan.scan': ('scan.html#scan', 'proxy_attention/scan.py')},
             'proxy_attention.scout': { 'proxy_attention.scout.ScoutLearner': ('scout.html#scoutlearner', 'proxy_attention/scout.py'),

@@ -21,7 +21,7 @@ from ..metrics.maps import compared
 from .audit import audit_run
 from .job import loaded
 from ...saliency import saliency_maps
-from ...scan import plain_batch
+from ...scan import plain_batch, predict
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #95369595
 def predictions(
@@ -29,12 +29,8 @@ def predictions(
     dl, # Labelled
 ) -> tuple: # probabilities (N,C), targets (N,)
     "What the network says of every image of a loader, in its order"
-    out = []
-    with no_footprint(model), torch.no_grad():
-        for b in dl:
-            x,y = plain_batch(b, model)
-            out.append((model(x).float().softmax(1).cpu(), y.cpu()))
-    return tuple(torch.cat(t).numpy() for t in zip(*out))
+    logits,y = predict(model, dl)
+    return logits.softmax(1).numpy(), y.numpy()
 
 def judge_method(conf):
     "The saliency method that judges: the one that is asked for, else one that doesn't erase"
