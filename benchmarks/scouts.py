@@ -13,6 +13,8 @@ from pathlib import Path
 
 from common import ROOT, commit_of, data_folder
 
+from proxy_attention.files import read_lines
+
 warnings.filterwarnings('ignore')
 os.environ['OMP_NUM_THREADS'] = '1'
 
@@ -81,9 +83,7 @@ def key(row, changes, arm, seed): return row.experiment, (*row.changes, *changes
 
 
 def read():
-    path = Path(args.record)
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(o['experiment'], tuple(o['changes']), o['arm'], o['seed'], o.get('fit', 'fit_one_cycle')): o for o in found}
+    return {(o['experiment'], tuple(o['changes']), o['arm'], o['seed'], o.get('fit', 'fit_one_cycle')): o for o in read_lines(args.record)}
 
 
 def cue_erased(cb, items):

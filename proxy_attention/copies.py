@@ -17,7 +17,7 @@ from .core import seeded_rng
 from .erase import align_donor, erase, maps_on_image, needs_donor, saliency_masks, view_grid
 from .dataloaders import READ_ERRORS, as_validation, image_like, view_of
 from .store import decode_image, encode_image
-from .scan import Scan, plain_batch
+from .scan import Scan, predict
 from .targets import explained_probability
 
 # %% ../nbs/10_copies.ipynb #6c6c25c9
@@ -131,7 +131,7 @@ class InMemoryCopies(GetAttr):
     def __getitem__(self, i): return (image_like(self.images[i], self.kind), *self.source.targets(self.idxs[i]))
 
 def confidence_drops(
-    model, # In evaluation mode, inside of `no_footprint`
+    model,
     dls, # Whose validation transforms are used
     seen:Scan, # The pass over the originals
     rows, # Of the copies; their probabilities `before` and `after` are filled in
@@ -145,7 +145,7 @@ def confidence_drops(
     if format != 'png': images = [decode_image(encode_image(img, format)) for img in images]
     copies = InMemoryCopies(eraser.source, images, idxs, eraser.kind)
     dl = dls.valid.new(dataset=copies, shuffle=False, drop_last=False, num_workers=0)
-    with torch.no_grad(): logits = torch.cat([model(plain_batch(b, model)[0]).float().cpu() for b in dl])
+    logits,_ = predict(model, dl)
     classes, multilabel = torch.from_numpy(seen.classes[at]), seen.scores.label.ndim == 2
     before, after = seen.explained[at], explained_probability(logits, classes, multilabel).numpy()
     for r,b,a in zip(rows, before, after): r.update(before=round(float(b), 6), after=round(float(a), 6))

@@ -27,6 +27,7 @@ from fasttransform import Pipeline
 from PIL import Image
 
 from .core import digest
+from .files import jpeg_frame
 from .store import decode_image
 
 # %% ../nbs/07_dataloaders.ipynb #8dd9f08b
@@ -46,14 +47,9 @@ def _plain(data):
     if data[:8] == b'\x89PNG\r\n\x1a\n': # 8 bits a channel, grey or RGB, not transparent, rotated or animated
         head = data[:max(data.find(b'IDAT'), 0)]
         return data[24:26] in (b'\x08\x00', b'\x08\x02') and not any(c in head for c in (b'tRNS', b'eXIf', b'acTL'))
-    if data[:2] != b'\xff\xd8': return False
-    i = 2
-    # a JPEG's segments up to its frame header: one or three components, and no Exif, which may rotate
-    while i+10 < len(data) and data[i] == 0xff:
-        if data[i+1] in (0xc0, 0xc1, 0xc2): return data[i+9] in (1, 3)
-        if data[i+4:i+10] == b'Exif\x00\x00' or data[i+4:i+9] == b'Adobe': return False
-        i += 2 + int.from_bytes(data[i+2:i+4], 'big')
-    return False
+    if (frame := jpeg_frame(data)) is None: return False
+    _,_,channels,at,before = frame # one or three channels, and no Exif before, which may rotate
+    return channels in (1, 3) and data[at+1] in (0xc0, 0xc1, 0xc2) and not before & {b'Exif\0', b'Adobe'}
 
 # %% ../nbs/07_dataloaders.ipynb #6177f6f6
 class Source:

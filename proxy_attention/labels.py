@@ -10,15 +10,14 @@ __all__ = ['rules', 'need_cleanlab', 'find_label_errors', 'most_folds', 'fold_in
 import random
 
 import numpy as np
-import torch
 from fastai.torch_core import set_seed
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .callback import ProxyAttentionCB
 from .check import training_set
-from .core import check_choice, check_number, check_probs, no_footprint, preserve_rng, seeded_rng
+from .core import check_choice, check_number, check_probs, preserve_rng, seeded_rng
 from .dataloaders import ProxyDataset, Source, as_validation, copy_dl, copy_dls, eval_dl
-from .scan import Subset, plain_batch
+from .scan import Subset, predict
 from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle and fine_tune into Learner)
 from fastai.callback import progress  # noqa: F401  (patches no_bar into Learner)
 
@@ -120,10 +119,9 @@ def fold_probs(
             if freeze_epochs:
                 learn.fine_tune(epochs, **({} if lr is None else dict(base_lr=lr)), freeze_epochs=freeze_epochs)
             else: learn.fit_one_cycle(epochs, lr)
-        with as_validation(data.base), no_footprint(learn.model), torch.no_grad():
+        with as_validation(data.base):
             dl = eval_dl(dls, Subset(data.base, held), len(held))
-            probs = torch.cat([learn.model(plain_batch(b, learn.model)[0]).float().softmax(1).cpu()
-                               for b in dl]).numpy()
+            probs = predict(learn.model, dl)[0].softmax(1).numpy()
     if dl.dataset.bad.any():
         raise OSError(f"{int((dl.dataset.bad > 0).sum())} training items can't be read, "
                       "so that nothing can be said of their labels.")

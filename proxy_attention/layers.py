@@ -109,7 +109,7 @@ def _vit_layer(model):
     return None
 
 # %% ../nbs/01_layers.ipynb #cd8bb1a4
-_head_names = {'head', 'classifier', 'fc', 'pre_logits', 'global_pool', 'avgpool', 'last_linear', 'logits'}
+_behind_the_map = {'head', 'classifier', 'fc', 'pre_logits', 'global_pool', 'avgpool', 'last_linear', 'logits'}
 
 def _trace(model, x):
     "(name, module, output shape) of every module call in a forward pass of `x`, in the order of finishing"
@@ -140,8 +140,8 @@ def _last_spatial(model, x):
         path = name.split('.')
         is_pool = 'pool' in type(m).__name__.lower()
         if is_pool and (len(shape) == 2 or shape[2:] == (1, 1)): before_pool = found or before_pool
-        in_head = path[0] in head or _head_names & set(path)
-        if is_pool or in_head or isinstance(m, (nn.Flatten, nn.Identity)): continue
+        behind = path[0] in head or _behind_the_map & set(path)
+        if is_pool or behind or isinstance(m, (nn.Flatten, nn.Identity)): continue
         if len(shape) == 4: found = name, m, shape
         # The grid has become tokens, so the map before it isn't the last one
         if len(shape) == 3 and shape[1] > 1: found = None

@@ -153,17 +153,25 @@ def draw_baselines(
                          f"have several sizes: {sizes}. Give all the same size with item_tfms=Resize(…).")
     return torch.cat(found)
 
+def predict(
+    model,
+    dl, # Labelled
+) -> tuple: # (logits (N,C) float32, targets), on the CPU
+    "What the network says of every item of a loader, in its order and in evaluation mode"
+    out = []
+    with no_footprint(model), torch.no_grad():
+        for b in dl:
+            x,y = plain_batch(b, model)
+            out.append((model(x).float().cpu(), y.cpu()))
+    return tuple(map(torch.cat, zip(*out)))
+
 def predict_classes(
     model,
     dl, # Labelled, one label an item
 ) -> tuple: # (predicted (N,), true (N,))
     "Classes that the network predicts, in evaluation mode"
-    out = []
-    with no_footprint(model), torch.no_grad():
-        for b in dl:
-            x,y = plain_batch(b, model)
-            out.append((model(x).argmax(1).cpu(), y.cpu()))
-    return tuple(torch.cat(t).numpy() for t in zip(*out))
+    logits,y = predict(model, dl)
+    return logits.argmax(1).numpy(), y.numpy()
 
 # %% ../nbs/09_scan.ipynb #c7f404e4
 class TrainingLog:

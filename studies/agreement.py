@@ -7,20 +7,19 @@ from statistics import mean
 
 import numpy as np
 
-from proxy_attention.audit import file_digest
-from proxy_attention.core import check_choice, check_number, digest, preserve_rng
-from proxy_attention.lab.metrics.text import aligned
+from proxy_attention.core import check_choice, check_number, digest, file_digest, preserve_rng
+from proxy_attention.files import read_lines
+from proxy_attention.lab.metrics.text import aligned, command_line
 from proxy_attention.lab.compare.verdicts import check_fair, run_line
 from proxy_attention.lab.config.settings import Settings
 from proxy_attention.lab.data.loaders import test_dl
 from proxy_attention.lab.runs.job import RunContext, loaded
-from proxy_attention.lab.runs.runner import command_line
 from proxy_attention.lab.runs.measuring import loader_maps, predictions, true_masks
 from proxy_attention.lab.metrics.maps import map_agreement
 from proxy_attention.lab.metrics.classification import map_quality
 from proxy_attention.lab.report.records import is_comparison
 from proxy_attention.lab.report.run_verdict import wilson
-from proxy_attention.lab.runs.folder import Run, check_free, read_lines, write_lines
+from proxy_attention.lab.runs.folder import Run, check_free, write_lines
 from proxy_attention.lab.runs.checkpoint import RunError
 from proxy_attention.lab.runs.state import damaged_file, is_run, last_state
 from proxy_attention.lab.runs.checkpoint import plain, provenance
@@ -232,9 +231,8 @@ def trained_line(
         settings_sha256=job.run.about['settings_sha256'], weights_sha256=file_digest(job.run.weights(job.run.state['weights'])))
 
 def _command(reference, runs, out, images, on, method, data):
-    name = default_out(reference)
-    return command_line('agree', str(reference), *map(str, runs), program=('python', '-m', 'studies'), out=(name if out is None else out, name), images=(images, None), on=(on, None),
-                        method=(method, None), data=(data, 'data'))
+    return command_line('agree', str(reference), *map(str, runs), program=('python', '-m', 'studies'), out=(out, default_out(reference)), images=images, on=on, method=method,
+                        data=(data, 'data'))
 
 def default_out(reference) -> Path:
     "Where the command line writes the record"

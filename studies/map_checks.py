@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from scipy.integrate import trapezoid
 from torch import nn
-from torchvision.transforms.functional import gaussian_blur, rgb_to_grayscale
+from torchvision.transforms.functional import gaussian_blur
 
 from proxy_attention.core import check_choice, check_number, no_footprint, preserve_rng
+from proxy_attention.gallery import overlay_heatmap
 from proxy_attention.lab.metrics.maps import all_maps, check_images, check_maps, mean_or_nan, rank_correlation
 from proxy_attention.lab.metrics.maps import says_something
 from proxy_attention.layers import AttentionBlocks, FeatureLayer, named_layer, unwrap
@@ -169,7 +170,7 @@ def draw_maps(
     maps:dict, # Title of a column -> its maps (N,H,W) in [0,1]
     labels=None, # Words left of each image
     outlines=None, # (N,H,W): what is drawn round, such as a truth mask
-    strength:float=0.65, # How much of the map lies over the greyed picture
+    strength:float=0.6, # As in `overlay_heatmap`
     side:float=1.5, # Of a picture, in inches
 ):
     "The pictures in the first column, and beside each what every column's maps say of it; the figure"
@@ -194,14 +195,10 @@ def draw_maps(
     size = side*(1 + len(maps)) + (.8 if labels is not None else 0), side*h/w*len(pics) + .3
     fig,axs = plt.subplots(len(pics), 1 + len(maps), figsize=size, squeeze=False,
                            layout='constrained')
+    shown = (255*pics.expand(-1, 3, h, w)).round().byte().permute(0, 2, 3, 1).numpy()
     for i,row in enumerate(axs):
-        grey = rgb_to_grayscale(pics[i].expand(3, h, w))[0]
         for ax,(title,m) in zip(row, {'': None, **checked}.items()):
-            if m is None: ax.imshow(pics[i].expand(3, h, w).permute(1, 2, 0))
-            else:
-                ax.imshow(grey, cmap='gray', vmin=0, vmax=1)
-                ax.imshow(m[i], cmap='inferno', vmin=0, vmax=1, alpha=strength, extent=(-.5, w-.5, h-.5, -.5),
-                          interpolation='bilinear')
+            ax.imshow(shown[i] if m is None else overlay_heatmap(shown[i], m[i], strength))
             if outlines is not None and m is not None:
                 ax.contour(np.asarray(outlines[i]), levels=[.5], colors='cyan', linewidths=.8)
             ax.set(xticks=[], yticks=[])

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines, write_atomic
 from proxy_attention.lab.metrics.text import points
 from studies.study import check_report, comparisons, report_sign
 from studies.tables import arm_table, by_seed, draw_amounts, draw_arms, draw_gaps, gap_closed, gap_table, has_gap, in_percent, in_points, least_gap, markdown, read_study, seconds_ratio, set_against
@@ -106,5 +106,5 @@ def study_report(
     for name,amounts in less_data.items():
         if any(results.get(n) for _,n in amounts[:-1]): draw_amounts(results, amounts, out/f'less_{name}.svg', ('erm', 'recommended', 'early_look_replace'))
     for name,c in listed.items(): parts += _section(name, c, results.get(name, []), out)
-    file.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+    write_atomic(file, '\n\n'.join(parts) + '\n')
     return file

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from proxy_attention.lab.compare.arms import arm_kind
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 from proxy_attention.lab.metrics.stats import Difference, paired_t
-from proxy_attention.lab.metrics.text import points
+from proxy_attention.lab.metrics.text import interval_text
 
 def read_study(
     records='results/study', # Folder of the records
@@ -78,13 +78,13 @@ def in_points(
     d, # `Difference`, or None
 ) -> str:
     "A difference of shares in percentage points, with its interval; if that holds 0, in words too"
-    return '' if d is None else f"{points(d.mean)} [{points(d.low).lstrip('+')}, {points(d.high).lstrip('+')}]{'' if d.sign else ' no effect shown'}"
+    return '' if d is None else interval_text(vars(d)) + ('' if d.sign else ' no effect shown')
 
 def in_percent(
     d, # `Difference`, or None
 ) -> str:
     "A share with its interval"
-    return '' if d is None else f"{d.mean:.1%} [{d.low:.1%}, {d.high:.1%}]".replace('-', '−')
+    return '' if d is None else interval_text(vars(d), write='{:.1%}'.format).replace('-', '−')
 
 def in_times(
     ratio, # Or None

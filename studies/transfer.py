@@ -8,21 +8,21 @@ from safetensors.torch import load_file
 
 from proxy_attention.core import check_choice, check_number, preserve_rng
 from proxy_attention.dataloaders import epoch_of
+from proxy_attention.files import read_lines
 from studies.agreement import against_erm, arm_of, by_arm, check_twice, finished, run_folders, trained_line
-from proxy_attention.lab.metrics.text import aligned
+from proxy_attention.lab.metrics.text import aligned, command_line
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.file import SettingsFile, kinds
 from proxy_attention.lab.data.sources import load_items
 from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls, test_dl
-from proxy_attention.lab.runs.runner import command_line
 from proxy_attention.lab.runs.job import deterministic, loaded, make_learn
 from proxy_attention.lab.runs.measuring import predictions
-from proxy_attention.lab.models.heads import head_names
+from proxy_attention.lab.models.heads import head_keys
 from proxy_attention.lab.models.zoo import input_stats
 from proxy_attention.lab.models.learner import quiet
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import check_free, read_lines, write_lines
+from proxy_attention.lab.runs.folder import check_free, write_lines
 from proxy_attention.lab.runs.checkpoint import plain, provenance
 
 def task_data(
@@ -33,12 +33,6 @@ def task_data(
     file = SettingsFile(settings)
     if file.problems: raise SettingsError(file.problems)
     return kinds['data'](**file.raw['data'][check_choice('task', task, file.raw['data'])])
-
-def head_keys(
-    model, # A classifier
-) -> set:
-    "Names of the tensors of its head"
-    return {k for n in head_names(model) for k in model.state_dict() if k.startswith(f'{n}.')}
 
 def accuracy_on(
     model,
@@ -98,7 +92,7 @@ def second_task(
         rows = [_row(j, (items, splits, conf), steps, lr, say) for j in jobs]
         fresh = {r['initial_sha256']: j for r,j in zip(rows, jobs)}
         rows += [_row(j, (items, splits, conf), steps, lr, say, 'fresh') for j in fresh.values()]
-    command = command_line('transfer', *map(str, runs), program=('python', '-m', 'studies'), task=(task, None), steps=(steps, 200), lr=(lr, None), out=(out, default_out(task)), settings=(settings, None), data=(data, 'data'))
+    command = command_line('transfer', *map(str, runs), program=('python', '-m', 'studies'), task=task, steps=(steps, 200), lr=lr, out=(out, default_out(task)), settings=settings, data=(data, 'data'))
     head = provenance(jobs[0].conf, command) | dict(task=task, task_settings=conf.model_dump(), task_steps=steps, task_lr=lr)
     lines = [plain(o) for o in (dict(kind='second', **head), *rows, *summarise(rows))]
     if out is not None: write_lines(out, lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from proxy_attention.gallery import overlay_heatmap
 from proxy_attention.lab.runs.checkpoint import MADE_BY
 
 
@@ -45,7 +46,7 @@ def save_gallery(folder, rng, names, cycle, n):
     for i in range(n):
         img,(x,y) = picture(rng)
         heat = np.exp(-((np.mgrid[:100, :100] - np.array([y, x])[:, None, None])**2).sum(0)/300)
-        glow = (0.4*img + 0.6*cv2.applyColorMap((heat*255).astype(np.uint8), cv2.COLORMAP_INFERNO)).astype(np.uint8)
+        glow = overlay_heatmap(img, heat)[..., ::-1]
         copy = np.where((heat > .6)[..., None], 0, img).astype(np.uint8)
         files = [f'{cycle}-{i}-{k}.jpg' for k in ('original', 'map', 'copy')]
         for f,p in zip(files, (img, glow, copy)): cv2.imwrite(str(folder/f), p, [cv2.IMWRITE_JPEG_QUALITY, 85])

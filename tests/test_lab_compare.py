@@ -22,7 +22,7 @@ from proxy_attention.lab.config.sections import ProxyConfig
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.settings import load_experiment
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 from proxy_attention.lab.runs.audit import audit_run
 from proxy_attention.lab.data.splits import make_splits
 from proxy_attention.lab.metrics.stats import not_worse, paired_t

@@ -40,7 +40,7 @@ from proxy_attention.lab.runs.stages import stratified_sample, update_early_stop
 from proxy_attention.lab.runs.plan import precision, stage_fits, stage_steps
 from proxy_attention.lab.runs.checkpoint import RunError, is_cost
 from proxy_attention.lab.runs.state import is_run
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 from proxy_attention.shortcut_test import Verdict
 
 INI = """\

@@ -380,7 +380,7 @@ def test_the_audit_of_planted_data_is_clean_and_finds_what_is_not(photos, cache,
 
 def test_a_run_on_planted_data(photos, tmp_path):
     from proxy_attention.lab.runs.runner import run_experiment
-    from proxy_attention.lab.runs.folder import read_lines
+    from proxy_attention.files import read_lines
     Path('settings.ini').write_text(f"""\
 [data:planted]
 source = folder

@@ -26,7 +26,7 @@ from proxy_attention.lab.config.search import Range, SweepConfig
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.settings import load_sweep
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 
 pytest.importorskip('optuna', reason="needs optuna: pip install 'proxy_attention[sweep]'")
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from proxy_attention import store as store_module
 from proxy_attention.core import digest
+from proxy_attention.files import write_atomic
 from proxy_attention.store import (MANIFEST, MARKER, SCHEMA, ProxyStore, StoreError, decode_image, encode_image, formats, purge, purge_run,
-                                   read_manifest, read_marker, read_split, write_atomic, write_split)
+                                   read_manifest, read_marker, read_split, write_split)
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
 needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason="this system can't fork")

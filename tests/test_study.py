@@ -8,7 +8,7 @@ import pytest
 from lab_kit import patch_name
 from proxy_attention.lab.compare import comparison as compare_module
 from proxy_attention.lab.config.problems import SettingsError
-from proxy_attention.lab.runs.folder import read_lines
+from proxy_attention.files import read_lines
 from studies.study import comparisons, run_study
 
 INI = """\

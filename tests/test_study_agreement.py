@@ -20,7 +20,8 @@ from proxy_attention.lab.metrics.maps import map_agreement
 from proxy_attention.lab.metrics.classification import map_quality
 from proxy_attention.lab.models.zoo import input_stats, make_model
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import check_free, read_lines
+from proxy_attention.files import read_lines
+from proxy_attention.lab.runs.folder import check_free
 from proxy_attention.lab.metrics.stats import paired_t
 from proxy_attention.saliency import saliency_maps
 

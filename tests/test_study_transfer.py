@@ -14,8 +14,9 @@ from studies.agreement import finished
 from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.folder import read_lines
-from studies.transfer import head_keys, second_task, second_text, summarise, task_data
+from proxy_attention.files import read_lines
+from proxy_attention.lab.models.heads import head_keys
+from studies.transfer import second_task, second_text, summarise, task_data
 from proxy_attention.lab.metrics.stats import paired_t
 
 LATER = """

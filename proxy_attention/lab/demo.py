@@ -17,8 +17,8 @@ from .compare.comparison import compare
 from .config.file import SettingsFile
 from .config.problems import SettingsError
 from .config.settings import load_experiment
+from .metrics.text import command_line
 from .report.compare_page import write_compare_report
-from .runs.runner import command_line
 
 # %% ../../nbs/lab/01_demo.ipynb #aeecd590
 def run_demo(
@@ -38,8 +38,8 @@ def run_demo(
     check_choice('policy', arm.partition('@')[0], [*arms, *SettingsFile(conf.file).raw['proxy']])
     seed = conf.experiment.seed if seed is None else check_number('seed', seed, 0, 2**32-1, whole=True)
     out = Path(out)
-    command = command_line('demo', policy=(policy, None), seed=(seed, conf.experiment.seed), out=(out, 'demo'),
-                           settings=(settings, None), data=(data, 'data'), overrides=overrides)
+    command = command_line('demo', policy=policy, seed=(seed, conf.experiment.seed), out=(out, 'demo'),
+                           settings=settings, data=(data, 'data'), overrides=overrides)
     compare('demo', [arm], [seed], settings, out, overrides, data, jobs, command=command, say=say)
     plot_gallery(out/'arms'/arm/str(seed), out/'gallery.png')
     write_compare_report(out)

@@ -44,8 +44,9 @@ def _comparisons_in(folder):
 
 def _sweeps_in(folder):
     "The sweeps of a folder, in short"
-    from proxy_attention.lab.report.records import record_lines, record_kind
-    found = [(f, record_lines(f/'record.jsonl')) for f in sorted(folder.iterdir())
+    from proxy_attention.files import read_lines
+    from proxy_attention.lab.report.records import record_kind
+    found = [(f, read_lines(f)) for f in sorted(folder.iterdir())
              if record_kind(f) == 'sweep'] if folder.is_dir() else []
     def state(n, of): return 'done' if n >= of else f'{n} of {of} trials'
     return [dict(sweep=f.name, state=state(last.get('trials', 0), head['trials']), objective=head['objective'],

@@ -16,7 +16,7 @@ from .pool import run_end, run_job, workers
 from .verdicts import write_comparison
 from ..config.settings import load_experiment
 from ..metrics.stats import intervals
-from ..metrics.text import plural
+from ..metrics.text import command_line, plural
 from ..runs.checkpoint import RunError, provenance
 from ..runs.folder import check_folder, check_free, mark_folder
 from ..runs.state import check_same
@@ -50,7 +50,6 @@ def compare(
     jobs = (min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None
             else check_number('jobs', jobs, 1, whole=True))
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
-    from proxy_attention.lab.runs.runner import command_line
     from proxy_attention.lab.runs.plan import check_amounts, check_settings
     all_jobs = planned_runs(conf, names, seeds, out, None)
     # Everything that is wrong is said before anything runs
@@ -60,12 +59,12 @@ def compare(
     check_free(file, 'compare')
     steps = fair_steps(conf, train_size(conf, data))
     all_jobs = planned_runs(conf, names, seeds, out, steps)
-    which = (dict(seeds=(len(seeds), None)) if seeds == list(range(first, first + len(seeds)))
-             else {'seed-list': (','.join(map(str, seeds)), None)})
-    command = command or command_line('compare', experiment, arms=(','.join(names), None), **which,
-                                      out=(out, Path('runs')/f'compare_{experiment}'), record=(record, None),
-                                      settings=(settings, None), data=(data, 'data'), interval=(interval, 't'),
-                                      margin=(margin, None), overrides=overrides)
+    which = (dict(seeds=len(seeds)) if seeds == list(range(first, first + len(seeds)))
+             else dict(seed_list=','.join(map(str, seeds))))
+    command = command or command_line('compare', experiment, arms=','.join(names), **which,
+                                      out=(out, Path('runs')/f'compare_{experiment}'), record=record,
+                                      settings=settings, data=(data, 'data'), interval=(interval, 't'), margin=margin,
+                                      overrides=overrides)
     about = provenance(conf, command) | dict(arms=names, seeds=seeds, steps=steps, interval=interval, margin=margin)
     for _,_,s,folder in all_jobs: check_same(folder, s)
     known = known_results([*reuse, *([] if record is None else [record])], all_jobs)

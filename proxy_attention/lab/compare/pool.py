@@ -17,11 +17,11 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from ...core import digest
+from ...files import read_lines
 from .arm_settings import arm_settings, fair_settings
 from ..config.file import SettingsFile
 from ..config.settings import Settings
 from ..metrics.text import duration
-from ..runs.folder import read_lines
 from ..runs.state import is_run
 
 # %% ../../../nbs/lab/compare/02_pool.ipynb #65402792

@@ -16,6 +16,7 @@ from statistics import mean
 import matplotlib.pyplot as plt
 
 from ...core import check_number
+from ...files import read_lines
 from .arm_settings import fair_steps, train_size
 from .pool import run_job, workers
 from .space import check_lengths, check_space, draw_trial, key_importance
@@ -25,9 +26,9 @@ from .verdicts import run_line
 from ..config.problems import SettingsError
 from ..config.search import Range
 from ..config.settings import load_sweep
-from ..metrics.text import plural
+from ..metrics.text import command_line, plural
 from ..runs.checkpoint import RunError, files, plain, provenance
-from ..runs.folder import check_folder, check_free, mark_folder, read_lines
+from ..runs.folder import check_folder, check_free, mark_folder
 from ..runs.state import differences, is_run, lock_folder
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #87c89a1f
@@ -76,7 +77,6 @@ def sweep(
     s,own = conf.sweep, Path('runs')/f'sweep_{name}'
     jobs = min(os.cpu_count() or 1, s.trials) if jobs is None else check_number('jobs', jobs, 1, whole=True)
     optuna = need_optuna()
-    from proxy_attention.lab.runs.runner import command_line
     from proxy_attention.lab.runs.plan import check_settings
     for e in conf.experiments.values(): check_settings(e)
     if wrong := check_space(conf): raise SettingsError(wrong)
@@ -85,8 +85,8 @@ def sweep(
     n_train = {e: train_size(c, data) for e,c in conf.experiments.items()}
     steps = {e: fair_steps(c, n_train[e]) for e,c in conf.experiments.items()}
     check_lengths(conf, steps, n_train)
-    command = command_line('sweep', name, trials=(trials, None), out=(out, own), settings=(settings, None),
-                           data=(data, 'data'), overrides=overrides)
+    command = command_line('sweep', name, trials=trials, out=(out, own), settings=settings, data=(data, 'data'),
+                           overrides=overrides)
     about = provenance(_public(conf), command) | dict(
         objective=s.objective, trials=s.trials, seeds={e: _seeds(c, s) for e,c in conf.experiments.items()},
         steps=steps, space={k: v.model_dump() if isinstance(v, Range) else v for k,v in s.space.items()})

@@ -6,7 +6,6 @@
 __all__ = ['write_sweep', 'setting_text', 'objective_text', 'policy_section', 'sweep_text', 'sweep_summary', 'plot_sweep']
 
 # %% ../../../nbs/lab/compare/06_sweep_report.ipynb #7f38998d
-import json
 import math
 from pathlib import Path
 from statistics import mean
@@ -16,9 +15,8 @@ import matplotlib.pyplot as plt
 
 from .space import lower_is_better, varied_keys
 from ..metrics.text import aligned, plural, share, span, ticks, written
-from ..runs.checkpoint import plain
-from ..runs.folder import read_lines
-from ...store import write_atomic
+from ..runs.folder import write_lines
+from ...files import read_lines
 
 # %% ../../../nbs/lab/compare/06_sweep_report.ipynb #bb64b01c
 def write_sweep(out, about, study, importance=None):
@@ -30,8 +28,7 @@ def write_sweep(out, about, study, importance=None):
     best = min(good, key=lambda o: o['value']*(1 if lower_is_better(about['objective']) else -1), default={})
     last = dict(kind='best', trials=len(lines), failed=sum(o['state'] == 'failed' for o in lines),
                 **{k: best.get(k) for k in ('number', 'value', 'params')}, importance=importance or {})
-    write_atomic(Path(out)/'record.jsonl', ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n'
-                                                   for o in (dict(kind='sweep', **about), *lines, last)).encode())
+    write_lines(Path(out)/'record.jsonl', [dict(kind='sweep', **about), *lines, last])
 
 def setting_text(v):
     "A value as it stands in a settings file"

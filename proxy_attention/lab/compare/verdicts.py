@@ -6,7 +6,6 @@
 __all__ = ['run_line', 'check_fair', 'verdicts', 'write_comparison', 'comparison_text']
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #0c1b32ba
-import json
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -18,11 +17,11 @@ from ..data.split_file import split_digest
 from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
 from ..metrics.stats import not_worse_in_words
-from ..metrics.text import aligned, plural, points, scout_text
-from ..runs.checkpoint import RunError, plain
-from ..runs.folder import read_lines
+from ..metrics.text import aligned, bound_text, interval_text, plural, scout_text
+from ..runs.checkpoint import RunError
+from ..runs.folder import write_lines
 from ..runs.state import is_run
-from ...store import write_atomic
+from ...files import read_lines
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
 def run_line(
@@ -108,25 +107,21 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     results = [r for arm,seed,_,folder in all_jobs
                if (r := run_line(arm, seed, folder) or dict(known).get((arm, seed))) is not None]
     check_fair(results)
-    lines = [dict(kind='compare', **about), *results,
-             *(verdicts(results, interval=interval, margin=margin) if results else [])]
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, ''.join(json.dumps(plain(o), ensure_ascii=False) + '\n' for o in lines).encode())
+    write_lines(file, [dict(kind='compare', **about), *results,
+                       *(verdicts(results, interval=interval, margin=margin) if results else [])])
 
 def _short(v):
     "A verdict in two cells: what it is, and the numbers"
     if v is None: return '', ''
     kind = {1: 'gain', 0: 'no effect shown', -1: 'loss'}[effect_sign(v['low'], v['high'], v['n'])]
-    return f"{points(v['mean'])} [{points(v['low']).lstrip('+')}, {points(v['high']).lstrip('+')}]", kind
+    return interval_text(v), kind
 
 def _not_worse_lines(rows, best):
     "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
     asked = [v for row in rows for k in ('erm', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
     if not asked: return []
     others = dict(erm='erm') | (dict(best=best) if best not in (None, 'erm') else {})
-    def cell(v):
-        return (f"{'yes' if v['not_worse']['shown'] else 'not shown'} ({points(v['not_worse']['bound'])})"
-                if 'not_worse' in v else '')
+    def cell(v): return bound_text(v['not_worse']) if 'not_worse' in v else ''
     table = [('arm', *(f'not worse than {o}' for o in others.values())),
              *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
     few = min(v['n'] for v in asked)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import digest
+from ...files import read_json
 from .items import DataError
 from .splits import file_hashes, shown, some
 from ...store import encode_image
@@ -81,9 +82,8 @@ def _write_idx(files, folder, names):
 
 def _unpacked(path):
     "What `source.json` in `path` says, if all its images are there; else None"
-    try: done = json.loads((path/'source.json').read_text())
-    except (OSError, ValueError): return None
-    return done if sum(1 for _ in path.rglob('*.png')) == done['images'] else None
+    done = read_json(path/'source.json')
+    return done if sum(1 for _ in path.rglob('*.png')) == done.get('images') else None
 
 def unpack_idx(
     root:Path, # Folder of the IDX files

@@ -18,20 +18,12 @@ from fastai.vision.core import PILImage
 from fasttransform import Transform
 
 from ...core import check_number
+from ...files import jpeg_frame
 
 # %% ../../../nbs/lab/data/02_reading.ipynb #8f1014cd
-def _jpeg_frame(data):
-    "(width, height, channels, place) that a JPEG's frame header tells; None if there is none"
-    i = 2
-    while i+10 <= len(data) and data[i] == 0xff:
-        if 0xc0 <= data[i+1] <= 0xcf and data[i+1] not in (0xc4, 0xc8, 0xcc):
-            return int.from_bytes(data[i+7:i+9], 'big'), int.from_bytes(data[i+5:i+7], 'big'), data[i+9], i
-        i += 1 if data[i+1] == 0xff else 2 + int.from_bytes(data[i+2:i+4], 'big')
-    return None
-
 def _whole_jpeg(data):
     "(width, height) of a grey or colour JPEG that has its end; None for all else"
-    frame = _jpeg_frame(data) if data[:2] == b'\xff\xd8' else None
+    frame = jpeg_frame(data)
     # a thumbnail, with an end of its own, lies before
     if frame is None or frame[2] not in (1, 3) or data.rfind(b'\xff\xd9', frame[3]) < 0: return None
     return frame[:2]

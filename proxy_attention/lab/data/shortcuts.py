@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 
 from ...core import digest
+from ...files import read_json
+from ...store import encode_image
 
 # %% ../../../nbs/lab/data/00_shortcuts.ipynb #22de598c
 most_classes = 36 # More than that no cue could tell apart
@@ -222,11 +224,8 @@ def write_png(
     img, # RGB picture, or a boolean mask
 ):
     "A PNG file of it"
-    img = img.astype(np.uint8)*255 if img.dtype == bool else img[..., ::-1]
-    ok,data = cv2.imencode('.png', img)
-    if not ok: raise OSError(f"OpenCV could not encode {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data.tobytes())
+    file.write_bytes(encode_image(img.astype(np.uint8)*255 if img.dtype == bool else img))
 
 def read_masks(
     root:Path, # Folder of the data set
@@ -260,10 +259,8 @@ def _reusable(path, recipe, maker):
     if not path.exists(): return False
     if path.is_dir() and not any(path.iterdir()): return False
     advice = "Give another path, or delete it first."
-    try: there = json.loads((path/'recipe.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        raise ValueError(f"path={str(path)!r} exists and is not a data set made by {maker}. {advice}") from None
-    there = there if isinstance(there, dict) else {}
+    there = read_json(path/'recipe.json')
+    if not there: raise ValueError(f"path={str(path)!r} exists and is not a data set made by {maker}. {advice}")
     differ = [k for k in [*recipe, *(there.keys() - recipe.keys() - {'digest'})] if there.get(k) != recipe.get(k)]
     if differ:
         what = ', '.join(f"{k}={there.get(k)!r} instead of {recipe.get(k)!r}" for k in differ)

@@ -15,7 +15,7 @@ import numpy as np
 from ... import __version__
 from ...core import digest
 from .splits import SplitError, Splits, file_hashes, some, split_names
-from ...store import write_atomic
+from ...files import write_atomic
 
 # %% ../../../nbs/lab/data/04_split_file.ipynb #78c3bfcd
 SCHEMA = 1 # of split.json
@@ -45,8 +45,8 @@ def save_split(
     head = dict(schema=SCHEMA, version=__version__, root=os.path.abspath(items.root),
                 classes=sorted({str(c) for c in items.labels}))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(file), json.dumps(head | about | {k: lists(idx) for k,idx in parts.items()},
-                                        indent=0, ensure_ascii=False).encode())
+    write_atomic(file, json.dumps(head | about | {k: lists(idx) for k,idx in parts.items()},
+                                  indent=0, ensure_ascii=False))
 
 def read_split(
     file:str|Path, # What `save_split` wrote

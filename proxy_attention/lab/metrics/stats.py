@@ -14,7 +14,7 @@ from scipy import stats
 
 from ...core import check_choice, check_number
 from .claims import MIN_PAIRS, effect_sign
-from .text import points
+from .text import interval_text, points
 
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #e084f9b0
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def in_words(
     percent:bool=True, # In percentage points? Else the numbers as they are
 ) -> str:
     "Such as '+12.3 points [8.1, 16.0] over erm at 1.04× its time', or 'no effect shown'"
-    mean,low,high = (points(v) if percent else f'{v:+.3f}'.replace('-', '−') for v in (d.mean, d.low, d.high))
-    span = f"{mean}{' points' if percent else ''} [{low.lstrip('+')}, {high.lstrip('+')}]"
+    span = (interval_text(vars(d), ' points') if percent else
+            interval_text(vars(d), write=lambda v: f'{v:+.3f}'.replace('-', '−')))
     time = '' if cost is None else f" at {cost:.2f}× its time"
     if d.sign > 0: return f"{span} over {against}{time}"
     if d.sign < 0: return f"a loss: {span} against {against}{time}"

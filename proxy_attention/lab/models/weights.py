@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from safetensors.torch import load_file
 from torch import nn
 
-from .heads import head_names
+from .heads import head_keys, head_names
 
 # %% ../../../nbs/lab/models/02_weights.ipynb #c18ebbf8
 class WeightsError(ValueError):
@@ -83,8 +83,7 @@ def fit_weights(
     say:bool=True, # Warn where the head stays new?
 ) -> nn.Module: # The same model
     "Load `state` into `model`; a head of another shape stays as it is, anything else that doesn't fit is an error"
-    state,own = _adapted(model, dict(state)), model.state_dict()
-    heads = [k for n in head_names(model) for k in own if k.startswith(f'{n}.')]
+    state,own,heads = _adapted(model, dict(state)), model.state_dict(), head_keys(model)
     new = any(k not in state or state[k].shape != own[k].shape for k in heads)
     if new: state = {k: v for k,v in state.items() if k not in heads}
     due = [k for k in own if not k.endswith('num_batches_tracked') and not (new and k in heads)]

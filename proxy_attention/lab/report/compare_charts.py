@@ -9,7 +9,7 @@ __all__ = ['arm_colours', 'strokes', 'pairs', 'forest', 'forest_of', 'mean_curve
 from markupsafe import Markup
 
 from ..compare.arms import arm_kind
-from ..metrics.text import num, points, ticks
+from ..metrics.text import interval_text, num, points, ticks
 from .compare_verdict import arm_results, best_control, difference, in_order
 from .compare_verdict import mean_known
 from .records import at
@@ -49,8 +49,7 @@ def forest(
     out.append(Markup('<path class="zero" d="M{} {} V{}"/>').format(px(0), top, bottom))
     for i,r in enumerate(rows):
         y,d = top + each*i + 30, r['diff']
-        words = ('one seed: no interval' if d is None else
-                 f"{points(d['mean'])} [{points(d['low']).lstrip('+')}, {points(d['high']).lstrip('+')}]")
+        words = 'one seed: no interval' if d is None else interval_text(d)
         out.append(Markup('<text class="who" x="{}" y="{}">{}<title>{}</title></text>'
                           '<text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
             left, y-12, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', r['name'],

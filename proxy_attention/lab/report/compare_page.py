@@ -12,25 +12,24 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
+from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import count, num, points, secs, share, written
+from ..metrics.text import bound_text, command_line, count, interval_text, num, secs, share, written
 from .compare_charts import compare_curves, forest_of, strokes
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
 from .compare_verdict import unclean_runs, unfair_parts
-from .pages import settings_rows, template, write_page
+from .pages import settings_rows, template
 from .records import at
 from .run_page import content_policy, gallery
 from .svg import bars
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
-def _short(d):
-    if d is None: return '–'
-    return f"{points(d['mean'])} [{points(d['low']).lstrip('+')}, {points(d['high']).lstrip('+')}]"
+def _short(d): return '–' if d is None else interval_text(d)
 def _effect(d): return '' if d is None else {1: 'gain', 0: 'none', -1: 'loss'}[d['sign']]
 
-def _ruled_out(d): return '–' if d is None else f"{'yes' if d['shown'] else 'not shown'} ({points(d['bound'])})"
+def _ruled_out(d): return '–' if d is None else bound_text(d)
 
 def _extra(found):
     "Columns that only some data sets have: where the saliency lies, the worst group"
@@ -109,9 +108,9 @@ def _commands(found):
     one = next(iter(found['results']), (found['arms'] or ['erm'])[:1] + (found['seeds'] or ['0'])[:1])
     folder = (top/'arms'/one[0]/one[1]).as_posix()
     return [('All of it again, or what is missing', str(found['about'].get('command') or '–')),
-            ('This page', shlex.join(['proxy-attention', 'report', top.as_posix()])),
-            (f'The page of one run: {one[0]}, seed {one[1]}', shlex.join(['proxy-attention', 'report', folder])),
-            ('The audit of one run', shlex.join(['proxy-attention', 'audit', folder]))]
+            ('This page', command_line('report', top.as_posix())),
+            (f'The page of one run: {one[0]}, seed {one[1]}', command_line('report', folder)),
+            ('The audit of one run', command_line('audit', folder))]
 
 def _argument(command, flag):
     "What stands behind a flag"
@@ -204,4 +203,6 @@ def write_compare_report(
         runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
         interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=content_policy(_pointing),
         version=proxy_attention.__version__)
-    return write_page(found['folder']/'report.html' if out is None else Path(out), page)
+    out = found['folder']/'report.html' if out is None else Path(out)
+    write_atomic(out, page.encode(errors='replace'))
+    return out

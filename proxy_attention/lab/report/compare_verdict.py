@@ -11,10 +11,11 @@ __all__ = ['read_comparison', 'arm_results', 'mean_known', 'average', 'differenc
 from collections import Counter
 from pathlib import Path
 
+from ...files import read_lines
 from ..compare.arms import arm_kind
 from ..metrics.claims import MIN_PAIRS, effect_sign
-from ..metrics.text import count, num, plural, points, share
-from .records import at, is_comparison, record_lines
+from ..metrics.text import count, interval_text, num, plural, points, share
+from .records import at, is_comparison
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #195dd89d
 def read_comparison(
@@ -24,8 +25,8 @@ def read_comparison(
     if not is_comparison(folder):
         raise ValueError(f"{folder} is not the folder of a comparison: it has no record.jsonl of one.")
     folder = Path(folder)
-    file,folder = (folder, folder.parent) if folder.is_file() else (folder/'record.jsonl', folder)
-    lines = record_lines(file)
+    lines = read_lines(folder)
+    if folder.is_file(): folder = folder.parent
     about = lines[0]
     results = {(str(o.get('arm')), str(o.get('seed'))): o for o in lines if o.get('kind') == 'result'}
     verdicts = {str(o.get('arm')): o for o in lines if o.get('kind') == 'verdict'}
@@ -76,7 +77,7 @@ def in_order(found) -> list:
     return sorted(of, key=lambda a: (kinds.index(arm_kind(a)), -(average(found, a, 'test_accuracy') or 0)))
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #8170312b
-def _span(d): return f"{points(d['mean'])} points [{points(d['low']).lstrip('+')}, {points(d['high']).lstrip('+')}]"
+def _span(d): return interval_text(d, ' points')
 def _time(d): return '' if d['cost'] is None else f", at {d['cost']:.2f}× its time"
 def join_words(words): return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
 

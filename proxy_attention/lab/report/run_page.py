@@ -15,8 +15,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 import proxy_attention
+from ...files import write_atomic
 from ..metrics.text import count, num, plural, secs, share
-from .pages import settings_rows, template, write_page
+from .pages import settings_rows, template
 from .records import at, is_comparison, read_records
 from .run_tables import cost_columns, cost_keys, extra_columns, loss_text, proxy_keys
 from .run_tables import quality_columns, stage_rows
@@ -246,7 +247,8 @@ def write_run_report(
     page = template('run.html').render(runs=[_run_parts(r, i) for i,r in enumerate(runs)], curves=run_curves(runs),
                                         overview=_overview(runs), script=Markup(_script), policy=content_policy(),
                                         version=proxy_attention.__version__)
-    return write_page(out, page)
+    write_atomic(out, page.encode(errors='replace'))
+    return out
 
 def write_report(
     folder, # Folder of a run or a comparison, or several runs

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save as as_safetensors
 import proxy_attention
 from ... import __version__
 from ...core import digest
-from ...store import write_atomic
+from ...files import write_atomic
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #5c50f690
 SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from ...core import Clock, no_footprint
+from ...files import read_lines
 from ..data.loaders import test_dl
 from ..metrics.classification import CostMeter, classification_report, folder_bytes
 from ..metrics.classification import map_quality, time_to_target
 from ..metrics.maps import compared
 from .audit import audit_run
-from .folder import read_lines
 from .job import loaded
 from ...saliency import saliency_maps
-from ...scan import plain_batch
+from ...scan import plain_batch, predict
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #95369595
 def predictions(
@@ -29,12 +29,8 @@ def predictions(
     dl, # Labelled
 ) -> tuple: # probabilities (N,C), targets (N,)
     "What the network says of every image of a loader, in its order"
-    out = []
-    with no_footprint(model), torch.no_grad():
-        for b in dl:
-            x,y = plain_batch(b, model)
-            out.append((model(x).float().softmax(1).cpu(), y.cpu()))
-    return tuple(torch.cat(t).numpy() for t in zip(*out))
+    logits,y = predict(model, dl)
+    return logits.softmax(1).numpy(), y.numpy()
 
 def judge_method(conf):
     "The saliency method that judges: the one that is asked for, else one that doesn't erase"
