@@ -39,7 +39,7 @@ first_seed = 7
 change = strength=0.5, steps=9
 """
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('study')/'data'
 
 @pytest.fixture
@@ -54,6 +54,22 @@ def study(cache, monkeypatch):
         run_study(names, **{**dict(settings='settings.ini', records='records', out='runs', data=cache, jobs=1, say=lambda *_: None), **kw})
         return sorted(ran)
     return _study
+
+@pytest.fixture(scope='session')
+def weak(cache, tmp_path_factory):
+    "The folder in which `weak` was run"
+    folder = tmp_path_factory.mktemp('weak')
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        Path('settings.ini').write_text(INI)
+        run_study(['weak'], settings='settings.ini', records='records', out='runs', data=cache, jobs=1, say=lambda *_: None)
+    return folder
+
+@pytest.fixture
+def weak_study(study, weak):
+    "As `study`, in a folder where `weak` has been run"
+    shutil.copytree(weak, '.', dirs_exist_ok=True)
+    return study
 
 WEAK = sorted(f'weak/arms/{a}/{s}' for a in ('erm', 'early_look@layercam', 'random_erasing') for s in (7, 8))
 
@@ -93,8 +109,9 @@ def test_the_report_overwrites_nobody_s_page():
     with pytest.raises(ValueError, match="'README.md' is there already and not a report of ours"): study_report('.', 'settings.ini')
     assert Path('README.md').read_text() == '# My project'
 
-def test_it_goes_on_from_its_records(study):
-    assert study(['weak']) == WEAK
+def test_it_goes_on_from_its_records(weak_study):
+    study = weak_study
+    assert sorted(f.parent.relative_to('runs').as_posix() for f in Path('runs').rglob('state.json')) == WEAK and study(['weak']) == []
     lines = read_lines('records/weak.jsonl')
     assert lines[0]['command'] == 'python -m studies run weak' and lines[0]['steps'] == 9 and lines[0]['settings']['data']['strength'] == 0.5
     assert not list(Path('runs').rglob('proxies')) and list(Path('runs').rglob('*.safetensors'))
@@ -116,14 +133,12 @@ def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
     (Path('records')/'strong.jsonl').unlink()
     assert [o for o in study() if 'erm' in o] == [], "nor again from the other record"
 
-def test_other_settings_are_run_again(study):
-    study(['weak'])
+def test_other_settings_are_run_again(weak_study):
     shutil.rmtree('runs')
     Path('settings.ini').write_text(INI.replace('lr = 0.01', 'lr = 0.02'))
-    assert study(['weak']) == WEAK
+    assert weak_study(['weak']) == WEAK
 
-def test_the_method_of_an_arm(study):
-    study(['weak'])
+def test_the_method_of_an_arm(weak_study):
     used = {f.parts[-3]: json.loads(f.read_text())['settings']['proxy'] for f in Path('runs').glob('weak/arms/*/7/config.json')}
     assert used['early_look@layercam']['method'] == 'layercam' and used['erm'] is None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_study import INI, cache, study  # noqa: F401
+from test_study import INI, cache, study, weak, weak_study  # noqa: F401
 from test_study_tables import results
 
 from studies.report import beats, goals, judged, study_report
@@ -41,8 +41,7 @@ def test_goals():
     have['asl'] = results(erm=[.8, .8, .8], recommended=[.7, .8, .9])
     assert row(goals(LISTED, have), 'two of three')[2] == 'missed'
 
-def test_report_comes_back_identical(study):  # noqa: F811
-    study(['weak'])
+def test_report_comes_back_identical(weak_study):  # noqa: F811
     file = study_report('records', 'settings.ini')
     before = {f.name: f.read_bytes() for f in Path('records').iterdir()}
     text = file.read_text()
@@ -60,8 +59,7 @@ def test_report_of_the_gap(tmp_path):
     assert '| less_digits_5 | recommended | 2 | 30.0% | 95.0% | 75.0% (60.0–90.0) | 75.0% [' in text and 'Verdicts: shortcut in 1 runs of recommended; real in 1 runs of recommended' in text and '## Goals' in text
     assert {f.name for f in tmp_path.glob('*.svg')} == {'gaps.svg', 'digits_0.svg', 'less_digits_5.svg', 'less_digits.svg'}
 
-def test_records_of_an_earlier_recipe_are_called_so(study):  # noqa: F811
-    study(['weak'])
+def test_records_of_an_earlier_recipe_are_called_so(weak_study):  # noqa: F811
     assert "version 0.1's" not in study_report('records', 'settings.ini').read_text()
     first,*rest = (file := Path('records/weak.jsonl')).read_text().splitlines()
     file.write_text('\n'.join([json.dumps(json.loads(first) | dict(version='0.1.0')), *rest]) + '\n')
