@@ -893,6 +893,15 @@ def test_somebody_else_s_folder(run):
         with pytest.raises(RunError, match='mine'): run(out='mine', again=again)
     assert [f.name for f in Path('mine').iterdir()] == ['thesis.txt']
 
+def test_initial_weights_do_not_depend_on_the_augmentation(run, monkeypatch):
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setitem(lab.steps, 'train', stop)
+    made = []
+    for augment in ('none', 'flip', 'standard', 'random_erasing'):
+        with pytest.raises(KeyboardInterrupt): run('proxy=none', f'augment={augment}', out=augment)
+        made.append(load_file(Path(augment)/'weights'/'initial.safetensors'))
+    assert all(same(made[0], m) for m in made)
+
 def test_divergence(run):
     with pytest.raises(RunError, match='diverged.*lr'): run('lr=100', 'weight_decay=10', 'freeze_epochs=0', 'experiment.epochs=12')
 

@@ -122,8 +122,9 @@ def prepare(job):
     d,run = job.conf.data, job.run
     job.splits = splits_of(job.items, d)
     save_split(run/'split.json', job.items, job.splits, seed=d.seed)
-    job.seed('initial')
-    learn = make_learn(job, weights=job.conf.model.weights)
+    dls = run_dls(job)
+    job.seed('initial') # After the loaders, of which some augmentations draw numbers: all arms begin with the same weights
+    learn = make_learn(job, weights=job.conf.model.weights, dls=dls)
     if job.conf.proxy is not None:
         cb = make_proxy_cb(job)
         learn.add_cb(cb)
