@@ -159,9 +159,9 @@ def test_text_and_figure(found):
     assert 'trial  test_accuracy' in text and 'merge' not in text.split('[proxy:found]')[0], "what doesn't vary has no column"
     assert '2 of 2 trials, 2 seeds each; the mean over 2 experiments.' in text and text.splitlines()[2].split()[0] == str(best['number']) and 'flattered' in text
     assert len(sweep_text(out, top=1).splitlines()) == len(text.splitlines()) - 1
-    assert f"[proxy:found]\nselect = {best['params']['select']}\n" in text and f"area = {best['params']['area']!r}" in text
+    assert '[proxy:found]\n' in text and f"select = {best['params']['select']}\n" in text and f"area = {best['params']['area']!r}" in text
     assert (out/'sweep.png').stat().st_size > 10000
-    assert [ax.get_title() for ax in plot_sweep(out).axes] == ['2 trials, 2 seeds each', 'select', 'share', 'area', 'scout'] and plot_sweep(out).axes[3].get_xscale() == 'log'
+    assert [ax.get_title() for ax in plot_sweep(out).axes] == ['2 trials, 2 seeds each', 'scout', 'select', 'share', 'area'] and plot_sweep(out).axes[4].get_xscale() == 'log'
 
 def test_a_found_policy_is_a_section(found):
     (section := Path('settings.ini')).write_text(INI + policy_section('mine', read_lines(found[0])[-1]['params']) + '\n')
@@ -403,18 +403,25 @@ def test_values(read, text, space):
 
 @pytest.mark.parametrize('old, new, words', [
     ('select =', 'slect =', ["slect='all, low_confidence'", "'select'", 'line 34']), ('merge = add', 'merge = ad', ["merge='ad'", "'add'"]), ('= add', '= add, ad', ["'ad':", "Did you mean 'add'?"]),
-    ('0.4 log', '4', ["area='0.05..4'", "'4': ", 'less than or equal to 1']), ('0.05..0.4', '0.4..0.05', ['above the first']), ('0.05..0.4 log', '0.1..0.1', ['above the first']),
+    ('0.05..0.4', '0.4..0.05', ['above the first']), ('0.05..0.4 log', '0.1..0.1', ['above the first']),
     ('= all, low', '= all..low', ['not a range of numbers']), ('0.5..1', '0.5..', ['not a range']), ('= all, ', '= all, , ', ['nothing left out']), ('= all, ', '= all, all, ', ['twice']),
     ('merge = add', 'threshold = 0.5', ['area or threshold, not both', '[sweep:find]']), ('merge = add', 'epochs = 1..3', ["epochs='1..3'", 'cycle_epochs']), ('experiment = try', 'experiment = tri', ["'try'", 'line 30']),
     ('experiment = try', 'experiment = try, try', ['twice']), ('experiment = try', 'experiment =', ['[experiment:...]']), ('experiment = try\n', '', ['missing']), ('trials = 2', 'trials = few', ["trials='few'"]),
     ('trials = 2', 'trials = 0', ["trials='0'"]), ('seeds = 1', 'seeds = 0', ["seeds='0'"]), ('random', 'randm', ["'random'"]), ('seeds = 1', 'objective = accuracy', ['objective', 'test_accuracy']),
-    ('[sweep:find]', '[swep:find]', ["'sweep'"]), ('scout = 1 steps', 'scout = 1 stps', ["'1 stps': ", "'N steps'"]), ('scout = 1 steps', 'look_after = 1 steps', ['A scout has taken its place']), ('0.05..0.4 log', '0.05..0.4 lg', ["'0.4 lg'"]), ('merge = add', 'cycles = -1..3', ["'-1'"])])
+    ('[sweep:find]', '[swep:find]', ["'sweep'"]), ('scout = 1 steps', 'look_after = 1 steps', ['A scout has taken its place']), ('0.05..0.4 log', '0.05..0.4 lg', ["'0.4 lg'"]), ('merge = add', 'cycles = -1..3', ["'-1'"])])
 def test_wrong_sections(read, old, new, words):
     with pytest.raises(SettingsError) as e: read(old, new)
     assert all(w in str(e.value) for w in (*words, 'settings.ini')) and all('\n' not in str(p) for p in e.value.problems), e.value
 
+@pytest.mark.parametrize('old, new, words', [('0.4 log', '4', "area='4.0': 4.0 is out of range; it must be a number above 0 up to 1"), ('0.05..0.4 log', 'x', "area"), ('scout = 1 steps', 'scout = 1 stps', "'N steps'"),
+                                             ('= all, low', '= al, low', "select='al': 'al' is not one of .*Did you mean 'all'")])
+def test_values_that_no_policy_has_are_told_before_a_run(search, old, new, words):
+    Path('settings.ini').write_text(INI.replace(old, new, 1))
+    with pytest.raises(SettingsError, match=words): search()
+    assert not Path('swept').exists()
+
 def test_everything_wrong_is_told_at_once(read):
-    with pytest.raises(SettingsError) as e: read('trials = 2\nseeds = 1\nsampler = random\nselect = all, low_confidence\narea = 0.05..0.4 log', 'trials = 0\nseed = x\nsampler = rnd\nslect = all\narea = 9')
+    with pytest.raises(SettingsError) as e: read('trials = 2\nseeds = 1\nsampler = random\nselect = all, low_confidence\narea = 0.05..0.4 log', 'trials = 0\nseed = x\nsampler = rnd\nslect = all\narea = nine')
     assert [(p.key, p.line) for p in e.value.problems] == [('trials', 31), ('seed', 32), ('sampler', 33), ('slect', 34), ('area', 35)]
 
 def test_nothing_to_search(read):
@@ -425,7 +432,7 @@ def test_overrides(read):
     assert (got.sweep.trials, got.sweep.area, got.sweep.seed) == (9, (.2,), 5)
     assert all((e.data.seed, e.experiment.steps, e.experiment.epochs) == (3, 8, 3) for e in got.experiments.values())
     assert list(read(overrides=['experiment=plain, try']).experiments) == ['plain', 'try']
-    for change,words in (('seed=1', 'sweep.seed'), ('proxy.area=1', 'set what it searches'), ('trails=3', "'trials'"), ('sweep.steps=3', 'no such key'), ('area=3', "with --set area=3.*area='3'"),
+    for change,words in (('seed=1', 'sweep.seed'), ('proxy.area=1', 'set what it searches'), ('trails=3', "'trials'"), ('sweep.steps=3', 'no such key'), ('area=big', "with --set area=big.*area='big'"),
                          ('experiment=plane', "'plain'")):
         with pytest.raises(SettingsError, match=words): read(overrides=[change])
     assert 'select' not in read(overrides=['sweep.select=']).sweep.space
@@ -478,7 +485,7 @@ def test_command_stopped(search, monkeypatch):
     got = command('sweep', 'find', '--trials', '3', '--out', 'swept', '--set', 'lr=0.1', '--jobs', '1')
     assert got.exit_code == 130 and got.stderr.strip() == 'stopped; `proxy-attention sweep find --trials 3 --out swept --jobs 1 --set lr=0.1` goes on from here'
 
-@pytest.mark.parametrize('args, words', [(['fnd'], "'find'"), (['find', '--trials', '0'], 'trials=0'), (['find', '--jobs', '0'], 'jobs=0'), (['find', '--set', 'sweep.area=7'], "'7'"),
+@pytest.mark.parametrize('args, words', [(['fnd'], "'find'"), (['find', '--trials', '0'], 'trials=0'), (['find', '--jobs', '0'], 'jobs=0'), (['find', '--set', 'sweep.area=7'], "area='7.0': 7.0 is out of range"),
                                          (['find', '--settings', 'nowhere.ini'], 'nowhere.ini'), (['find', '--set', 'sweep.fill=blak'], "'black'")])
 def test_command_errors(search, args, words):
     assert words in wrong_command('sweep', *args) and sorted(os.listdir()) == ['settings.ini']

@@ -51,7 +51,7 @@ def wrong_choices(
     "Unknown names among the values that a sweep would try"
     from proxy_attention.lab.runs.plan import wrong_names
     tried = [(key, value) for key,space in sweep.space.items() for value in _ends(space) if value is not None]
-    return [(key, value, message.removeprefix(f'{key}={value!r} '))
+    return [(key, value, message.removeprefix(f'{key}='))
             for key,value in tried for *_,message in wrong_names('proxy', ProxyConfig(**{key: value}))]
 
 def check_space(
