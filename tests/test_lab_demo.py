@@ -17,6 +17,7 @@ INI = """\
 source = shortcut_digits
 n_train = 200
 n_valid = 50
+size = 48
 bs = 20
 [model:tiny]
 arch = small_cnn
