@@ -45,7 +45,7 @@ def view_grid(
 def _weights(at, n):
     "The matrix (len(at), n) that interpolates n cells linearly at positions in [-1,1], like align_corners=False"
     pos = np.clip(((at + 1)*n - 1)/2, 0, n-1)
-    low = np.minimum(pos.astype(int), max(n-2, 0))
+    low = pos.astype(int)
     out = np.zeros((len(at), n), np.float32)
     out[np.arange(len(at)), low] = 1 - (pos - low)
     out[np.arange(len(at)), np.minimum(low+1, n-1)] += pos - low
