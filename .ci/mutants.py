@@ -4,6 +4,7 @@ The changes are cosmic-ray's, but for each operator one or two others and not al
 left alone, texts too. Tests run in a fork of a process that has imported torch and fastai, on a copy in a temporary folder."""
 import argparse
 import gc
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('PROXY_ATTENTION_DATA', str(ROOT.parent/'shared'/'data'))
 WANTED = 0.85 # Share of a module's mutants that must be killed
 
-tests = { # Of each module, the quickest first
+tests = { # Of each module
     'erase': ['test_erase', 'test_context_fill'], 'select': ['test_select'], 'shortcut_test': ['test_shortcut_test'], 'stages': ['test_stages'],
     'lab/data/splits': ['test_lab_splits'],
 }
@@ -55,12 +56,18 @@ def mutants(source):
             line = next((i for i,(a,b) in enumerate(both) if a != b), None)
             if line is not None: yield line + 1, both[line][0].strip(), both[line][1].strip(), changed
 
-class StopAtOnce:
-    "A plugin: the process ends at the first failure, without pytest's tidying up"
-    def pytest_runtest_logreport(self, report):
+class QuickestFirst:
+    "A plugin: the process ends at the first failure, without pytest's tidying up; a file keeps how long each test took"
+    def __init__(self, file): self.file, self.took, self.known = file, Counter(), json.loads(file.read_text()) if file.exists() else {}
+    def pytest_collection_modifyitems(self, items): items.sort(key=lambda item: self.known.get(item.nodeid, 0))
+    def pytest_collectreport(self, report):
         if report.failed: os._exit(1)
-    pytest_collectreport = pytest_runtest_logreport
-    def pytest_sessionfinish(self, exitstatus): os._exit(int(exitstatus))
+    def pytest_runtest_logreport(self, report):
+        self.took[report.nodeid] += report.duration
+        if report.failed: os._exit(1)
+    def pytest_sessionfinish(self, exitstatus):
+        if not self.known: self.file.write_text(json.dumps(self.took))
+        os._exit(int(exitstatus))
 
 def outcome(copy, files, limit):
     "How the tests end in a fork: 'passed', 'failed' or 'timeout'"
@@ -70,7 +77,8 @@ def outcome(copy, files, limit):
         null = os.open(os.devnull, os.O_RDWR)
         for k in range(3): os.dup2(null, k)
         sys.path.insert(0, str(copy))
-        os._exit(int(pytest.main(['-p', 'no:cacheprovider', '-p', 'no:logging', f'--basetemp={copy/"tmp"}', *(f'tests/{f}.py' for f in files)], [StopAtOnce()])))
+        plugin = QuickestFirst(copy/f'{files[0]}.json')
+        os._exit(int(pytest.main(['-p', 'no:cacheprovider', '-p', 'no:logging', f'--basetemp={copy/"tmp"}', *(f'tests/{f}.py' for f in files)], [plugin])))
     end, done = time.monotonic() + limit, 0
     try:
         while time.monotonic() < end:
