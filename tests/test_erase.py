@@ -127,7 +127,7 @@ def test_a_tenth_unless_told_otherwise():
     assert (saliency_masks(maps) == saliency_masks(maps, area=0.1)).all() and saliency_masks(maps).sum((1, 2)).tolist() == [60, 60]
 
 bad_rules = [*(('area', v, ValueError) for v in (0, 1.01, -0.1, float('nan'))), *(('area', v, TypeError) for v in ('0.1', True)),
-             *(('threshold', v, ValueError) for v in (1, -0.1, 'mean', float('nan')))]
+             *(('threshold', v, ValueError) for v in (1, -0.1, 'mean', [0.5], float('nan'))), ('threshold', False, TypeError)]
 
 @pytest.mark.parametrize('name,value,error', bad_rules)
 def test_bad_rules(name, value, error):
