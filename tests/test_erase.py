@@ -121,13 +121,20 @@ def test_known_masks():
     peak = np.zeros((1, 10, 10), np.float32)
     peak[0, 2, 3] = 1
     assert np.argwhere(saliency_masks(peak, threshold='mean+2std')[0]).tolist() == [[2, 3]]
+    three = np.eye(3, 8, dtype=np.float32)[None] # mean 0.125, standard deviation 0.331: above 0.786, not above 1.117
+    assert (saliency_masks(three, threshold='mean+2std') == (three == 1)).all()
+
+def test_the_highest_of_many():
+    maps = np.random.default_rng(0).permutation(8000).reshape(2, 50, 80).astype(np.float32)
+    least = np.sort(maps.reshape(2, -1))[:, -1200] # three tenths of 4000
+    assert (saliency_masks(maps, area=0.3) == (maps >= least[:, None, None])).all()
 
 def test_a_tenth_unless_told_otherwise():
     maps = np.random.default_rng(0).random((2, 20, 30)).astype(np.float32)
     assert (saliency_masks(maps) == saliency_masks(maps, area=0.1)).all() and saliency_masks(maps).sum((1, 2)).tolist() == [60, 60]
 
 bad_rules = [*(('area', v, ValueError) for v in (0, 1.01, -0.1, float('nan'))), *(('area', v, TypeError) for v in ('0.1', True)),
-             *(('threshold', v, ValueError) for v in (1, -0.1, 'mean', [0.5], float('nan'))), ('threshold', False, TypeError)]
+             *(('threshold', v, ValueError) for v in (1, 1.5, -0.1, 'mean', [0.5], float('nan'))), ('threshold', False, TypeError)]
 
 @pytest.mark.parametrize('name,value,error', bad_rules)
 def test_bad_rules(name, value, error):
