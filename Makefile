@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks readme bench results study study-report clean
+.PHONY: help demo test mutants lint notebooks readme bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -23,6 +23,10 @@ test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and
 	@$(BIN)/python -m pytest $(HALF) > .lab_tests.log 2>&1 & lab=$$!; \
 	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/nbdev-test studies/questions --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
 	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status
+
+mutants: $(VENV)/.installed-dev ## Do the tests notice changed code? Mutation tests of five modules (about half an hour; MODULES=stages for one)
+	$(BIN)/pip install -q -e '.[mutants]'
+	$(BIN)/python .ci/mutants.py $(MODULES)
 
 lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint
 	$(BIN)/python .ci/agree.py

@@ -45,7 +45,7 @@ def view_grid(
 def _weights(at, n):
     "The matrix (len(at), n) that interpolates n cells linearly at positions in [-1,1], like align_corners=False"
     pos = np.clip(((at + 1)*n - 1)/2, 0, n-1)
-    low = np.minimum(pos.astype(int), max(n-2, 0))
+    low = pos.astype(int)
     out = np.zeros((len(at), n), np.float32)
     out[np.arange(len(at)), low] = 1 - (pos - low)
     out[np.arange(len(at)), np.minimum(low+1, n-1)] += pos - low
@@ -71,7 +71,7 @@ def check_rule(area, threshold):
                          "pixels, or threshold= a fraction of the map's range or 'mean+2std'.")
     if threshold is None: return check_number('area', 0.1 if area is None else area, 0, 1, open_low=True), None
     if threshold == 'mean+2std': return None, threshold
-    if isinstance(threshold, str) or not isinstance(threshold, Real):
+    if not isinstance(threshold, Real):
         raise ValueError(f"threshold={threshold!r} is neither a number from 0 to below 1 nor 'mean+2std'.")
     if threshold == 1:
         raise ValueError("threshold=1 leaves no pixel above it; it must be a number from 0 to below 1, or 'mean+2std'.")

@@ -121,13 +121,20 @@ def test_known_masks():
     peak = np.zeros((1, 10, 10), np.float32)
     peak[0, 2, 3] = 1
     assert np.argwhere(saliency_masks(peak, threshold='mean+2std')[0]).tolist() == [[2, 3]]
+    three = np.eye(3, 8, dtype=np.float32)[None] # mean 0.125, standard deviation 0.331: above 0.786, not above 1.117
+    assert (saliency_masks(three, threshold='mean+2std') == (three == 1)).all()
+
+def test_the_highest_of_many():
+    maps = np.random.default_rng(0).permutation(8000).reshape(2, 50, 80).astype(np.float32)
+    least = np.sort(maps.reshape(2, -1))[:, -1200] # three tenths of 4000
+    assert (saliency_masks(maps, area=0.3) == (maps >= least[:, None, None])).all()
 
 def test_a_tenth_unless_told_otherwise():
     maps = np.random.default_rng(0).random((2, 20, 30)).astype(np.float32)
     assert (saliency_masks(maps) == saliency_masks(maps, area=0.1)).all() and saliency_masks(maps).sum((1, 2)).tolist() == [60, 60]
 
 bad_rules = [*(('area', v, ValueError) for v in (0, 1.01, -0.1, float('nan'))), *(('area', v, TypeError) for v in ('0.1', True)),
-             *(('threshold', v, ValueError) for v in (1, -0.1, 'mean', float('nan')))]
+             *(('threshold', v, ValueError) for v in (1, 1.5, -0.1, 'mean', [0.5], float('nan'))), ('threshold', False, TypeError)]
 
 @pytest.mark.parametrize('name,value,error', bad_rules)
 def test_bad_rules(name, value, error):
@@ -214,6 +221,15 @@ def test_inpainting_goes_on_with_what_is_around():
         assert (abs(outs[-1].astype(int) - 200) <= 5).all()
     assert (outs[0] == outs[1]).all() # nothing of what was erased shines through
 
+def test_fills_by_hand():
+    img, everywhere = np.random.default_rng(0).integers(0, 256, (24, 32), dtype=np.uint8), np.ones((24, 32), bool)
+    assert (erase(img, everywhere, 'blur') == cv2.GaussianBlur(img, (0, 0), 4)).all(), "an eighth of 32"
+    noise = erase(np.zeros((200, 300), np.uint8), np.ones((200, 300), bool), 'noise')
+    assert (noise.min(), noise.max()) == (0, 255) and (noise == erase(noise, noise < 256, 'noise', rng=seeded_rng(0))).all()
+    hole = np.zeros((24, 32), bool)
+    hole[8:14, 8:14] = True
+    assert (erase(img, hole, 'inpaint') == cv2.inpaint(img, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)).all()
+
 def test_a_donor_of_another_size_is_stretched():
     "Where both views show the whole image"
     donor = cv2.GaussianBlur(np.random.default_rng(2).integers(0, 256, (48, 16, 3), dtype=np.uint8), (0, 0), 3)
@@ -299,3 +315,25 @@ def test_a_mirrored_view(size):
     out, seen = maps_on_image(maps, view_grid(size, torch.tensor([[-1., 0.], [0., 1.], [0., 0.]])))
     np.testing.assert_allclose(out[0], maps[0].numpy()[:, ::-1], atol=1e-5)
     assert seen.all()
+
+def test_a_view_that_is_turned():
+    "Columns of the original are rows of the view"
+    turned = view_grid((5, 3), torch.tensor([[0., 1.], [1., 0.], [0., 0.]]))
+    maps = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    out, seen = maps_on_image(maps, turned)
+    np.testing.assert_allclose(out, maps.numpy().transpose(0, 2, 1), atol=1e-5)
+    assert seen.all() and turned.grid is not None and view_grid((5, 3)).grid is None
+
+def test_maps_by_hand():
+    "Between the centres of two cells a straight line, beyond the outermost the same value"
+    out, _ = maps_on_image(torch.tensor([[[0., 3., 6.], [12., 15., 18.]]]), view_grid((6, 2)))
+    np.testing.assert_allclose(out[0], [[0, .75, 2.25, 3.75, 5.25, 6], [12, 12.75, 14.25, 15.75, 17.25, 18]], atol=1e-5)
+    out, _ = maps_on_image(torch.tensor([[[0.5]]]), view_grid((3, 2)))
+    np.testing.assert_allclose(out[0], np.full((2, 3), 0.5))
+
+@pytest.mark.parametrize('turned', [False, True])
+@pytest.mark.parametrize('x,y,seen', [(2, 2, True), (2.01, 2, False), (2, 2.01, False), (1.99, 1.99, True)])
+def test_pixels_at_the_border_of_the_view(turned, x, y, seen):
+    "The centres of two by two pixels lie at -0.5 and 0.5"
+    to_view = [[0., y], [x, 0.], [0., 0.]] if turned else [[x, 0.], [0., y], [0., 0.]]
+    assert (view_grid((2, 2), torch.tensor(to_view)).seen == seen).all()

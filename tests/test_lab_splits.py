@@ -21,7 +21,7 @@ from proxy_attention.core import digest
 from proxy_attention.lab.data import splits as splits_module
 from proxy_attention.lab.data.items import Items
 from proxy_attention.lab.data.loaders import make_dls
-from proxy_attention.lab.data.splits import SplitError, apportion, file_hashes, make_splits, split_names
+from proxy_attention.lab.data.splits import SplitError, apportion, file_hashes, make_splits, shown, some, split_names, splits_of
 from proxy_attention.lab.runs.audit import audit_run
 from proxy_attention.lab.data.split_file import load_split, save_split, split_digest
 from proxy_attention.store import encode_image, read_manifest
@@ -59,6 +59,12 @@ def test_apportion(counts, total):
 def test_apportion_without_anything_to_spare():
     assert apportion([2, 2], 4, spare=0).tolist() == [2, 2] and apportion([2, 2], 4).tolist() == [1, 1]
 
+def test_apportion_by_hand():
+    "Exactly 0.2 of each rare class, 3.1 and 4.1 of the others: one of each rare class is too much for them, and the largest excess goes first"
+    assert apportion([2, 2, 2, 2, 30, 40], 8).tolist() == [1, 1, 1, 1, 1, 3] and apportion([2, 2, 2, 2, 30, 40], 6).tolist() == [1]*6
+    assert apportion([10, 20, 30], 7).tolist() == [1, 2, 4] and apportion([1, 0, 9], 3).tolist() == [0, 0, 3]
+    with np.errstate(all='raise'): assert apportion([0, 0], 3).tolist() == [0, 0]
+
 @settings(max_examples=60, deadline=None)
 @given(labels=st.lists(st.sampled_from('aaaabbc'), min_size=12, max_size=120), valid=st.floats(0.05, 0.4), test=st.floats(0.05, 0.4), seed=st.integers(0, 99))
 def test_every_item_once_and_stratified(labels, valid, test, seed):
@@ -87,6 +93,13 @@ def test_shares_and_numbers(fake_hashes):
     assert sizes() == [60, 20, 20] and sizes(valid=0.1, test=0.3) == [60, 10, 30] and sizes(test=0) == [80, 20, 0]
     assert sizes(n_valid=7) == [73, 7, 20] and sizes(n_test=5) == [75, 20, 5] and sizes(n_train=11) == [11, 20, 20] and sizes(n_test=0) == [80, 20, 0]
     assert sizes(per_class=4) == [8, 20, 20] and sizes(per_class=4, n_train=6) == [6, 20, 20] and sizes(per_class=3, n_train=60) == [6, 20, 20]
+    assert sizes(per_class=1) == [2, 20, 20] and [len(v) for v in make_splits(numbered('aaa'), n_valid=1, n_test=1).values()] == [1, 1, 1]
+
+def test_splits_of_a_configuration(fake_hashes):
+    items, conf = numbered('ab'*50), dict(valid=0.3, test=0.25, seed=3, per_class=9, n_train=16, n_valid=21, n_test=12)
+    whole, counted = splits_of(items, SimpleNamespace(**conf)), splits_of(items, SimpleNamespace(**conf), read=False)
+    assert lists(whole) == lists(counted) == lists(make_splits(items, **conf)) and [len(v) for v in whole.values()] == [16, 21, 12]
+    assert whole.sha256 == [str(f) for f in items.files] and counted.sha256 is None
 
 def test_a_smaller_training_set_is_a_part_of_the_larger(fake_hashes):
     items = numbered('aab'*40)
@@ -131,9 +144,24 @@ def test_a_rare_class_is_in_every_split(fake_hashes):
     for seed in range(8):
         for idx in make_splits(items, seed=seed).values(): assert of(items, idx)['b'] == 5
 
+def test_a_class_of_one_image_stays_in_training(fake_hashes):
+    for seed in range(4): assert of(numbered('a'*20 + 'b'), make_splits(numbered('a'*20 + 'b'), seed=seed)['train'])['b'] == 1
+
 def test_a_class_in_one_group_stays_in_training(fake_hashes):
     items = numbered(['b' if i//5 == 3 else 'a' for i in range(100)], [f'g{i//5}' for i in range(100)])
     for seed in range(8): assert of(items, make_splits(items, seed=seed)['train'])['b'] == 5
+
+def chosen(table, want): return np.array(table)[splits_module._choose_groups(np.array(table), np.array(want), np.random.default_rng(0))].sum(0).tolist()
+
+def test_the_last_group_of_a_class_is_left():
+    assert chosen([[2], [2], [2]], [3]) == chosen([[2], [2], [2]], [2.8]) == [2] and chosen([[1], [1]], [0]) == [0], "nothing is taken that brings no gain"
+    assert chosen([[1], [1], [1]], [1.6]) == [2], "but a small one is one"
+    assert chosen([[1], [1]], [2]) == [1] and chosen([[1, 0], [1, 1], [1, 0]], [3, 1]) == [2, 0]
+
+def test_groups_too_large_for_what_is_wanted():
+    "Each class gets one all the same, by what the groups taken before hold: the third would hold too much of the first class"
+    assert chosen([[10, 0], [10, 0], [10, 10], [0, 11], [0, 11]], [1, 1]) == [10, 11]
+    assert chosen([[10, 0, 0]]*2 + [[0, 19, 0]]*2 + [[0, 10, 12]] + [[0, 0, 13]]*2, [1, 9, 1]) == [10, 19, 13]
 
 
 # -- splits that a data set comes with --------------------------------------------------------------------------------------------------------------
@@ -144,6 +172,10 @@ def test_a_fixed_test_stays_the_test(fake_hashes):
     assert splits['test'].tolist() == list(range(100, 120)) and len(splits['valid']) == 10 and len(splits['train']) == 90
     assert make_splits(items, valid=0.1, test=0.5, seed=4)['test'].tolist() == list(range(100, 120))
     assert [len(v) for v in make_splits(items, n_train=20, n_valid=4, n_test=6).values()] == [20, 4, 6]
+
+def test_fewer_of_a_fixed_test_hold_its_only_image_of_a_class(fake_hashes):
+    items = numbered('ab'*10 + 'a'*9 + 'b', fixed=dict(train=np.arange(20), test=np.arange(20, 30)))
+    assert of(items, make_splits(items, n_test=4)['test']) == dict(a=3, b=1)
 
 def test_all_three_fixed(fake_hashes):
     fixed = dict(train=np.arange(60), valid=np.arange(60, 80), test=np.arange(80, 90))
@@ -160,19 +192,33 @@ def test_groups_that_cross_fixed_splits(fake_hashes):
     items = numbered('ab'*20, [f'g{i//7}' for i in range(40)], dict(train=np.arange(30), test=np.arange(30, 40)))
     with pytest.raises(SplitError, match='train and test share 1 groups: g4'): make_splits(items)
 
+def test_groups_of_fixed_splits_stay_together(fake_hashes):
+    fixed = dict(train=np.arange(30), valid=np.arange(30, 35), test=np.arange(35, 40))
+    items = numbered('ab'*20, [f'g{i//5}' for i in range(40)], fixed)
+    assert lists(make_splits(items)) == lists(fixed)
+    items.groups[31] = 'g7'
+    with pytest.raises(SplitError, match='valid and test share 1 groups: g7'): make_splits(items)
+
 
 # -- errors ---------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kw, says', [
     (dict(valid=0.6, test=0.5), 'test=0.5, valid=0.6: that leaves 0 of 40 images'), (dict(n_valid=30, n_test=10), 'n_test=10, n_valid=30: that leaves 0'),
-    (dict(n_train=30), 'n_train=30: that leaves 24 of 40'), (dict(valid=0), 'valid=0'), (dict(valid=1.5), 'valid=1.5'), (dict(test=-0.1), 'test=-0.1'),
-    (dict(per_class=0), 'per_class=0'), (dict(n_train=0), 'n_train=0'), (dict(n_valid=0), 'n_valid=0'), (dict(n_test=-1), 'n_test=-1'), (dict(seed=-1), 'seed=-1')])
+    (dict(n_train=30), 'n_train=30: that leaves 24 of 40'), (dict(valid=0), 'valid=0'), (dict(valid=0.91, test=0), 'valid=0.91 is out'), (dict(test=-0.1), 'test=-0.1'),
+    (dict(test=0.91, valid=0.01), 'test=0.91 is out'),
+    (dict(per_class=0), 'per_class=0'), (dict(n_train=0), 'n_train=0'), (dict(n_valid=0), 'n_valid=0'), (dict(n_test=-1), 'n_test=-1'), (dict(seed=-1), 'seed=-1'),
+    (dict(seed=1.5), 'seed=1.5 is not'), (dict(n_train=2.5), 'n_train=2.5 is not')])
 def test_bad_numbers(fake_hashes, kw, says):
     with pytest.raises(ValueError, match=says): make_splits(numbered('ab'*20), **kw)
 
+def test_the_first_few_names():
+    assert (some('abcde'), some('abcd'), some('abc'), some([1, 2], n=1)) == ('a, b, c and 2 more', 'a, b, c and 1 more', 'a, b, c', '1 and 1 more')
+
 def test_too_few_groups(fake_hashes):
-    with pytest.raises(SplitError, match='nothing is left for (valid|test): 20 images of 2 classes in 2 groups are too few'):
+    with pytest.raises(SplitError, match='nothing is left for (valid|test): 20 images of 2 classes in 2 groups are too few. A class needs three groups'):
         make_splits(numbered('ab'*10, ['x']*10 + ['y']*10))
+    with pytest.raises(SplitError, match='nothing is left for valid: 2 images of 2 classes are too few. A class needs three images'): make_splits(numbered('ab'))
+    with pytest.raises(SplitError, match='nothing is left for test'): make_splits(numbered('abab', fixed=dict(train=np.arange(2), valid=np.arange(2, 4))))
 
 def test_a_class_that_training_lacks(fake_hashes):
     with pytest.raises(SplitError, match='class c: .* none in training'): make_splits(numbered('ab'*10 + 'cc', fixed=dict(train=np.arange(20), test=np.arange(20, 22))))
@@ -207,6 +253,14 @@ def saved(items, tmp_path):
 
 def test_hashes(items, tmp_path):
     assert file_hashes(items.files) == [digest(f.read_bytes()) for f in items.files] and file_hashes([tmp_path/'gone', items.files[0]])[0] is None
+
+@pytest.mark.parametrize('terminal', [False, True])
+@pytest.mark.parametrize('notebook', [False, True])
+def test_a_bar_where_somebody_looks(monkeypatch, terminal, notebook):
+    files = ['a', 'b']
+    monkeypatch.setattr(splits_module, 'progress_bar', lambda it, total, leave: (it, total, leave))
+    monkeypatch.setattr(splits_module, 'sys', SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: terminal), modules=dict(ipykernel=None) if notebook else {}))
+    assert shown(files, 2) == ((files, 2, False) if terminal or notebook else files)
 
 def test_there_and_back(saved):
     file,items,splits = saved

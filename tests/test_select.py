@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_attention.select import Scores, default_share, score_batch, select_items, selectors
+from proxy_attention.select import Scores, default_share, item_indices, score_batch, select_items, selectors
 
 quick = settings(deadline=None, max_examples=80, derandomize=True)
 levels = st.integers(0, 5).map(lambda v: v/4) # few: many ties
@@ -107,6 +107,7 @@ def test_share_unless_told_otherwise():
     assert default_share('all') == 1 and default_share('wrong') == default_share('random') == 0.3
     assert len(select_items(s, 'all')) == 100
     assert len(select_items(s, 'high_loss')) == len(select_items(s, 'random')) == 30
+    assert select_items(s, 'random').tolist() == select_items(s, 'random', rng=np.random.default_rng(0)).tolist()
 
 counts = [(10, 0.3, 3), (100, 0.29, 29), (10, 0.7, 7), (7, 0.3, 2), (1000, 0.001, 1), (3, 0.01, 1), (10, 1, 10)]
 
@@ -160,6 +161,7 @@ def test_bad_select():
 def test_no_quotas_with_several_labels():
     y = torch.tensor([[1., 0.], [1., 1.]])
     with pytest.raises(ValueError, match='per_class=True'): select_items(score_batch(torch.zeros(2, 2), y), per_class=True)
+    assert select_items(score_batch(torch.zeros(2, 2), y), share=1).tolist() == [0, 1]
 
 
 # -- scores --------------------------------------------------------------------------------------------------------------------------------
@@ -183,6 +185,7 @@ def test_several_labels_by_hand():
     np.testing.assert_allclose(s.margin, [0.2, -0.2], atol=1e-5)
     assert score_batch(p.logit(), y, thresh=0.3).wrong.tolist() == [False, False]
     assert score_batch(p.logit(), y, thresh=0.7).wrong.tolist() == [True, True]
+    assert not score_batch(torch.zeros(1, 2), y[1:, :2]).predicted.any(), "a label counts above the threshold, not at it"
 
 @quick
 @given(st.integers(1, 12), st.integers(1, 11), st.booleans())
@@ -205,3 +208,29 @@ def test_batches_joined_are_the_whole(n, cut, several):
 def test_half_precision_logits():
     logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert score_batch(logits, torch.zeros(8).long()).loss.dtype == np.float32
+
+
+# -- items that the user names ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('value', [[5, 2, 5], (5, 2, 2), np.array([5, 2]), torch.tensor([5, 2, 2]), [False, False, True, False, False, True], {5, 2}, frozenset([2, 5])], ids=str)
+@pytest.mark.parametrize('n', [6, None])
+def test_named_items(value, n):
+    found = item_indices('i', value, n)
+    assert found.tolist() == ([2, 5] if isinstance(value, (set, frozenset)) or len(value) == 6 else [5, 2]) and found.dtype.kind == 'i'
+
+@pytest.mark.parametrize('value', [[], (), set(), np.zeros((0, 3))], ids=str)
+def test_no_items_named(value): assert item_indices('i', value, 3).tolist() == [] and item_indices('i', value).dtype.kind == 'i'
+
+def test_the_first_and_the_last_item(): assert item_indices('i', [0, 2], 3).tolist() == [0, 2] and item_indices('i', [10**9]).tolist() == [10**9]
+
+allowed = 'i must hold indices of training items'
+misnamed = [
+    ([3], 3, ValueError, allowed + r' \(0 to 2\), or .*got 3'), ([0, -1], 3, ValueError, 'got -1'), ([-1], None, ValueError, allowed + ', or .*got -1'),
+    ([True], 3, ValueError, 'a mask of 1 for 3 items'), ('ab', 3, TypeError, "i='ab': " + allowed), (b'ab', 3, TypeError, "i=b'ab'"), (5, 9, TypeError, 'i=5: ' + allowed),
+    ([.5], 3, TypeError, r'an array \(1,\) of float64'), ([[1, 2]], 3, TypeError, r'an array \(1, 2\)'), ([[1], [2, 3]], 3, TypeError, 'differ in length'),
+    ({1, 'a'}, 3, TypeError, allowed), (np.array(3), 9, TypeError, allowed),
+]
+
+@pytest.mark.parametrize('value,n,error,says', misnamed, ids=str)
+def test_misnamed_items(value, n, error, says):
+    with pytest.raises(error, match=says): item_indices('i', value, n)

@@ -1,11 +1,13 @@
 """The verdict on what was erased: counts, their intervals, and the words for them."""
 import re
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 
-from proxy_attention.shortcut_test import (CONFIDENCE, MIN_HELD_OUT, NECESSITY_THRESHOLD, SUFFICIENCY_THRESHOLD, Counts, count_right, necessity_test,
-                                           sufficiency_test, verdict_text)
+from proxy_attention.shortcut_test import (CONFIDENCE, LATER_SUFFICIENCY_THRESHOLD, MIN_HELD_OUT, NECESSITY_THRESHOLD, PAIRED_NECESSITY_THRESHOLD,
+                                           SUFFICIENCY_THRESHOLD, Counts, Verdict, _above, _interval, _rates, _share, count_right, necessity_bound,
+                                           necessity_test, sufficiency_test, verdict_text)
 
 def counts(n, image, copy, second=None, chance=0.5):
     "Right on the copy only where right on the image"
@@ -13,11 +15,17 @@ def counts(n, image, copy, second=None, chance=0.5):
 
 def test_counting():
     labels = np.array([0, 0, 0, 1, 1, 2])
-    on_images, on_copies = np.array([0, 0, 1, 1, 0, 2]), np.array([0, 1, 0, 1, 1, 0])
-    c = count_right(labels, on_images, on_copies, np.array([0, 0, 0, 0, 0, 0]))
-    assert c == Counts(n=6, both=2, image_only=2, copy_only=2, second=3, chance=0.5)
-    assert (c.image, c.copy, c.second_image) == (4/6, 4/6, 0.5)
-    assert count_right(labels, on_images, on_copies).second is None and count_right(labels, on_images, on_copies).second_image is None
+    on_images, on_copies = np.array([0, 0, 1, 1, 0, 2]), np.array([0, 1, 0, 1, 1, 2])
+    c = count_right(labels, on_images, on_copies, np.array([0, 0, 0, 0, 0, 0]), np.array([0, 1, 1, 1, 0, 0]))
+    assert c == Counts(n=6, both=3, image_only=1, copy_only=2, second=3, chance=0.5, control=2)
+    assert (c.image, c.copy, c.second_image, c.elsewhere) == (4/6, 5/6, 0.5, 2/6)
+    c = count_right(labels, on_images, on_copies)
+    assert c.second is c.second_image is c.control is c.elsewhere is None and Counts(6, 3, 1, 2).chance == 0
+
+def test_findings_are_not_changed_afterwards():
+    found = sufficiency_test(counts(64, 60, 20, 40))
+    with pytest.raises(FrozenInstanceError): found.name = 'real'
+    with pytest.raises(FrozenInstanceError): found.counts.n = 65
 
 @pytest.mark.parametrize('c,share', [(counts(100, 100, 50), 1.), (counts(100, 90, 90), 0.), (counts(100, 90, 70), 0.5), (counts(100, 95, 12, chance=0.1), 83/85),
                                      (Counts(100, 60, 20, 10, None, 0.5), (0.8-0.7)/0.3)])
@@ -33,6 +41,23 @@ def test_sufficiency_by_hand(second, share):
     assert found.sufficiency == pytest.approx(share)
     low,high = found.sufficiency_interval
     assert low - 0.05 <= share <= high + 0.05
+
+def test_necessity_beside_a_control_by_hand():
+    "A probe loses something wherever a place is erased: what it loses elsewhere doesn't count"
+    c = Counts(400, 240, 120, 20, 100, 0.5, control=340) # 90% of images, 65% of copies, 85% where another place is erased
+    found = sufficiency_test(c)
+    assert found.necessity == pytest.approx((0.85 - 0.65)/(0.9 - 0.5)) and found.necessity_interval[0] < 0.5 < found.necessity_interval[1]
+    assert (necessity_bound(c), necessity_bound(counts(100, 90, 50))) == (PAIRED_NECESSITY_THRESHOLD, NECESSITY_THRESHOLD)
+
+def test_plausible_rates_lie_around_the_counts():
+    "Jeffreys' prior adds half an answer to each kind"
+    rates = _rates(Counts(8, 4, 2, 1, 3, control=6))
+    assert [r.mean() for r in rates] == pytest.approx([7/10, 6/10, 3.5/9, 6.5/9], abs=0.01) and {len(r) for r in rates} == {4000}
+    assert _interval(np.linspace(0, 1, 1001)) == pytest.approx((0.05, 0.95))
+
+def test_shares_of_nothing_and_bounds_that_are_touched():
+    assert _share(np.array([0.3, 0.3, 0.3, 0.3]), np.array([0.6, 0.001, 0., -0.5])).tolist() == [0.5, 0, 0, 0]
+    assert [_above(i, 0.5) for i in [(0.51, 0.7), (0.5, 0.7), (0.3, 0.5), (0.3, 0.49)]] == [True, None, None, False]
 
 verdicts = {
     'needed': (counts(200, 190, 110), None), 'spread': (counts(200, 190, 185), 'spread'), 'few': (counts(MIN_HELD_OUT-1, 15, 0, chance=0.1), 'few'),
@@ -52,8 +77,8 @@ def test_second_verdicts(second, name):
     found = sufficiency_test(counts(200, 190, 100, second))
     assert found.name == name and found.reason == ('sufficiency' if name == 'unclear' else '')
 
-def test_as_many_as_are_needed_are_enough():
-    assert necessity_test(counts(MIN_HELD_OUT, MIN_HELD_OUT, 2, chance=0.1)) is None
+def test_sixteen_are_enough():
+    assert necessity_test(counts(16, 16, 2, chance=0.1)) is None and necessity_test(counts(15, 15, 2, chance=0.1)).reason == 'few'
 
 @pytest.mark.parametrize('share', [0.6, 0.8])
 def test_intervals_shrink_with_the_number_of_images(share):
@@ -86,7 +111,8 @@ def test_the_same_counts_give_the_same_verdict():
     assert sufficiency_test(counts(64, 60, 20, 40)) == sufficiency_test(counts(64, 60, 20, 40))
 
 def test_bounds():
-    assert 0 < SUFFICIENCY_THRESHOLD < NECESSITY_THRESHOLD < 1 and 0.5 < CONFIDENCE < 1
+    assert 0 < SUFFICIENCY_THRESHOLD < PAIRED_NECESSITY_THRESHOLD < NECESSITY_THRESHOLD < 1 and 0.5 < CONFIDENCE < 1
+    assert SUFFICIENCY_THRESHOLD < LATER_SUFFICIENCY_THRESHOLD < 1
 
 def test_nothing_known_is_no_division_by_zero():
     for c in (counts(40, 20, 20), counts(40, 0, 0), counts(40, 40, 0, chance=1.)):
@@ -116,3 +142,12 @@ def test_words_hold_their_numbers(v, words, numbers):
     text = verdict_text(v, 'what the maps mark')
     assert re.search(words, text) and set(numbers) <= set(numbers_in(text)) and text.endswith('No copies are used.')
     if v.reason not in ('few', 'chance'): assert 'what the maps mark' in text
+
+def test_words_hold_the_interval():
+    text = verdict_text(Verdict('unclear', counts(30, 30, 22), 8/15, (0.31, 0.74), reason='necessity'))
+    assert 'loses 53% [31%, 74%] of what it knows above chance, and the bound is 50%' in text
+
+def test_words_of_a_probe():
+    text = verdict_text(Verdict('shortcut', Counts(400, 240, 120, 20, 160, 0.5, control=340), 0.5, (0.4, 0.6)), used=9, merge='add')
+    assert text == ("Shortcut found in early layers. A linear probe knows 90% of 400 training images, 65% where one place of 10% of each image is erased, 85% where "
+                    "another is; fitted without that evidence, 40%. The fit trains on 9 erased copies beside their originals.")

@@ -1,6 +1,7 @@
 """The loop of stages as plain data: when it is enough, what is undone, and what is called when."""
 import pytest
 
+from proxy_attention import stages
 from proxy_attention.stages import StopRule, parse_until, run_stages, smaller_is_better
 
 NAN = float('nan')
@@ -35,13 +36,19 @@ def test_smaller_losses_are_better():
     assert [why for _,why in stops([0.5, 0.4, 0.3], 'valid_loss', patience=1)] == ['']*3
     assert [why for _,why in stops([0.3, 0.4], 'error_rate', patience=1)] == ['', 'patience']
 
-def test_budget(): assert [why for _,why in stops([0.5]*3, budget=2.5)] == ['', '', 'budget']
+@pytest.mark.parametrize('budget', [2.5, 3])
+def test_budget(budget): assert [why for _,why in stops([0.5]*3, budget=budget)] == ['', '', 'budget']
+
+def test_a_rule_goes_on_from_what_was_best():
+    rule = StopRule('accuracy', patience=2, best=0.9)
+    assert [rule.update({'accuracy': v})[1] for v in (0.8, 0.9)] == ['', 'patience'] and rule.seconds == 0
 
 def test_rollback():
     assert [back for back,_ in stops([0.5, 0.45, 0.39, 0.36], rollback=0.1)] == [False, False, False, False], "each is compared with the last one kept"
     assert [back for back,_ in stops([0.5, 0.3, 0.42, 0.3], rollback=0.1)] == [False, True, False, True]
     assert [back for back,_ in stops([0.5, 0.7], 'valid_loss', rollback=0.1)] == [False, True]
     assert [back for back,_ in stops([0.5, 0.1], rollback=None)] == [False, False]
+    assert [back for back,_ in stops([0.75, 0.5, 0.125], rollback=0.25)] == [False, False, True], "by more than this, not by just as much"
 
 def test_a_stage_undone_does_not_reach_the_goal():
     rule = StopRule('accuracy', 'f1>=0.9', rollback=0.1, names=('accuracy', 'f1'))
@@ -91,6 +98,15 @@ def test_order_with_rollback():
     calls, why = run([0.5, 0.1, 0.6], rollback=0.1)
     assert calls == [('train', 0), ('after', 0, False, ''), ('snapshot',), ('train', 1), ('restore', 3), ('after', 1, True, ''),
                      ('snapshot',), ('train', 2), ('after', 2, False, 'cycles done')]
+
+def test_nothing_is_put_back_before_the_first_cycle():
+    calls, _ = run([0.1, 0.9], rollback=0., kept=0.9)
+    assert ('after', 0, False, '') in calls and not any(c[0] == 'restore' for c in calls)
+
+def test_the_time_of_each_stage_counts(monkeypatch):
+    clock, rule = iter([10., 11., 20., 21.5, 30., 31.]), StopRule('accuracy', budget=2.5)
+    monkeypatch.setattr(stages.time, 'perf_counter', lambda: next(clock))
+    assert run_stages(5, lambda cycle: {'accuracy': 0.5}, rule) == 'budget' and rule.seconds == 2.5
 
 def test_no_cycles(): assert run([0.5], 0) == ([('train', 0), ('after', 0, False, 'cycles done')], 'cycles done')
 

@@ -71,7 +71,7 @@ def _choose_groups(table, want, rng):
     "Rows of `table` (groups × classes) whose sum comes near `want`; every class of which others are left is among them"
     have, taken = np.zeros(table.shape[1]), []
     def gain(g): return ((want - have)**2).sum() - ((want - have - table[g])**2).sum()
-    def last(g): return ((table[g] > 0) & (table.sum(0) - have == table[g])).any()
+    def last(g): return (table.sum(0) - have == table[g]).any() # some is left of each class, so none of 0
     order = rng.permutation(len(table))
     for g in order:
         if gain(g) > 0 and not last(g): taken.append(g); have = have + table[g]
