@@ -51,13 +51,13 @@ def goals(
     rows = [['goal', 'found', '']]
     rows += [_gap(results, listed, n, asked) for n,asked in (('fresh_95', True), ('fresh_99', True), ('digits_80', False))]
     rows += [_time(results, n) for n in ('fresh_95', 'fresh_99')]
-    for n in ('fresh_0', 'square_cifar10_0', 'exam_0'):
+    for n in ('fresh_0', 'square_cifar10_0', 'holdout_0'):
         d = _against(results, n, 'erm')
         rows.append([f"loses at most half a point on `{n}`, where the shortcut tells nothing", in_points(d), judged(d, -.005)])
     for n,others in (('square_cifar10', ('duplicate_wrong', 'masktune')), ('tuned_square_cifar10', ('jtt_tuned', 'masktune_tuned')), ('watermark_asl', ('duplicate_wrong', 'masktune'))):
         rows += [[f"beats `{other}` on `{n}`", in_points(d := _against(results, n, other)), beats(d)] for other in others]
         if n == 'square_cifar10': rows.append(_gap(results, listed, n, False))
-    rows += [_gap(results, listed, n, False) for n in listed if n.startswith('exam_') and listed[n].reference]
+    rows += [_gap(results, listed, n, False) for n in listed if n.startswith('holdout_') and listed[n].reference]
     for n in clean_sets:
         d = _against(results, n, 'random_erasing')
         rows.append([f"is not worse than Random Erasing on `{n}`, by half a point", in_points(d), judged(d, -.005)])

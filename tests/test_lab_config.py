@@ -101,6 +101,7 @@ def test_values_with_signs(read):
     ('scout = 120 steps', 'look_after = 120 steps', ["look_after='120 steps': no such key", 'A scout has taken its place', "scout = '15%'"]),
     ('scout = 120 steps', 'restart = initial', ["restart='initial': no such key", 'starts from the initial weights']),
     ('scout = 120 steps', 'trial = holes', ["trial='holes': no such key", 'scout_test = true']), ('seed = 3', 'look_after = 3', ['[DEFAULT]', 'A scout has taken its place']),
+    ('n_train = 300', 'exam = true', ["exam='true': no such key", 'called holdout']),
     ('scout = 120 steps', 'scout = off\ncycles = 0', ['cycles = 0 makes no copies without a scout']), ('scout = 120 steps', 'cycles = 0\nlabel_gate = true', ['cycles = 0 makes no copies']),
     ('per_class', 'label_gate = true\nper_class', ['set scout = off']),
     ('source = shortcut_digits\n', '', ['[data:digits]', 'source', 'missing']), ('arch = small_cnn\n', '', ['[model:small]', 'arch', 'missing']),
@@ -285,14 +286,14 @@ def test_no_model_holds_an_infinite_number():
     with pytest.raises(ValueError, match='finite'): Range(low=0., high=float('inf'))
 
 def test_planted_shortcuts_and_reserved_digits(read):
-    got = read(overrides=['shortcut=texture', 'reserved=500', 'data.exam=true']).data
-    assert (got.shortcut, got.reserved, got.exam) == ('texture', 500, True)
+    got = read(overrides=['shortcut=texture', 'reserved=500', 'data.holdout=true']).data
+    assert (got.shortcut, got.reserved, got.holdout) == ('texture', 500, True)
     usual = read().data
-    assert (usual.shortcut, usual.reserved, usual.exam) == (None, 0, False) and read(overrides=['shortcut=none']).data == usual
-    says(read, good, 'exam=true', 'set reserved', overrides=['exam=true'])
+    assert (usual.shortcut, usual.reserved, usual.holdout) == (None, 0, False) and read(overrides=['shortcut=none']).data == usual
+    says(read, good, 'holdout=true', 'set reserved', overrides=['holdout=true'])
     says(read, good, "reserved=500 is for source=shortcut_digits", "'cifar10'", overrides=['reserved=500', 'source=cifar10'])
     says(read, good, "reserved='-1'", overrides=['reserved=-1'])
-    says(read, good, "exam='maybe'", overrides=['exam=maybe'])
+    says(read, good, "holdout='maybe'", overrides=['holdout=maybe'])
     says(read, good, "'shortcut'", overrides=['shortcutt=square'])
 
 def test_data_sections_of_the_study(tmp_path):
@@ -301,10 +302,10 @@ def test_data_sections_of_the_study(tmp_path):
     square, mark = data('square_cifar10'), data('watermark_asl')
     assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
     assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 64, 40, 32)
-    search, exam = data('reserved_digits'), data('reserved_digits', 'exam=true')
-    assert search.reserved == 500 and not search.exam and exam.exam and search.n_test is exam.n_test is None
+    search, holdout = data('reserved_digits'), data('reserved_digits', 'holdout=true')
+    assert search.reserved == 500 and not search.holdout and holdout.holdout and search.n_test is holdout.n_test is None
     from proxy_attention.lab.data.sources import load_items
-    assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, exam)] == [297, 500]
+    assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, holdout)] == [297, 500]
 
 
 # -- the label gate -------------------------------------------------------------------------------------------------------------------------------

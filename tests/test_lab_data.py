@@ -35,7 +35,7 @@ del test_dl
 
 def config(source='folder', **kwargs):
     return SimpleNamespace(**(dict(source=source, path=None, labels=None, pattern=None, table=None, file_column=None, label_column=None, group=None, valid=0.2,
-                                   test=0.2, per_class=None, n_train=None, n_valid=None, n_test=None, shortcut=None, strength=0.95, reserved=0, exam=False, size=32, resize='crop', augment='none',
+                                   test=0.2, per_class=None, n_train=None, n_valid=None, n_test=None, shortcut=None, strength=0.95, reserved=0, holdout=False, size=32, resize='crop', augment='none',
                                    seed=0, bs=4, num_workers=0, download=False) | kwargs))
 
 def picture(seed, w=32, h=32): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))

@@ -315,7 +315,7 @@ def test_done_is_done(run, usual):
 def test_keys_that_a_later_version_adds_make_no_other_run(run):
     out = run('proxy=none')
     about = json.loads((out/'config.json').read_text())
-    del about['settings']['experiment']['channels_last'], about['settings']['data']['exam']
+    del about['settings']['experiment']['channels_last'], about['settings']['data']['holdout']
     (out/'config.json').write_text(json.dumps(about))
     run('proxy=none')
     with pytest.raises(RunError, match=r"other settings \(experiment.channels_last: False then, True now\)"): run('proxy=none', 'channels_last=true')

@@ -179,7 +179,7 @@ def test_shown_cues():
 
 def config(**kwargs):
     return SimpleNamespace(**(dict(source='folder', path=None, labels=None, pattern=None, table=None, file_column=None, label_column=None, group=None, valid=0.2,
-                                   test=0.25, per_class=None, n_train=None, n_valid=None, n_test=None, shortcut='square', strength=0.9, reserved=0, exam=False,
+                                   test=0.25, per_class=None, n_train=None, n_valid=None, n_test=None, shortcut='square', strength=0.9, reserved=0, holdout=False,
                                    size=32, resize='crop', augment=None, seed=0, bs=8, num_workers=0, download=False) | kwargs))
 
 def change(conf, **kwargs): return SimpleNamespace(**(vars(conf) | kwargs))
@@ -420,7 +420,7 @@ def test_the_digits_are_what_they_always_were(digits):
     recipe = json.loads((digits/'recipe.json').read_text())
     assert set(recipe) == {'dataset', 'version', 'strength', 'n_train', 'n_valid', 'seed', 'size', 'n_test', 'digest'} and not (digits/'cues.json').exists()
     assert recipe['digest'] == '2034541dd17a0fb36bcdbbfbec098bfeb8f6ad25323e1860531a55b94ef4f2ef'
-    assert make_shortcut_digits(digits, **few, shortcut='square', reserved=0, exam=False) == digits
+    assert make_shortcut_digits(digits, **few, shortcut='square', reserved=0, holdout=False) == digits
 
 @pytest.mark.parametrize('kind', [k for k in kinds if k != 'square'])
 def test_another_cue_on_the_digits(digits, tmp_path, kind):
@@ -474,20 +474,20 @@ def test_no_split_holds_a_reserved_digit(tmp_path):
     every = digits_module._split_digits(load_digits().target, 100, 50, 0, None, 500)
     assert len(every['test']) == 1147 and not kept & set(every['test'])
     assert numbers(made[0], 'train') != numbers(made[1], 'train')
-    exam = make_shortcut_digits(tmp_path/'exam', n_train=100, n_valid=50, reserved=500, exam=True)
-    assert numbers(exam, 'test') == kept
+    holdout = make_shortcut_digits(tmp_path/'holdout', n_train=100, n_valid=50, reserved=500, holdout=True)
+    assert numbers(holdout, 'test') == kept
     for s in ('train', 'valid'):
-        assert numbers(exam, s) == numbers(made[0], s)
-        assert all(f.read_bytes() == (made[0]/f.relative_to(exam)).read_bytes() for f in split_files(exam, s)), "training is what it was"
-    told = [digits_module.shown_colour(f) == int(f.parent.name) for f in split_files(exam)]
+        assert numbers(holdout, s) == numbers(made[0], s)
+        assert all(f.read_bytes() == (made[0]/f.relative_to(holdout)).read_bytes() for f in split_files(holdout, s)), "training is what it was"
+    told = [digits_module.shown_colour(f) == int(f.parent.name) for f in split_files(holdout)]
     assert np.mean(told) <= 0.1
-    with pytest.raises(ValueError, match='exam=True instead of False'): make_shortcut_digits(exam, n_train=100, n_valid=50, reserved=500)
+    with pytest.raises(ValueError, match='holdout=True instead of False'): make_shortcut_digits(holdout, n_train=100, n_valid=50, reserved=500)
 
 @pytest.mark.parametrize('kw, error, says', [
     (dict(reserved=-1), ValueError, 'reserved=-1'), (dict(reserved=5), ValueError, 'reserved=5'), (dict(reserved='many'), TypeError, "reserved='many'"),
     (dict(reserved=1.5), ValueError, 'reserved=1.5'), (dict(reserved=None), TypeError, 'reserved=None'), (dict(reserved=1790), ValueError, 'reserved=1790'),
-    (dict(reserved=500), ValueError, 'n_valid=200'), (dict(reserved=700), ValueError, 'n_train=1200'), (dict(exam=True), ValueError, 'exam=True.*reserved=0'),
-    (dict(exam='yes', reserved=300), TypeError, "exam='yes'"), (dict(exam=True, reserved=300, n_test=50), ValueError, 'n_test=50.*leave n_test out'),
+    (dict(reserved=500), ValueError, 'n_valid=200'), (dict(reserved=700), ValueError, 'n_train=1200'), (dict(holdout=True), ValueError, 'holdout=True.*reserved=0'),
+    (dict(holdout='yes', reserved=300), TypeError, "holdout='yes'"), (dict(holdout=True, reserved=300, n_test=50), ValueError, 'n_test=50.*leave n_test out'),
     (dict(shortcut='squre'), ValueError, "shortcut='squre' is not one of .*'square'"), (dict(shortcut=None), ValueError, 'shortcut=None')])
 def test_bad_arguments(tmp_path, kw, error, says):
     with pytest.raises(error, match=says): make_shortcut_digits(tmp_path/'d', **kw)
@@ -495,7 +495,7 @@ def test_bad_arguments(tmp_path, kw, error, says):
 
 def test_reserved_digits_as_a_data_set(tmp_path):
     conf = config(source='shortcut_digits', shortcut=None, size=40, n_train=60, n_valid=30, reserved=100)
-    search, exam = load_items(change(conf, n_test=80), tmp_path), load_items(change(conf, exam=True), tmp_path)
-    assert search.root != exam.root
+    search, holdout = load_items(change(conf, n_test=80), tmp_path), load_items(change(conf, holdout=True), tmp_path)
+    assert search.root != holdout.root
     part = lambda items, s: {Path(n).name for n in lists(items, splits_of(items, conf))[s]}
-    assert part(search, 'train') == part(exam, 'train') and len(part(exam, 'test')) == 100 and not part(exam, 'test') & set.union(*(part(search, s) for s in splits))
+    assert part(search, 'train') == part(holdout, 'train') and len(part(holdout, 'test')) == 100 and not part(holdout, 'test') & set.union(*(part(search, s) for s in splits))

@@ -20,22 +20,22 @@ def test_not_run_and_other_units():
     assert judged(None, .95) == beats(None) == 'not run' and judged(d(.9, .9), .95, lambda v: f'{v:.2f}') == 'missed by 0.05'
     assert [beats(x) for x in (d(.1, .11, .12), d(-.1, .1), d(-.1, -.11, -.12))] == ['met', 'missed: no effect shown', 'missed']
 
-LISTED = {n: SimpleNamespace(reference=r) for n,r in (('fresh_95', 'fresh_0'), ('fresh_0', None), ('square_cifar10', 'square_cifar10_0'), ('exam_texture', 'exam_0'), ('exam_0', None))}
+LISTED = {n: SimpleNamespace(reference=r) for n,r in (('fresh_95', 'fresh_0'), ('fresh_0', None), ('square_cifar10', 'square_cifar10_0'), ('holdout_texture', 'holdout_0'), ('holdout_0', None))}
 
 def row(rows, words): return next(r for r in rows if words in r[0])
 
 def test_goals():
     have = dict(fresh_95=results(erm=[.2, .2], recommended=[.97, .98]), fresh_0=results(erm=[1., 1.], recommended=[.98, .99]), square_cifar10=results(erm=[.1, .1], duplicate_wrong=[.2, .2], masktune=[.3, .5], recommended=[.4, .41]),
-                exam_0=results(erm=[.9, .9]), exam_texture=results(erm=[.1, .1], recommended=[.5, .5]),
+                holdout_0=results(erm=[.9, .9]), holdout_texture=results(erm=[.1, .1], recommended=[.5, .5]),
                 fashion=results(erm=[.8, .8, .8], random_erasing=[.8, .8, .8], recommended=[.82, .83, .82]), asl=results(erm=[.8, .8, .8], random_erasing=[.9, .9, .9], recommended=[.82, .83, .82]))
     rows = goals(LISTED, have)
     assert row(rows, 'closes 95% of the gap on `fresh_95`')[1:] == [in_percent(d(.77/.8, .78/.8)), 'met on average; the interval reaches 6.1 points below']
     assert row(rows, 'gap on `fresh_99`')[1:] == ['', 'not run'] and row(rows, 'plain training on `fresh_95`')[1:] == ['2.00×', 'missed by 0.70×']
-    assert row(rows, 'half a point on `fresh_0`')[1:] == [in_points(d(-.02, -.01)), 'missed by 1.0'] and row(rows, 'half a point on `exam_0`')[2] == 'not run'
+    assert row(rows, 'half a point on `fresh_0`')[1:] == [in_points(d(-.02, -.01)), 'missed by 1.0'] and row(rows, 'half a point on `holdout_0`')[2] == 'not run'
     assert row(rows, 'beats `duplicate_wrong` on `square_cifar10`')[2] == 'met' and row(rows, 'beats `masktune` on `square_cifar10`')[2] == 'missed: no effect shown' and row(rows, 'on `watermark_asl`')[2] == 'not run'
-    assert row(rows, '`exam_texture` (to be reported)')[1:] == ['50.0% [50.0%, 50.0%]', 'reported']
-    small = goals(LISTED, have | dict(exam_texture=results(erm=[.89, .89], recommended=[.9, .88])))
-    assert row(small, '`exam_texture`')[1:] == [in_points(d(.01, -.01)), 'no gap: plain training loses less than 5 points']
+    assert row(rows, '`holdout_texture` (to be reported)')[1:] == ['50.0% [50.0%, 50.0%]', 'reported']
+    small = goals(LISTED, have | dict(holdout_texture=results(erm=[.89, .89], recommended=[.9, .88])))
+    assert row(small, '`holdout_texture`')[1:] == [in_points(d(.01, -.01)), 'no gap: plain training loses less than 5 points']
     assert row(rows, 'Random Erasing on `fashion`')[2] == 'met' and row(rows, 'Random Erasing on `asl`')[2] == 'missed by 7.2' and row(rows, 'Random Erasing on `cifar10`')[2] == 'not run'
     assert row(rows, 'two of three')[2] == 'met' and row(goals(LISTED, {k: v for k,v in have.items() if k != 'asl'}), 'two of three')[2] == 'not run'
     have['asl'] = results(erm=[.8, .8, .8], recommended=[.7, .8, .9])

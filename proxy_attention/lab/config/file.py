@@ -83,7 +83,8 @@ def package_settings() -> Path:
 # Keys of version 0.1, and what has taken their place
 replaced_keys = {'look_after': "A scout has taken its place: scout = '15%', a number of epochs, or 'N steps'.",
                  'restart': "A scout is a copy of the network, so that the fit itself starts from the initial weights.",
-                 'trial': "A scout's copies are tested by themselves: scout_test = true."}
+                 'trial': "A scout's copies are tested by themselves: scout_test = true.",
+                 'exam': "It is called holdout: the reserved digits are the test."}
 
 def unknown_key_hint(key, known, what):
     "What is said of a key that a section doesn't have"

@@ -58,7 +58,7 @@ class DataConfig(Section):
     # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
     strength: float = Field(0.95, ge=0, le=1)
     reserved: int = Field(0, ge=0) # shortcut_digits: so many digits are in no split, whatever the seed
-    exam: bool = False # shortcut_digits: the reserved digits are the test, instead of the others
+    holdout: bool = False # shortcut_digits: the reserved digits are the test, instead of the others
     size: int = Field(224, ge=8, le=4096) # Side of the image the network gets, in pixels
     resize: Literal['crop', 'pad', 'squish'] = 'crop' # How an image of another shape becomes a square
     # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
@@ -72,8 +72,8 @@ class DataConfig(Section):
     def _reserves(self):
         if self.reserved and self.source != 'shortcut_digits':
             raise ValueError(f"reserved={self.reserved} is for source=shortcut_digits, and this is {self.source!r}")
-        if self.exam and not self.reserved:
-            raise ValueError('exam=true makes the reserved digits the test: set reserved, too')
+        if self.holdout and not self.reserved:
+            raise ValueError('holdout=true makes the reserved digits the test: set reserved, too')
         return self
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #2d3a01ff

@@ -35,7 +35,7 @@ def reserved_digits(
         rank[where] = (seeded_rng(0, 'reserved', int(c)).permutation(len(where)) + 0.5)/len(where)
     return np.sort(np.argsort(rank, kind='stable')[:n])
 
-def _split_digits(labels, n_train, n_valid, seed, n_test=None, reserved=0, exam=False):
+def _split_digits(labels, n_train, n_valid, seed, n_test=None, reserved=0, holdout=False):
     "Numbers of the digits of each split: stratified, no digit in two"
     from sklearn.model_selection import train_test_split
     kept = reserved_digits(labels, reserved)
@@ -45,7 +45,7 @@ def _split_digits(labels, n_train, n_valid, seed, n_test=None, reserved=0, exam=
         out[split],rest = train_test_split(rest, train_size=n, stratify=labels[rest], random_state=seed)
     if n_test is not None and n_test < len(rest):
         rest,_ = train_test_split(rest, train_size=n_test, stratify=labels[rest], random_state=seed)
-    return {k: np.sort(v) for k,v in (out | {'test': kept if exam else rest}).items()}
+    return {k: np.sort(v) for k,v in (out | {'test': kept if holdout else rest}).items()}
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #6526bd9d
 def _draw(
@@ -91,7 +91,7 @@ def _write_digits(tmp, recipe):
     digits, seed, size, kind, cues = (digits.reshape(-1, 8, 8), recipe['seed'], recipe['size'],
                                       recipe.get('shortcut', 'square'), {})
     numbers_of = _split_digits(labels, recipe['n_train'], recipe['n_valid'], seed, recipe.get('n_test'),
-                               recipe.get('reserved', 0), recipe.get('exam', False))
+                               recipe.get('reserved', 0), recipe.get('holdout', False))
     for split,numbers in numbers_of.items():
         shown = shown_cues(labels[numbers], recipe['strength'], split, seeded_rng(seed, 'colours', split))
         for i,c in zip(numbers, shown):
@@ -113,16 +113,16 @@ def make_shortcut_digits(
     n_test:int|None=None, # Test images; None: all the others
     shortcut:str='square', # A key of `shortcuts`: what tells the class
     reserved:int=0, # So many digits are in no split
-    exam:bool=False, # These are the test, instead of the others
+    holdout:bool=False, # These are the test, instead of the others
 ) -> Path: # The folder
     "Draw the data set `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
     strength = check_number('strength', 0 if strength is None else strength, 0, 1)
     check_choice('shortcut', shortcut, shortcuts)
     if reserved != 0: reserved = check_number('reserved', reserved, 10, n_digits-30, whole=True)
-    if check_flag('exam', exam) and not reserved:
-        raise ValueError("exam=True tests on the reserved digits, but reserved=0: say how many there are.")
-    if exam and n_test is not None:
-        raise ValueError(f"n_test={n_test}: with exam=True the test is the {reserved} reserved digits; "
+    if check_flag('holdout', holdout) and not reserved:
+        raise ValueError("holdout=True tests on the reserved digits, but reserved=0: say how many there are.")
+    if holdout and n_test is not None:
+        raise ValueError(f"n_test={n_test}: with holdout=True the test is the {reserved} reserved digits; "
                          "leave n_test out.")
     n_train = check_number('n_train', n_train, 10, n_digits-reserved-20, whole=True)
     n_valid = check_number('n_valid', n_valid, 10, n_digits-reserved-10-n_train, whole=True)
@@ -136,7 +136,7 @@ def make_shortcut_digits(
     # else the recipe is what it was before there was this argument; so with those below
     if n_test is not None: recipe['n_test'] = n_test
     if shortcut != 'square': recipe['shortcut'] = shortcut
-    if reserved: recipe |= dict(reserved=reserved, exam=bool(exam))
+    if reserved: recipe |= dict(reserved=reserved, holdout=bool(holdout))
     return made(Path(path), recipe, lambda tmp: _write_digits(tmp, recipe), 'make_shortcut_digits')
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #b40108f2

@@ -38,7 +38,7 @@ def _agreements(files, names, labels, cues):
 
 def shortcut_digits(
     # Data configuration: `strength`, `n_train`, `n_valid`, `n_test`, `seed`, `size`,
-    # `path`, `shortcut`, `reserved`, `exam`
+    # `path`, `shortcut`, `reserved`, `holdout`
     conf,
     cache:Path, # Where it is drawn, unless `path` says otherwise
 ) -> Items:
@@ -49,7 +49,7 @@ def shortcut_digits(
                   seed=conf.seed, size=conf.size)
     kind = conf.shortcut or 'square'
     # the folder's name comes of what isn't usual
-    recipe |= {k: v for k,v in dict(shortcut=kind, reserved=conf.reserved, exam=conf.exam).items()
+    recipe |= {k: v for k,v in dict(shortcut=kind, reserved=conf.reserved, holdout=conf.holdout).items()
                if v not in ('square', 0)}
     root = (Path(conf.path) if conf.path else
             Path(cache)/'shortcut_digits'/digest(json.dumps(recipe, sort_keys=True).encode())[:12])
