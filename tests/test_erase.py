@@ -224,6 +224,8 @@ def test_inpainting_goes_on_with_what_is_around():
 def test_fills_by_hand():
     img, everywhere = np.random.default_rng(0).integers(0, 256, (24, 32), dtype=np.uint8), np.ones((24, 32), bool)
     assert (erase(img, everywhere, 'blur') == cv2.GaussianBlur(img, (0, 0), 4)).all(), "an eighth of 32"
+    small = np.uint8([[[255]*3]*2, [[0]*3]*2])
+    assert (erase(small, np.ones((2, 2), bool), 'blur') == cv2.GaussianBlur(small, (0, 0), 0.25)).all(), "of the sides, not of the channels"
     noise = erase(np.zeros((200, 300), np.uint8), np.ones((200, 300), bool), 'noise')
     assert (noise.min(), noise.max()) == (0, 255) and (noise == erase(noise, noise < 256, 'noise', rng=seeded_rng(0))).all()
     hole = np.zeros((24, 32), bool)
@@ -279,7 +281,7 @@ def test_bad_images(shape, dtype):
 
 def test_bad_masks():
     img = np.full((4, 4, 3), 7, np.uint8)
-    with pytest.raises(ValueError, match=r'mask has shape \(4, 5\)'): erase(img, np.ones((4, 5), bool))
+    with pytest.raises(ValueError, match=r'mask has shape \(4, 5\), the image \(4, 4\)'): erase(img, np.ones((4, 5), bool))
     with pytest.raises(TypeError, match='mask'): erase(img, np.eye(4, dtype=np.uint8)) # numbers would be taken for indices of rows
 
 def test_bad_fills():
