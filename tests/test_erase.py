@@ -247,8 +247,9 @@ def test_a_donor_lies_at_the_same_place_of_the_view():
     out = align_donor(donor, (20, 12), left, right)
     assert abs(out[:, :10].astype(int) - donor[:, 10:]).max() <= 1 and abs(out[:, :10].astype(int) - donor[:, :10]).max() > 5
 
-def test_a_swap_erases_and_pastes():
-    img, donor, other = (np.random.default_rng(s).integers(0, 256, (24, 32, 3), dtype=np.uint8) for s in range(3))
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_a_swap_erases_and_pastes(channels):
+    img, donor, other = (np.random.default_rng(s).integers(0, 256, (24, 32, *channels), dtype=np.uint8) for s in range(3))
     mask, there = np.zeros((2, 24, 32), bool)
     mask[4:9, 6:20] = there[7:15, 18:25] = True
     out = erase(img, mask, 'swap', donor=donor, patch=(other, there))
