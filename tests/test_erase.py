@@ -125,9 +125,9 @@ def test_known_masks():
     assert (saliency_masks(three, threshold='mean+2std') == (three == 1)).all()
 
 def test_the_highest_of_many():
-    maps = np.random.default_rng(0).permutation(8000).reshape(2, 50, 80).astype(np.float32)
-    least = np.sort(maps.reshape(2, -1))[:, -1200] # three tenths of 4000
-    assert (saliency_masks(maps, area=0.3) == (maps >= least[:, None, None])).all()
+    "Three tenths of 1000 different values, in a thousand orders: one that is taken by mistake is seldom"
+    maps = np.random.default_rng(0).permuted(np.tile(np.arange(1000, dtype=np.float32), (1000, 1)), axis=1).reshape(-1, 25, 40)
+    assert (saliency_masks(maps, area=0.3) == (maps >= 700)).all()
 
 def test_a_tenth_unless_told_otherwise():
     maps = np.random.default_rng(0).random((2, 20, 30)).astype(np.float32)
