@@ -78,9 +78,15 @@ def test_a_large_donor_is_averaged_and_not_sampled(shape):
     out = align_donor(noise(*shape), (20, 20), torch.tensor([[1.1, 0.], [0., 1.1], [0., 0.]]))
     assert out.std() < 25 and abs(out.mean() - 127) < 5
 
-def test_a_donor_twice_as_large_is_halved_first():
-    assert (align_donor(noise(40, 60), (30, 20), shifted) == align_donor(cv2.resize(noise(40, 60), (30, 20), interpolation=cv2.INTER_AREA), (30, 20), shifted)).all()
-    assert align_donor(noise(30, 30), (1, 1), torch.tensor([[3., 0.], [0., 3.], [0., 0.]])) == round(noise(30, 30).mean())
+@pytest.mark.parametrize('height,left', [(40, 20), (30, 20), (10, 10)])
+def test_a_donor_twice_as_large_is_halved_first(height, left):
+    "In both directions, but nothing is enlarged by it"
+    small = cv2.resize(noise(height, 60), (30, left), interpolation=cv2.INTER_AREA)
+    assert (align_donor(noise(height, 60), (30, 20), shifted) == align_donor(small, (30, 20), shifted)).all()
+
+def test_a_donor_of_one_pixel_is_left_at_least():
+    halves = np.repeat(np.array([[0, 200]], np.uint8), 15, 1).repeat(30, 0)
+    assert align_donor(halves, (1, 1), torch.tensor([[3., 0.], [0., 3.], [0.6, 0.]])) == 100
 
 @pytest.mark.parametrize('side', [25, 30])
 def test_a_donor_a_little_larger_is_interpolated(side):

@@ -185,6 +185,7 @@ def test_several_labels_by_hand():
     np.testing.assert_allclose(s.margin, [0.2, -0.2], atol=1e-5)
     assert score_batch(p.logit(), y, thresh=0.3).wrong.tolist() == [False, False]
     assert score_batch(p.logit(), y, thresh=0.7).wrong.tolist() == [True, True]
+    np.testing.assert_allclose(score_batch(torch.tensor([[0.9, 0.7]]).logit(), torch.tensor([[1., 0.]])).confidence, [0.3], rtol=1e-5)
     assert not score_batch(torch.zeros(1, 2), y[1:, :2]).predicted.any(), "a label counts above the threshold, not at it"
 
 @quick
@@ -225,7 +226,7 @@ def test_the_first_and_the_last_item(): assert item_indices('i', [0, 2], 3).toli
 
 allowed = 'i must hold indices of training items'
 misnamed = [
-    ([3], 3, ValueError, allowed + r' \(0 to 2\), or .*got 3'), ([0, -1], 3, ValueError, 'got -1'), ([-1], None, ValueError, allowed + ', or .*got -1'),
+    ([3], 3, ValueError, allowed + r' \(0 to 2\), or .*got 3'), ([0, 9, -1], 3, ValueError, 'got 9'), ([-1], None, ValueError, allowed + ', or .*got -1'),
     ([True], 3, ValueError, 'a mask of 1 for 3 items'), ('ab', 3, TypeError, "i='ab': " + allowed), (b'ab', 3, TypeError, "i=b'ab'"), (5, 9, TypeError, 'i=5: ' + allowed),
     ([.5], 3, TypeError, r'an array \(1,\) of float64'), ([[1, 2]], 3, TypeError, r'an array \(1, 2\)'), ([[1], [2, 3]], 3, TypeError, 'differ in length'),
     ({1, 'a'}, 3, TypeError, allowed), (np.array(3), 9, TypeError, allowed),
