@@ -123,7 +123,8 @@ def prepare(job):
     job.splits = splits_of(job.items, d)
     save_split(run/'split.json', job.items, job.splits, seed=d.seed)
     dls = run_dls(job)
-    job.seed('initial') # After the loaders, of which some augmentations draw numbers: all arms begin with the same weights
+    # After the loaders, of which some augmentations draw numbers: all arms begin with the same weights
+    job.seed('initial')
     learn = make_learn(job, weights=job.conf.model.weights, dls=dls)
     if job.conf.proxy is not None:
         cb = make_proxy_cb(job)
