@@ -115,7 +115,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) # the folder goes then too
     gc.freeze() # forks need not look through torch
     low = []
-    memory = Path('/dev/shm')
+    memory = Path('/dev/shm') # noqa: S108  (a folder of our own is made in it)
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as tmp: # in memory, where there is such a folder
         for d in ('proxy_attention', 'tests'): shutil.copytree(ROOT/d, Path(tmp)/d, ignore=shutil.ignore_patterns('__pycache__'))
         shutil.copy(ROOT/'pyproject.toml', tmp)

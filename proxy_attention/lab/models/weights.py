@@ -66,8 +66,8 @@ def _adapted(model, state):
     from timm.models import adapt_input_conv # slow, as torchvision is
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
     if adapt := getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None):
-        try: state = adapt(dict(state), model)
-        except Exception: pass # it is something else's state: what doesn't fit is said in a moment
+        # It may be something else's state: what doesn't fit is said in a moment
+        with contextlib.suppress(Exception): state = adapt(dict(state), model)
     if isinstance(model, VisionTransformer) and 'encoder.pos_embedding' in state:
         with contextlib.suppress(ValueError): state = interpolate_embeddings(model.image_size, model.patch_size, state)
     if not (name := first_conv(model)): return state

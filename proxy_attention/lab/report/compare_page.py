@@ -201,7 +201,8 @@ def write_compare_report(
         margin=next((d['margin'] for v in found['verdicts'].values() for k in ('erm', 'best')
                      if (d := not_worse_of(v, k))), None),
         runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
-        interval=str(found['about'].get('interval')), script=Markup(_pointing), policy=content_policy(_pointing),
+        interval=str(found['about'].get('interval')),
+        script=Markup(_pointing), policy=content_policy(_pointing), # noqa: S704  (a constant)
         version=proxy_attention.__version__)
     out = found['folder']/'report.html' if out is None else Path(out)
     write_atomic(out, page.encode(errors='replace'))

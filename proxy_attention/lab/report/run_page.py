@@ -245,8 +245,8 @@ def write_run_report(
     out = runs[0]['folder']/'report.html' if out is None else Path(out)
     _named_apart(runs)
     page = template('run.html').render(runs=[_run_parts(r, i) for i,r in enumerate(runs)], curves=run_curves(runs),
-                                        overview=_overview(runs), script=Markup(_script), policy=content_policy(),
-                                        version=proxy_attention.__version__)
+                                        overview=_overview(runs), version=proxy_attention.__version__,
+                                        script=Markup(_script), policy=content_policy()) # noqa: S704  (a constant)
     write_atomic(out, page.encode(errors='replace'))
     return out
 
