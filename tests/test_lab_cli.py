@@ -78,7 +78,7 @@ def test_help_is_quick_and_light(tmp_path):
 
 @pytest.mark.parametrize('args, words', [
     (['--policy', 'proposl'], ["policy='proposl'", "'proposal'"]), (['--set', 'aera=0.1'], ["'area'"]), (['--set', 'area'], ['key=value']),
-    (['--set', 'area=7'], ["area='7'"]), (['--settings', 'nowhere.ini'], ['nowhere.ini'])])
+    (['--set', 'area=7'], ['area=7.0 is out of range']), (['--set', 'area=much'], ["area='much'"]), (['--settings', 'nowhere.ini'], ['nowhere.ini'])])
 def test_settings_errors(tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
     said = wrong('demo', *args)
@@ -369,9 +369,9 @@ def test_every_value_of_an_experiment(here):
     told = answer('list', 'try', '--set', 'share=0.5')
     assert told['settings']['proxy']['share'] == .5 and dict(kind='data', section='digits', key='bs', value=20, **{'from': None}).keys() - {'from'} <= told['values'][0].keys()
     assert "'try'" in wrong('list', 'tri') and 'name the experiment' in wrong('list', '--set', 'share=0.5')
-    got = run('list', 'try', '--set', 'share=7', '--set', 'lr=fast')
+    got = run('list', 'try', '--set', 'share=half', '--set', 'lr=fast')
     assert got.exit_code == 2 and len(got.output.splitlines()) == 2
-    told = answer('list', 'try', '--set', 'share=7', '--set', 'lr=fast', code=2)
+    told = answer('list', 'try', '--set', 'share=half', '--set', 'lr=fast', code=2)
     assert len(told['problems']) == 2 and told['error'].count('\n') == 1
 
 def test_list(here):
