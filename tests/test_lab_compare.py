@@ -289,7 +289,7 @@ def test_sections_are_arms():
 
 def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeypatch): # noqa: F811
     "The mistake of a published predecessor: its validation images were trained on after the first stage. It looks like a gain, and the audit finds it"
-    ini = INI.replace('n_train = 60\nn_valid = 20\nn_test = 30', 'n_train = 100\nn_valid = 20\nn_test = 100\nstrength = 0').replace('width = 4', 'width = 16')
+    ini = INI.replace('n_train = 60\nn_valid = 20\nn_test = 30', 'n_train = 100\nn_valid = 20\nn_test = 60\nstrength = 0').replace('width = 4', 'width = 8')
     Path('settings.ini').write_text(ini.replace('share = 0.2\ncycles = 2', 'share = 0.2\ncycles = 1'))
     patch_name(monkeypatch, 'free_memory', lambda: None)
     more = ['freeze_epochs=0', 'experiment.epochs=12']
@@ -301,7 +301,7 @@ def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeyp
         if cycle == 1:
             first.append(job.splits)
             whole = type(job.items)(**{**vars(job.items), 'fixed': None})
-            job.splits = make_splits(whole, valid=20/220, test=100/220, seed=99)
+            job.splits = make_splits(whole, valid=20/180, test=60/180, seed=99)
             job.run.state['live'] = [] # copies of the former split's images would be refused
         real['train'](job, cycle)
     def tested(job): # On the first split's test, as it would be reported

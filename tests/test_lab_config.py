@@ -302,7 +302,7 @@ def test_data_sections_of_the_study(tmp_path):
     square, mark = data('square_cifar10'), data('watermark_asl')
     assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
     assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 64, 40, 32)
-    search, holdout = data('reserved_digits'), data('reserved_digits', 'holdout=true')
+    search, holdout = data('reserved_digits', 'data.size=40'), data('reserved_digits', 'data.size=40', 'holdout=true')
     assert search.reserved == 500 and not search.holdout and holdout.holdout and search.n_test is holdout.n_test is None
     from proxy_attention.lab.data.sources import load_items
     assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, holdout)] == [297, 500]

@@ -18,8 +18,10 @@ def contents(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f
 def told(files): return np.array([shown_colour(f) == int(f.parent.name) for f in files])
 
 
+def draw(path, **kw): return make_shortcut_digits(path, **dict(size=40) | kw)
+
 @pytest.fixture(scope='module')
-def digits(tmp_path_factory): return make_shortcut_digits(tmp_path_factory.mktemp('shortcut')/'digits')
+def digits(tmp_path_factory): return draw(tmp_path_factory.mktemp('shortcut')/'digits')
 
 
 @pytest.fixture
@@ -32,12 +34,12 @@ def few(monkeypatch):
 
 def test_byte_for_byte(digits, tmp_path):
     np.random.seed(5) # Global random numbers don't matter
-    again = make_shortcut_digits(tmp_path/'again')
+    again = draw(tmp_path/'again')
     assert contents(again) == contents(digits)
     assert [p.name for p in tmp_path.iterdir()] == ['again'], "a temporary folder was left"
 
 def test_the_seed_matters(digits, tmp_path):
-    other = contents(make_shortcut_digits(tmp_path/'other', seed=1))
+    other = contents(draw(tmp_path/'other', seed=1))
     assert other.keys() != contents(digits).keys() # Another split
     shared = [k for k in other if k.endswith('.png') and not k.startswith('.') and (digits/k).is_file()]
     assert shared and all(other[k] != (digits/k).read_bytes() for k in shared)
@@ -51,7 +53,7 @@ def test_numbers_and_splits(digits):
         assert count.max() - count.min() <= 0.015*len(numbers[s]) + 2
 
 def test_split_depends_on_the_seed_only(digits, tmp_path):
-    weaker = make_shortcut_digits(tmp_path/'weaker', strength=0.5)
+    weaker = draw(tmp_path/'weaker', strength=0.5)
     names = lambda p: [f.relative_to(p) for s in splits for f in split_files(p, s)]
     assert names(weaker) == names(digits)
     name = split_files(digits, 'train')[7].relative_to(digits)
@@ -59,7 +61,7 @@ def test_split_depends_on_the_seed_only(digits, tmp_path):
 
 @pytest.mark.parametrize('strength', [0.95, 0.3])
 def test_strength_respected(tmp_path, strength):
-    path = make_shortcut_digits(tmp_path/'d', strength=strength, seed=3)
+    path = draw(tmp_path/'d', strength=strength, seed=3)
     for split in ('train', 'valid'):
         hits = told(split_files(path, split))
         assert abs(hits.mean() - strength) < 4*np.sqrt(strength*(1-strength)/len(hits))
@@ -69,8 +71,8 @@ def test_strength_respected(tmp_path, strength):
     assert ((offset-expected)**2/expected).sum() < 28, "wrong colours are not equally frequent" # chi-square, 8 degrees of freedom, p < 0.0005
 
 def test_no_shortcut(tmp_path):
-    path = make_shortcut_digits(tmp_path/'d', strength=None)
-    assert make_shortcut_digits(path, strength=0) == path # The same
+    path = draw(tmp_path/'d', strength=None)
+    assert draw(path, strength=0) == path # The same
     for split in splits: assert told(split_files(path, split)).mean() <= 0.1
     assert json.loads((path/'recipe.json').read_text())['strength'] == 0
 
