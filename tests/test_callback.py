@@ -34,7 +34,7 @@ from torchvision.models import resnet18
 
 from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
                  make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
-from proxy_attention import saliency, select, store
+from proxy_attention import files, saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.erase import fills
@@ -990,7 +990,7 @@ def test_the_disk_fills_up_in_a_step(learner, monkeypatch, what, goes):
         order = 89
         def after_fit(self):
             if what == 'replace': m.setattr(os, 'replace', after(goes, os.replace))
-            else: m.setattr(store, 'open', lambda path, mode, **kw: (writes if mode == 'xb' else open)(path, mode, **kw), raising=False)
+            else: m.setattr(files, 'open', lambda path, mode, **kw: (writes if mode == 'xb' else open)(path, mode, **kw), raising=False)
     with monkeypatch.context() as m, pytest.warns(UserWarning, match='no copies.*path=.*No space left') as told:
         learn.fit(1, 0.05, cbs=Fill())
     assert sum('no copies' in str(w.message) for w in told) == 1 and 'proxies' in str(told[0].message)
