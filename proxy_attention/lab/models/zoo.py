@@ -43,8 +43,9 @@ def reachable(
     timeout:float=5, # Seconds
 ) -> bool:
     "Does the server answer, with whatever?"
-    request = urllib.request.Request(url, method='HEAD') # noqa: S310  (a constant of a model's class)
-    try: urllib.request.urlopen(request, timeout=timeout).close() # noqa: S310
+    try:
+        request = urllib.request.Request(url, method='HEAD') # noqa: S310  (a constant of a model's class)
+        urllib.request.urlopen(request, timeout=timeout).close() # noqa: S310
     except urllib.error.HTTPError: return True
     except (OSError, ValueError): return False
     return True
