@@ -12,6 +12,7 @@ import time
 import warnings
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,7 +168,8 @@ class ProxyAttentionCB(Callback):
         verbose:bool=True, # Print a line for each thing found out?
         **kwargs, # Fields of `Policy`
     ):
-        try: [check_choice('argument', k, policy_fields) for k in kwargs]
+        try:
+            for k in kwargs: check_choice('argument', k, signature(ProxyAttentionCB).parameters)
         except ValueError as e: raise TypeError(e) from None
         for k,v in vars(Policy(**kwargs)).items(): setattr(self, k, v)
         check_choice('format', format, formats)

@@ -20,7 +20,9 @@ from .dataloaders import as_validation
 from .store import decode_image
 
 # %% ../nbs/18_gallery.ipynb #5f046721
-def to_rgb(img): return cv2.cvtColor(img, cv2.COLOR_GRAY2RGB) if img.ndim == 2 else img[..., :3]
+def to_rgb(img):
+    "A picture (H,W), (H,W,3) or (H,W,4) as (H,W,3)"
+    return cv2.cvtColor(img, cv2.COLOR_GRAY2RGB) if img.ndim == 2 else img[..., :3]
 
 def overlay_heatmap(
     img:np.ndarray, # (H,W), (H,W,3) or (H,W,4), uint8

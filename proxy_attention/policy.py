@@ -17,23 +17,23 @@ class Policy:
     scout_select: str = 'all' # Which items get a copy from the scout: a key of `selectors`
     scout_merge: Literal['add', 'replace'] = 'replace' # The scout's copies 'replace' their originals, or are 'add'ed
     scout_test: bool = True # Use the scout's copies only if the tests find a shortcut?
-    rounds: int = 1 # How many regions scouts may find, one behind the other
+    rounds: int = 1 # How many regions scouts may find, one behind the other; each sends one scout more
     probe: bool = True # Ask a linear probe of early layers too: where maps are coarse, or a scout finds no region?
     method: str = 'auto' # A key of `saliency_methods`, or 'auto', which goes by the last layer's cells
     samples: int = 6 # `expected_gradients`: passes, each set against another training image
     blur: float = 1/12 # `expected_gradients`: standard deviation of the blur as a share of the side; 0 (none) to 1/2
-    target: str = 'pred' # Class explained: 'pred', 'true' or 'contrast'
+    target: str = 'pred' # Class explained: 'pred' (what misled the network), 'true' or 'contrast' (pred minus true)
     select: str|None = 'wrong' # Which items get a copy after each fit: a key of `selectors`; None: none
-    share: float|None = None # At most this share of the training items; None: 0.3, and 1 for 'all'
-    area: float|None = None # Share of the pixels seen that is erased; None: 0.1 unless `threshold` is given
-    threshold: float|str|None = None # Or: pixels above this fraction of the map's range; or 'mean+2std'
-    fill: str = 'context' # A key of `fills`
+    share: float|None = None # At most this share of the training items, hardest first; None: 0.3, and 1 for 'all'
+    area: float|None = None # Share of the pixels seen that is erased, highest saliency first; None: 0.1
+    threshold: float|str|None = None # Instead of `area`: pixels above this share of the map's range, or 'mean+2std'
+    fill: str = 'context' # What stands in the hole: a key of `fills`
     merge: Literal['add', 'replace'] = 'add' # Copies made after a fit are 'add'ed to their originals, or 'replace' them
     keep: Literal['latest', 'all'] = 'latest' # Of the copies made after fits, the 'latest' cycle's only, or 'all'
     repeat: int = 1 # How often an epoch draws each copy
     per_class: bool = False # Does `share` hold in each class by itself?
     thresh: float = 0.5 # Multi-label: probability above which a label counts as predicted
-    place: str = 'salient' # A key of `places`; all but 'salient' are controls
+    place: str = 'salient' # Where it is erased: a key of `placements`; all but 'salient' are controls
     accept: bool = False # Keep a copy only if what its map explains is less probable on it than on its original?
 
     def __post_init__(self):
@@ -70,7 +70,8 @@ class Policy:
     @property
     def erased(self) -> str:
         "What is erased, in words"
-        return f"{100*self.rule['area']:g}% of each image" if self.rule['threshold'] is None else "what the maps mark"
+        area = self.rule['area'] # None: it goes by a threshold
+        return "what the maps mark" if area is None else f"{100*area:g}% of each image"
 
 # %% ../nbs/12_policy.ipynb #218c0f86
 policy_fields = tuple(f.name for f in fields(Policy))

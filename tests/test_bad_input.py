@@ -60,7 +60,7 @@ def test_unknown_presets(name):
 numbers = [
     (dict(share=0), ValueError, ('share=0', '0', '1')), (dict(share=1.01), ValueError, ('share=1.01', '1')),
     (dict(share=-1), ValueError, ('share=-1',)),
-    (dict(fil='black'), TypeError, ("argument='fil'", "'fill'")),
+    (dict(fil='black'), TypeError, ("argument='fil'", "'fill'")), (dict(verbos=False), TypeError, ("argument='verbos'", "Did you mean 'verbose'")),
     (dict(share='0.3'), TypeError, ("share='0.3'", 'number')), (dict(share=True), TypeError, ('share=True', 'number')),
     (dict(share=float('nan')), ValueError, ('share=nan',)),
     (dict(area=0), ValueError, ('area=0', '1')), (dict(area=1.5), ValueError, ('area=1.5', '1')),

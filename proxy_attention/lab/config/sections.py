@@ -85,15 +85,9 @@ class ModelConfig(Section):
     size: Optional[int] = Field(None, ge=8, le=4096) # Side of its input in pixels; none: the data set's
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #21ac405f
-class _Numbers(Section):
-    "Lengths and thresholds are numbers or words"
-    @field_validator('threshold', 'scout', mode='before', check_fields=False)
-    @classmethod
-    def _read(cls, v): return _number(v)
-
 # All but `thresh`: an image of the lab's data sets has one label
 _policy_keys = {f.name: (Optional[f.type], None) for f in fields(Policy) if f.name != 'thresh'}
-_PolicyConfig = create_model('_PolicyConfig', __base__=_Numbers, **_policy_keys)
+_PolicyConfig = create_model('_PolicyConfig', __base__=Section, **_policy_keys)
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #9592fa6b
 class ProxyConfig(_PolicyConfig):
@@ -109,6 +103,10 @@ class ProxyConfig(_PolicyConfig):
     label_gate: bool = False
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
     label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
+
+    @field_validator('threshold', 'scout', mode='before')
+    @classmethod
+    def _numbers(cls, v): return _number(v)
 
     @model_validator(mode='after')
     def _one_of(self):
