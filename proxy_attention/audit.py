@@ -42,17 +42,24 @@ def same_content(
 # %% ../nbs/06_audit.ipynb #9cb0a31a
 @dataclass
 class Audit:
-    "What an audit found; true if nothing is wrong"
+    "What an audit found; true if nothing is wrong and nothing stays open"
     proxies: int = 0 # Manifest lines read
     held_out: int = 0 # Validation and test items compared with
     problems: list = field(default_factory=list) # Each a sentence
+    unknown: list = field(default_factory=list) # What can't be told, each a sentence
     near: list = field(default_factory=list) # Pairs (original, held-out file) that look alike
-    def __bool__(self): return not self.problems
+    def __bool__(self): return not (self.problems or self.unknown)
+
+    @property
+    def result(self) -> str:
+        n = len(self.problems)
+        if n: return f"{n} problem{'s'*(n > 1)}"
+        return "can't be told" if self.unknown else 'clean'
+
     def __str__(self):
-        head = f"audit of {self.proxies} copies against {self.held_out} held-out items: "
-        head += 'clean' if self else f"{len(self.problems)} problems"
+        head = f"audit of {self.proxies} copies against {self.held_out} held-out items: {self.result}"
         look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near]
-        return '\n'.join([head, *self.problems, *look])
+        return '\n'.join([head, *self.problems, *self.unknown, *look])
     def to_dict(self): return asdict(self)
 
 # %% ../nbs/06_audit.ipynb #2e0004f8
@@ -63,23 +70,23 @@ class _Split:
     held_out: dict # Digest -> file
     n_held_out: int
 
-def _load_split(folder, key, held_out, problems):
-    "The split `key` of a folder; adds what is wrong with it to `problems`. `held_out` replaces the file's list"
+def _load_split(folder, key, held_out, out):
+    "The split `key` of a folder; notes in the `Audit` what is wrong with it. `held_out` replaces the file's list"
     train = []
     if key is not None:
         try: listed = read_split(folder, key)
         except StoreError as e:
-            problems.append(f"{e} Nothing is proven about the copies made under it.")
+            out.problems.append(f"{e} Nothing is proven about the copies made under it.")
             listed = {'train': [], 'held_out': []}
         train, held_out = listed['train'], listed['held_out'] if held_out is None else held_out
     held_out = list(map(str, held_out or []))
-    if not held_out: problems.append('no held-out items are known: nothing is proven')
+    if not held_out: out.unknown.append('no held-out items are known as files: nothing is proven')
     hashes = {}
     for f in held_out:
         if (h := file_digest(f)) is not None: hashes.setdefault(h, f)
-        else: problems.append(f"held-out item {f} can't be read: nothing is proven about it")
+        else: out.problems.append(f"held-out item {f} can't be read: nothing is proven about it")
     for i,other in same_content(train, held_out).items():
-        problems.append(f"training item {train[i]} is the held-out item {other}")
+        out.problems.append(f"training item {train[i]} is the held-out item {other}")
     return _Split(set(train), hashes, len(held_out))
 
 def _row_problems(folder, row, split):
@@ -115,10 +122,10 @@ def audit(
     elif (live := sum(not r.get('pruned') for r in rows)) < marker['copies']:
         out.problems.append(f"the manifest lists {live} copies, and {marker['copies']} were made")
     keys = dict.fromkeys(r.get('split') for r in rows) or [None]
-    for key in keys: splits[key] = _load_split(folder, key, held_out, out.problems)
+    for key in keys: splits[key] = _load_split(folder, key, held_out, out)
     out.held_out = max(s.n_held_out for s in splits.values())
     for r in rows: out.problems += _row_problems(folder, r, splits[r.get('split')])
-    out.problems = list(dict.fromkeys(out.problems))
+    out.problems, out.unknown = list(dict.fromkeys(out.problems)), list(dict.fromkeys(out.unknown))
     if near is not None:
         compared = held_out or sorted({f for s in splits.values() for f in s.held_out.values()})
         out.near = look_alikes([{r['original'] for r in rows if r.get('original')}, compared], near)

@@ -173,9 +173,8 @@ class ProxyAttentionCB(Callback):
         except ValueError as e: raise TypeError(e) from None
         for k,v in vars(Policy(**kwargs)).items(): setattr(self, k, v)
         check_choice('format', format, formats)
-        check_number('max_gb', max_gb, 0, open_low=True)
-        check_number('seed', seed, 0, whole=True)
-        check_flag('verbose', verbose)
+        max_gb, seed = check_number('max_gb', max_gb, 0, open_low=True), check_number('seed', seed, 0, whole=True)
+        verbose = check_flag('verbose', verbose)
         if path is not None and not isinstance(path, (str, Path)):
             raise TypeError(f"path={path!r} must be a folder's name or None.")
         if suspects is not None and not callable(suspects): item_indices('suspects', suspects)

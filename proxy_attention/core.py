@@ -125,7 +125,7 @@ def file_digest(
 ) -> str|None: # None: it can't be read
     "SHA-256 of a file's content, in hexadecimal"
     try: return digest(Path(path).read_bytes())
-    except OSError: return None
+    except (OSError, ValueError): return None # ValueError: no file can have such a name
 
 # %% ../nbs/00_core.ipynb #77fc1064
 def seeded_rng(

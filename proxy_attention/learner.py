@@ -72,9 +72,9 @@ def fit_proxy(self:Learner,
     after_cycle:Function|None=None, # Called with (learner, row) after each fit; what it returns is added to the row
 ) -> pd.DataFrame: # A row a fit: cycle 0 is Stage 1
     "Stages 1 to 3 until satisfactory: train, make copies, train on both; adds a `ProxyAttentionCB` if there is none"
-    check_number('epochs', epochs, 1, whole=True)
-    check_number('cycles', cycles, 0, 10_000, whole=True)
-    check_number('freeze_epochs', freeze_epochs, 0, whole=True)
+    epochs = check_number('epochs', epochs, 1, whole=True)
+    cycles = check_number('cycles', cycles, 0, 10_000, whole=True)
+    freeze_epochs = check_number('freeze_epochs', freeze_epochs, 0, whole=True)
     again = epochs if cycle_epochs is None else check_number('cycle_epochs', cycle_epochs, 1, whole=True)
     for r in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
         if r is not None: check_number('lr', r, 0, open_low=True)

@@ -7,6 +7,7 @@ __all__ = ['presets', 'Policy']
 
 # %% ../nbs/12_policy.ipynb #88e1235d
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Literal
 
 # %% ../nbs/12_policy.ipynb #db08648b
@@ -51,14 +52,18 @@ class Policy:
         if self.select is not None: check_choice('select', self.select, [*selectors])
         if self.scout_select == 'ever_wrong':
             raise ValueError("scout_select='ever_wrong': a scout's training isn't watched; use 'wrong'.")
+        # NumPy's numbers become Python's, which a manifest can hold
+        numbers = dict(zip(('samples', 'blur'), check_samples(self.samples, self.blur)))
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
-        if self.share is not None: check_number('share', self.share, 0, 1, open_low=True)
-        check_number('repeat', self.repeat, 1, 100, whole=True)
-        check_number('rounds', self.rounds, 1, 10, whole=True)
-        check_number('thresh', self.thresh, 0, 1)
-        check_samples(self.samples, self.blur)
-        for name in ('per_class', 'accept', 'scout_test', 'probe'): check_flag(name, getattr(self, name))
-        self.rule # noqa: B018  (checks area and threshold)
+        if isinstance(self.scout, Real): numbers['scout'] = check_number('scout', self.scout)
+        if self.share is not None: numbers['share'] = check_number('share', self.share, 0, 1, open_low=True)
+        numbers['repeat'] = check_number('repeat', self.repeat, 1, 100, whole=True)
+        numbers['rounds'] = check_number('rounds', self.rounds, 1, 10, whole=True)
+        numbers['thresh'] = check_number('thresh', self.thresh, 0, 1)
+        flags = 'per_class', 'accept', 'scout_test', 'probe'
+        numbers |= {name: check_flag(name, getattr(self, name)) for name in flags}
+        numbers |= {k: v for k,v in self.rule.items() if getattr(self, k) is not None}
+        for name,value in numbers.items(): object.__setattr__(self, name, value)
 
     @property
     def rule(self) -> dict:

@@ -607,16 +607,36 @@ def saliency_maps(
         maps = F.interpolate(maps.relu()[:, None], x.shape[2:], mode='bilinear', align_corners=False)[:, 0]
         return normalise(maps)
 
+def _check_images(x):
+    "Raises an error unless x is a dense float tensor (B,C,H,W) with images in it, all finite"
+    if not torch.is_tensor(x) or x.dim() != 4 or not x.is_floating_point() or x.layout != torch.strided:
+        got = f"{tuple(x.shape)}, {x.dtype}, {x.layout}" if torch.is_tensor(x) else type(x).__name__
+        raise TypeError(f"x must be a dense float tensor (B,C,H,W), got {got}.")
+    if not x.numel(): raise ValueError(f"x {tuple(x.shape)} is empty: there must be an image with pixels.")
+    if x.device.type != 'meta' and not torch.isfinite(x).all():
+        raise ValueError("x holds values that are not finite: NaN or infinity.")
+
+def _refusal(model, x):
+    "Why the model itself can't take images x; None if it can, or if only memory was missing"
+    try: unwrap(model)(x.clone())
+    except Exception as e:
+        text = str(e)
+        if 'out of memory' in text or "can't allocate memory" in text: return None
+        return text.strip().split('\n')[0] or type(e).__name__
+
 @contextmanager
 def _measuring(model, x):
-    "Plain images x (B,C,H,W) inside of a block that leaves nothing behind, or a `TypeError`"
-    if not torch.is_tensor(x) or x.dim() != 4 or not x.is_floating_point():
-        got = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
-        raise TypeError(f"x must be a float tensor (B,C,H,W), got {got}.")
+    "Plain images x (B,C,H,W) inside of a block that leaves nothing behind; an error if the model can't take them"
+    _check_images(x)
     # Without `inference_mode`, in which no tensor could take part in the tail
     with torch.inference_mode(False), no_footprint(model), torch.no_grad():
         x = x.as_subclass(torch.Tensor)
-        yield x.clone() if x.is_inference() else x
+        x = x.clone() if x.is_inference() else x
+        try: yield x
+        except Exception as e:
+            # Asked only now: a pass of its own before each call would cost as much as the map
+            if (why := _refusal(model, x)) is None: raise
+            raise ValueError(f"the model can't take x {tuple(x.shape)}, {x.dtype} on {x.device}: {why}") from e
 
 def _layer_to_read(model, x, method, layer, reshape):
     "As `method_layer`, but a layer that is to be found is searched only once per model and image size"

@@ -16,6 +16,8 @@ from .core import check_choice, check_number
 
 # %% ../nbs/15_stages.ipynb #a52aa846
 _compare = {'>=': float.__ge__, '<=': float.__le__, '>': float.__gt__, '<': float.__lt__}
+# fastai's metrics from 0 to 1
+_shares = 'accuracy', 'accuracy_multi', 'top_k_accuracy', 'balanced_accuracy_score', 'error_rate'
 
 # %% ../nbs/15_stages.ipynb #103ab2e5
 def parse_until(
@@ -27,6 +29,7 @@ def parse_until(
     m = re.fullmatch(pattern, until) if isinstance(until, str) else None
     if not m: raise ValueError(f"until={until!r} is not like 'accuracy>=0.95' (>=, <=, > or <).")
     check_choice('until', m[1], names)
+    if m[1] in _shares: check_number(f"until={until!r}: {m[1]}", float(m[3]), 0, 1)
     return m[1], lambda v: _compare[m[2]](float(v), float(m[3]))
 
 def smaller_is_better(name:str) -> bool: return 'loss' in name or 'error' in name
@@ -49,8 +52,9 @@ class StopRule:
     def __post_init__(self):
         self._until = None if self.until is None else parse_until(self.until, self.names or (self.monitor,))
         for name,whole in (('patience', True), ('budget', False)):
-            if getattr(self, name) is not None: check_number(name, getattr(self, name), 0, open_low=True, whole=whole)
-        if self.rollback is not None: check_number('rollback', self.rollback, 0)
+            if (v := getattr(self, name)) is not None:
+                setattr(self, name, check_number(name, v, 0, open_low=True, whole=whole))
+        if self.rollback is not None: self.rollback = check_number('rollback', self.rollback, 0)
 
     def score(self, values) -> float:
         "The monitored value, larger for better; minus infinity where it isn't a number"

@@ -28,7 +28,7 @@ from fastcore.basics import patch
 
 from . import __version__
 from .core import check_choice, digest, file_digest
-from .files import parse_json, read_json, write_atomic
+from .files import is_file_list, is_file_name, parse_json, read_json, write_atomic
 
 # %% ../nbs/05_store.ipynb #c796b122
 class StoreError(RuntimeError):
@@ -104,14 +104,19 @@ def _check_owner(folder, name):
 # %% ../nbs/05_store.ipynb #06a9cffe
 def _is_count(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 def _is_text(v): return isinstance(v, str)
-def _is_text_or_null(v): return v is None or isinstance(v, str)
+def _is_flag(v): return isinstance(v, bool)
+def _is_share(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1
+def _is_class(v): return isinstance(v, str) or isinstance(v, list) and all(isinstance(c, str) for c in v)
+def _is_file_or_null(v): return v is None or is_file_name(v)
 def _is_digest(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
 def _is_copy(v): return isinstance(v, str) and re.fullmatch(_COPY, v) is not None
 def _is_split(v): return v is None or isinstance(v, str) and re.fullmatch('[0-9a-f]{16}', v) is not None
 
 _required = {'id': _is_text, 'file': _is_copy, 'sha256': _is_digest, 'bytes': _is_count}
-_optional = {'cycle': _is_count, 'index': _is_count, 'original': _is_text_or_null, 'original_sha256': _is_digest,
-             'split': _is_split}
+_optional = {'cycle': _is_count, 'index': _is_count, 'original': _is_file_or_null, 'original_sha256': _is_digest,
+             'split': _is_split, 'label': _is_class, 'predicted': _is_class, 'confidence': _is_share,
+             'erased': _is_share, 'replaces': _is_flag, 'pruned': _is_flag, 'method': _is_text, 'target': _is_text,
+             'fill': _is_text, 'place': _is_text}
 
 def _row_error(row):
     "What is wrong with a line of the manifest; None if nothing is"
@@ -174,7 +179,11 @@ def read_split(
     try: data = path.read_bytes()
     except OSError as e: raise StoreError(f"{path.name} can't be read: {e.strerror or e}.") from None
     if digest(data)[:16] != key: raise StoreError(f"{path.name} is damaged: its content is not what was written.")
-    return json.loads(data)
+    listed = parse_json(data)
+    for k in ('train', 'held_out'):
+        if not isinstance(listed, dict) or not is_file_list(listed.get(k)):
+            raise StoreError(f"{path.name} has no list of files {k!r}: this library has not written it.")
+    return listed
 
 # %% ../nbs/05_store.ipynb #543f90d0
 def _acquire(lock):

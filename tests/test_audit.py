@@ -50,20 +50,20 @@ class Run:
 @pytest.fixture
 def run(tmp_path): return Run(tmp_path)
 
-def told(found, words): return any(words in p for p in found.problems)
+def told(found, words): return any(words in p for p in [*found.problems, *found.unknown])
 
 def only_problem(run, *words, **kwargs):
     found = audit(run.folder, **kwargs)
     assert not found and len(found.problems) == 1, str(found)
     for w in words: assert str(w) in found.problems[0]
-    assert found.problems[0] in str(found) and '1 problems' in str(found)
+    assert found.problems[0] in str(found) and '1 problem' in str(found)
 
 
 def test_a_clean_run_is_clean(run):
     found = audit(run.make().folder)
     assert found and (found.proxies, found.held_out, found.problems, found.near) == (4, 4, [], [])
     assert 'audit of 4 copies against 4 held-out items: clean' in str(found)
-    assert found.to_dict() == dict(proxies=4, held_out=4, problems=[], near=[])
+    assert found.to_dict() == dict(proxies=4, held_out=4, problems=[], unknown=[], near=[])
 
 def test_the_audit_changes_nothing(run):
     run.make()
@@ -261,3 +261,18 @@ def test_a_run_of_the_callback_is_clean_until_a_leak_is_planted(tmp_path):
     shutil.copy(Path(learn.proxies.path[0]), tmp_path/'data'/'valid'/'a'/'12.png')
     assert not audit(tmp_path/'run')
     learn.remove_proxies()
+
+def test_items_that_are_no_files_leave_it_open(tmp_path):
+    "Nothing is wrong then, and nothing is proven: the audit is not true, and says so in other words than of a problem"
+    from kit import cb_of, coded_dls, make_learner, quiet_cb
+    learn = make_learner(coded_dls, quiet_cb(select='all', share=.2, path=tmp_path/'run'))
+    learn.fit(1, 1e-3)
+    cb_of(learn).copies.store.close()
+    found = audit(tmp_path/'run')
+    assert found.proxies and not found and not found.problems and found.result == "can't be told"
+    assert 'no held-out items are known' in str(found)
+    from typer.testing import CliRunner
+
+    from proxy_attention.lab.cli import app
+    got = CliRunner().invoke(app, ['audit', str(tmp_path/'run')])
+    assert got.exit_code == 2 and "can't be told" in got.output and 'Traceback' not in got.output

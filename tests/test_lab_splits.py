@@ -386,7 +386,7 @@ def run(made):
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_bytes(data)
 
-def told(found, *words): return any(all(str(w) in p for w in words) for p in found.problems)
+def told(found, *words): return any(all(str(w) in p for w in words) for p in [*found.problems, *found.unknown])
 
 def test_a_clean_run(run):
     found = audit_run(run.folder)

@@ -79,7 +79,7 @@ def audit(
       proxy-attention audit runs/photos
       proxy-attention audit .proxies/20260101-120000 --no-near
     \b
-    Exit codes: 0 clean, 1 problems were found, 2 it can't be audited.
+    Exit codes: 0 clean, 1 problems were found, 2 it can't be told, or it can't be audited.
     """
     with answering(as_json) as answer:
         if not folder.is_dir(): raise ValueError(f"{folder} is not a folder.")
@@ -87,7 +87,8 @@ def audit(
         pairs = [f"look-alike across the split: {a} ~ {b}" for a,b in found.near]
         more = [f"and {len(pairs)-20} more look-alikes (all of them with --json)"] if len(pairs) > 20 else []
         answer(dict(folder=folder, ok=bool(found), **found.to_dict()),
-               '\n'.join([str(found).splitlines()[0], *found.problems, *pairs[:20], *more]), 0 if found else 1)
+               '\n'.join([str(found).splitlines()[0], *found.problems, *found.unknown, *pairs[:20], *more]),
+               1 if found.problems else 2 if found.unknown else 0)
 
 def _audited(folder, near):
     "The audit of a lab's run, or of a folder of copies"

@@ -8,14 +8,14 @@ __all__ = ['run_pieces', 'run_curves', 'class_rows', 'gallery', 'content_policy'
 # %% ../../../nbs/lab/report/05_run_page.ipynb #4d1048e6
 import base64
 import hashlib
-import json
 import math
 from pathlib import Path
 
 from markupsafe import Markup
 
 import proxy_attention
-from ...files import write_atomic
+from ...files import is_file_name, parse_json, write_atomic
+from ..config.schema import is_inside
 from ..metrics.text import count, num, plural, secs, share
 from .pages import settings_rows, template
 from .records import at, is_comparison, read_records
@@ -92,15 +92,15 @@ def gallery(
     "Original, map and copy of some proxies, the pictures as data addresses"
     cycles = []
     for file in sorted((Path(folder)/'gallery').glob('cycle*.json'), key=lambda f: (len(f.name), f.name)):
-        try: rows = json.loads(file.read_text(encoding='utf-8'))
-        except (OSError, ValueError): continue
+        rows = parse_json(file.read_bytes()) if is_inside(file, folder) else None
         if isinstance(rows, list): cycles.append([r for r in rows if isinstance(r, dict)])
     total,each = sum(map(len, cycles)), max(1, most//max(1, len(cycles)))
     cards = [_card(Path(folder)/'gallery', r) for rows in cycles[-most:] for r in rows[:each]]
     return [c for c in cards if c['pictures']], total
 
 def _card(folder, row):
-    names = [Path(str(f)).name for f in row.get('files') or ()]
+    files = row.get('files')
+    names = [Path(f).name for f in (files if isinstance(files, list) else ()) if is_file_name(f)]
     pictures = [(what, _picture(folder/n)) for what,n in zip(('original', 'map', 'copy'), names)]
     return dict(cycle=count(row.get('cycle')), label=str(row.get('label')), predicted=str(row.get('predicted')),
                 confidence=share(row.get('confidence')), erased=share(row.get('erased')),
@@ -108,7 +108,8 @@ def _card(folder, row):
 
 def _picture(file):
     kind = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png'}.get(file.suffix.lower())
-    if kind is None or not file.is_file(): return None
+    # A link would put a file from elsewhere into a page that is shared
+    if kind is None or not file.is_file() or not is_inside(file, file.parents[1]): return None
     return f'data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}'
 
 def _run_costs(records):

@@ -25,10 +25,9 @@ class RunAudit(Audit):
     def __str__(self):
         what = (f"audit of {self.train} training, {self.valid} validation and {self.test} test images "
                 f"and {self.proxies} copies: ")
-        verdict = 'clean' if self else f"{len(self.problems)} {'problem' if len(self.problems) == 1 else 'problems'}"
         look = ([f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]]
                 + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else []))
-        return '\n'.join([what + verdict, *self.problems, *look])
+        return '\n'.join([what + self.result, *self.problems, *self.unknown, *look])
 
 def _listed(split):
     "Files of each split, as absolute paths"
@@ -96,6 +95,6 @@ def audit_run(
     held_out = len(files['valid']) + len(files['test'])
     out = RunAudit(proxies, held_out, _files_changed(split, files, now) + _in_two(split, files, now) + problems,
                    **{k: len(v) for k,v in files.items()})
-    if not held_out: out.problems.append('the split holds no validation or test images: nothing is proven')
+    if not held_out: out.unknown.append('the split holds no validation or test images: nothing is proven')
     if near is not None: out.near = look_alikes(files.values(), near, most, shown)
     return out

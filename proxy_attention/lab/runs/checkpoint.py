@@ -101,9 +101,8 @@ def save_weights(file, model):
 
 def load_weights(file, model):
     "Put what `save_weights` wrote into the model"
-    try: tensors = load_file(file)
-    except (OSError, SafetensorError) as e: raise _unreadable(file, e) from None
-    model.load_state_dict(tensors)
+    try: model.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as e: raise _unreadable(file, e) from None
 
 def save_state(file, state):
     "A dict of tensors, numbers and words, whole or not at all"
