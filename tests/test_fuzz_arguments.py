@@ -3,6 +3,7 @@ import json
 from dataclasses import asdict
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from fastai.learner import Learner
@@ -96,3 +97,44 @@ def test_expected_gradients(x, baselines, target, samples):
     try: out = expected_gradients(MODEL, x, baselines, target, samples)
     except Exception as e: check_clear(e)
     else: assert out.shape == x.shape and torch.isfinite(out).all()
+
+
+# -- what attacks and fuzzing have found, by name -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('given_args', [dict(share=np.float32(.25)), dict(seed=0.), dict(seed=np.int64(3)), dict(repeat=2.), dict(threshold=np.float64(.5)), dict(blur=np.float16(.125)),
+                                        dict(scout=np.float32(1)), dict(max_gb=np.int8(3)), dict(per_class=np.bool_(True))], ids=str)
+def test_numbers_of_numpy_become_pythons(given_args):
+    cb = ProxyAttentionCB(**given_args)
+    (name,value), = given_args.items()
+    assert getattr(cb, name) == value and type(getattr(cb, name)) in (int, float, bool)
+    json.dumps(asdict(cb.policy), allow_nan=False)
+
+@pytest.mark.parametrize('given_args,words', [
+    (dict(epochs=10**400), 'epochs='), (dict(cycles=10**400), 'cycles='), (dict(cycles=float('inf')), 'cycles=inf'), (dict(lr=float('nan')), 'lr=nan'), (dict(until='accuracy>=2'), 'from 0 to 1'),
+    (dict(until='accuracy<-0.1'), 'from 0 to 1'), (dict(until='accuracy'), 'until='), (dict(monitor='acuracy'), "Did you mean 'accuracy'")], ids=str)
+def test_fit_proxy_refuses(idle, given_args, words):
+    with pytest.raises((TypeError, ValueError)) as e: idle.fit_proxy(**{'epochs': 1, **given_args})
+    assert words in str(e.value)
+
+def test_whole_numbers_may_be_floats(idle):
+    with pytest.raises(Trained): idle.fit_proxy(epochs=1., cycles=np.int64(0), freeze_epochs=0.)
+
+@pytest.mark.parametrize('until', ['valid_loss<2', 'accuracy>=1', 'accuracy>0.5'])
+def test_what_until_may_say(idle, until):
+    with pytest.raises(Trained): idle.fit_proxy(1, until=until)
+
+@pytest.mark.parametrize('x,error,words', [
+    (torch.rand(2, 4, 32, 32), ValueError, "the model can't take x (2, 4, 32, 32)"), (torch.rand(2, 3, 32, 32).double(), ValueError, 'torch.float64'),
+    (torch.rand(2, 3, 32, 32).to_sparse(), TypeError, 'dense'), (torch.rand(2, 3, 32, 32).to('meta'), ValueError, 'on meta'), (torch.rand(0, 3, 32, 32), ValueError, 'empty'),
+    (torch.rand(2, 3, 0, 32), ValueError, 'empty'), (torch.full((1, 3, 32, 32), float('nan')), ValueError, 'not finite'), (torch.full((1, 3, 32, 32), float('inf')), ValueError, 'not finite'),
+    (torch.randint(0, 255, (2, 3, 32, 32)), TypeError, 'torch.int64'), (torch.rand(3, 32, 32), TypeError, '(3, 32, 32)')], ids=lambda v: str(tuple(v.shape)) if torch.is_tensor(v) else '')
+@pytest.mark.parametrize('explain', [saliency_maps, expected_gradients])
+def test_images_that_no_map_is_made_of(explain, x, error, words):
+    with pytest.raises(error) as e: explain(MODEL, x)
+    assert words in str(e.value)
+
+def test_a_bug_in_our_own_code_keeps_its_error(monkeypatch):
+    "Only what the model itself can't take is told as such"
+    def broken(*args): raise RuntimeError('a bug')
+    monkeypatch.setitem(saliency_methods, 'gradcam', broken)
+    with pytest.raises(RuntimeError, match='a bug'): saliency_maps(MODEL, torch.rand(1, 3, 32, 32))

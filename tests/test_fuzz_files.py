@@ -248,10 +248,80 @@ def test_command_lines(tmp_path_factory, given_words, monkeypatch):
     answer(*given_words)
 
 
-# -- what the fuzzing has found, by name --------------------------------------------------------------------------------------------------------
+# -- what attacks and fuzzing have found, by name -----------------------------------------------------------------------------------------------
 
 def test_purge_takes_what_is_left(copies, tmp_path):
     "A damaged manifest is no hindrance"
     shutil.copytree(copies[1], tmp_path/'run')
     (tmp_path/'run'/'manifest.jsonl').write_bytes(b'['*100_000)
     assert purge(tmp_path/'run') == 1 and not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('key,value', [('label', 5), ('predicted', None), ('confidence', 'high'), ('confidence', float('nan')), ('confidence', 7), ('index', -1), ('index', True), ('original', 'a\0b'),
+                                       ('original', 5), ('cycle', 1.5), ('replaces', 'yes'), ('method', None), ('file', '../up.png'), ('bytes', -1)])
+def test_a_line_of_the_manifest(copies, key, value):
+    "One sentence: file, line, key and value"
+    images,folder = copies
+    lines = (folder/'manifest.jsonl').read_bytes().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {key: value}).encode()
+    with Replaced(folder/'manifest.jsonl', b'\n'.join(lines) + b'\n'):
+        for use in (read_manifest, lambda f: audit(f, near=None), lambda f: take_up(images, f)):
+            with pytest.raises(StoreError, match=rf"manifest.jsonl, line 2 has {key}="): use(folder)
+
+@pytest.mark.parametrize('content', [b'{"train": [NaN], "held_out": []}', b'{"train": [], "held_out": 5}', b'[]', b'"split"', b'\xff\xfe', b'['*100_000, b'', b'{"train": ["a\\u0000b"], "held_out": []}'],
+                         ids=['not text', 'no list', 'list', 'text', 'bytes', 'deep', 'empty', 'null byte'])
+def test_a_split_of_copies_that_fits_its_name(tmp_path, content):
+    from proxy_attention.core import digest
+    from proxy_attention.store import read_split
+    key = digest(content)[:16]
+    (tmp_path/f'split-{key}.json').write_bytes(content)
+    with pytest.raises(StoreError, match=f'split-{key}.json has no list of files'): read_split(tmp_path, key)
+
+@pytest.mark.parametrize('change,words', [(dict(schema=None), 'schema'), (dict(root=5), 'root'), (dict(train='x'), 'train'), (dict(valid=dict(files=['a'], labels=[], sha256=[])), 'differ in length'),
+                                          (dict(test=dict(files=['a\0b'], labels=['a'], sha256=[None])), 'test.files.0')], ids=lambda v: str(v)[:20])
+def test_a_split_of_a_run(run, change, words):
+    with Replaced(run/'split.json', json.dumps(json.loads((run/'split.json').read_text()) | change).encode()):
+        with pytest.raises(ValueError, match='split.json is damaged: ') as e: read_run_split(run/'split.json')
+        assert words in str(e.value) and answer('audit', run, '--no-near') == 1
+
+@pytest.mark.parametrize('name', ['../../config.json', '/etc/passwd', '..'])
+@pytest.mark.parametrize('key', ['initial', 'weights', 'suspects'])
+def test_a_state_names_files_of_its_run_only(run, key, name):
+    from proxy_attention.lab.runs.state import read_state
+    state = json.loads((run/'state.json').read_text())
+    assert read_state(run/'state.json') is not None
+    with Replaced(run/'state.json', json.dumps(state | {key: name}).encode()): assert read_state(run/'state.json') is None
+    with Replaced(run/'state.json', json.dumps(state | dict(files={name: 'x'})).encode()): assert read_state(run/'state.json') is None
+
+@pytest.mark.parametrize('step', [['nonsense'], ['train'], ['train', -1], ['train', 'x'], ['test', 1], ['done', 0], [0], ['train', 0, 0]], ids=str)
+def test_a_state_names_a_step(run, step):
+    from proxy_attention.lab.runs.state import read_state
+    state = json.loads((run/'state.json').read_text())
+    with Replaced(run/'state.json', json.dumps(state | dict(next=step)).encode()): assert read_state(run/'state.json') is None
+
+@pytest.mark.parametrize('what', ['picture', 'folder'])
+def test_a_page_embeds_no_file_from_elsewhere(tmp_path, what):
+    "A picture of the gallery, or the gallery, that is a link to a place outside of the run"
+    import base64
+
+    import cv2
+    import numpy as np
+    make_run(tmp_path/'run', pictures=2)
+    secret = tmp_path/'secret'
+    if what == 'folder': (tmp_path/'run'/'gallery').rename(secret)
+    else: secret.mkdir()
+    cv2.imwrite(str(secret/'1-0-copy.jpg'), np.full((8, 8, 3), 77, np.uint8))
+    if what == 'folder': (tmp_path/'run'/'gallery').symlink_to(secret)
+    else:
+        (tmp_path/'run'/'gallery'/'1-0-copy.jpg').unlink()
+        (tmp_path/'run'/'gallery'/'1-0-copy.jpg').symlink_to(secret/'1-0-copy.jpg')
+    assert answer('report', tmp_path/'run') == 0
+    page = (tmp_path/'run'/'report.html').read_text()
+    assert base64.b64encode((secret/'1-0-copy.jpg').read_bytes()).decode() not in page
+    assert ('data:image/jpeg' in page) == (what == 'picture'), "the other pictures are there"
+
+@pytest.mark.parametrize('name', ['../up', '/tmp/up', 'a/b', '..'])
+def test_an_experiment_stays_in_its_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.ini').write_text(INI.replace('[experiment:tiny]', f'[experiment:{name}]'))
+    assert answer('check') == 2 and answer('run', name) == 2
+    assert [p.name for p in tmp_path.rglob('*')] == ['settings.ini']
