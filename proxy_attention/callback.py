@@ -31,7 +31,8 @@ from .audit import same_content
 from .check import TrainingSet, check_path, check_task, item_files, training_set
 from .core import Clock, check_choice, check_flag, check_number, preserve_modes, preserve_rng
 from .core import no_footprint, seeded_rng
-from .copies import Eraser, confidence_drops, erased_in_parts
+from .copies import ErasedOnLoad, Eraser, confidence_drops, erased_in_parts
+from .copies import eraser_from, maps_of
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
@@ -44,7 +45,8 @@ from .select import Scores, item_indices, select_items
 from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
 from .shortcut_test import verdict_text
-from .store import ProxyStore, StoreError, formats, purge_run, write_split
+from .store import ProxyStore, StoreError, decode_image, encode_maps, formats, is_unsaved
+from .store import purge_run, write_split
 from .targets import place_maps
 
 # %% ../nbs/16_callback.ipynb #626e6dc8
@@ -96,6 +98,7 @@ class CopySet:
     store: ProxyStore|None = None
     rows: list = field(default_factory=list) # Manifest rows
     erasers: dict = field(default_factory=dict) # By cycle: what made its copies and knows their maps
+    makers: dict = field(default_factory=dict) # By file of maps: what makes the copies that are no files
     cycle: int = 0 # Of the latest copies; 0: the scout's
     dls: object = None # DataLoaders that hold them; None: there are none
 
@@ -162,8 +165,10 @@ class ProxyAttentionCB(Callback):
         layer=None, # Module or dotted name to look at, or a list; None: the last spatial one. Where a method reads one
         reshape=None, # Output of `layer` -> (B,C,H,W), where it isn't that already
         path:str|Path|None=None, # Folder of this run's copies; None: a new one in .proxies/
+        save:bool=True, # Save copies as files? False: keep their maps, and erase each item when it is loaded
         format:str='png', # 'png', exact; 'jpg', faster and smaller
         max_gb:float=10., # Copies may not take more disk than this
+        donor_pool:int=64, # Images that each process keeps decoded to fill holes of others with
         seed:int=0, # For everything that draws lots
         verbose:bool=True, # Print a line for each thing found out?
         **kwargs, # Fields of `Policy`
@@ -174,7 +179,10 @@ class ProxyAttentionCB(Callback):
         for k,v in vars(Policy(**kwargs)).items(): setattr(self, k, v)
         check_choice('format', format, formats)
         max_gb, seed = check_number('max_gb', max_gb, 0, open_low=True), check_number('seed', seed, 0, whole=True)
-        verbose = check_flag('verbose', verbose)
+        verbose, save = check_flag('verbose', verbose), check_flag('save', save)
+        donor_pool = check_number('donor_pool', donor_pool, 1, whole=True)
+        if not save and format != 'png':
+            raise ValueError(f"format={format!r} is for copies that are saved; with save=False there are none.")
         if path is not None and not isinstance(path, (str, Path)):
             raise TypeError(f"path={path!r} must be a folder's name or None.")
         if suspects is not None and not callable(suspects): item_indices('suspects', suspects)
@@ -182,6 +190,7 @@ class ProxyAttentionCB(Callback):
             raise TypeError(f"reshape={reshape!r} must be a function (output) -> (B,C,H,W), or None.")
         self.suspects, self.layer, self.reshape = suspects, layer, reshape
         self.folder, self.format, self.max_gb, self.seed, self.verbose = path, format, max_gb, seed, verbose
+        self.save, self.donor_pool = save, donor_pool
         self.reset()
 
     @property
@@ -304,7 +313,7 @@ def _adopt(self:ProxyAttentionCB):
                       "this one trains on them until it makes its own. "
                       "To keep them apart give each learner the DataLoaders as they were made.")
     self.prepared, self.candidates, self.last_verdict = PreparedData.of(dls), None, None
-    copies.rows, copies.erasers, copies.dls, self.fit_state.scouted = [], {}, None, False
+    copies.rows, copies.erasers, copies.makers, copies.dls, self.fit_state.scouted = [], {}, {}, None, False
 
 @patch
 def _open(self:ProxyAttentionCB):
@@ -427,7 +436,7 @@ def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None, ap
         rng = seeded_rng(self.seed, 'place', cycle)
         maps = place_maps(seen.maps, chosen[chosen < len(seen.maps)], self.place, rng)
         seen = replace(seen, maps=maps)
-    how = dict(fill=self.fill, seed=self.seed, former=former, apart=apart)
+    how = dict(fill=self.fill, seed=self.seed, former=former, apart=apart, donor_pool=self.donor_pool)
     how |= self.policy.rule if rule is None else rule
     return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
@@ -438,15 +447,24 @@ def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, cloc
     if store.bytes > store.max_bytes/2: # room comes from copies that nobody trains on any more
         store.prune({r['id'] for r in self.copies.rows})
     start, spent = time.perf_counter(), clock.total
-    with as_validation(data.items.base), store.writer() as put:
+    with as_validation(data.items.base), store.writer(self.save) as put:
         for part in self._progress([rows[i:i+some] for i in range(0, len(rows), some)]):
             make = eraser
             if self.accept: part, make = self._accepted(report, model, part, seen, eraser, clock)
             put(part, make)
+    kept = put.rows if self.save else self._list_unsaved(put.rows, eraser)
     put.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
-    report.flat += len(rows) - len(put.rows) - report.rejected
-    report.proxies = len(put.rows)
-    return put.rows
+    report.flat += len(rows) - len(kept) - report.rejected
+    report.proxies = len(kept)
+    return kept
+
+@patch
+def _list_unsaved(self:ProxyAttentionCB, rows, eraser) -> list: # Their manifest rows
+    "Write the maps in place of the copies"
+    if not rows: return []
+    rows = self.copies.store.list_unsaved(rows, encode_maps(*maps_of(eraser)))
+    self.copies.makers[rows[0]['file']] = eraser
+    return rows
 
 @patch
 def _accepted(self:ProxyAttentionCB, report, model, rows, seen, eraser, clock):
@@ -705,12 +723,41 @@ def _probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the
 # %% ../nbs/16_callback.ipynb #1a962c46
 @patch
 def _copy_items(self:ProxyAttentionCB, rows):
-    return [(self.copies.store.file(r), r['index'], self.prepared.task.kind) for r in rows]
+    "(file, or what makes the copy; index of the original; type of the image) of each row"
+    made = {}
+    def what(r):
+        if not is_unsaved(r): return self.copies.store.file(r)
+        at = r['file'], r['cycle']
+        if at not in made: made[at] = ErasedOnLoad(self._maker(r), r['cycle'])
+        return made[at]
+    return [(what(r), r['index'], self.prepared.task.kind) for r in rows]
+
+@patch
+def _maker(self:ProxyAttentionCB, row) -> Eraser:
+    "What makes a copy that is no file; in a new process from the maps in the folder"
+    data,makers = self.prepared, self.copies.makers
+    if row['file'] not in makers:
+        with as_validation(data.items.base): dl = eval_dl(data.dls, data.items.base, data.items.n)
+        arrays,about = self.copies.store.load_maps(row)
+        if about.get('n') != data.items.n:
+            raise StoreError(f"{row['file']} holds maps of {about.get('n')} items, and there are {data.items.n} here.")
+        makers[row['file']] = eraser_from(arrays, about, data.source, dl, data.task.kind, self.donor_pool)
+    return makers[row['file']]
+
+@patch
+def _copy_of(self:ProxyAttentionCB, row) -> np.ndarray|None: # None: it is gone
+    "The pixels of a live copy"
+    try:
+        if is_unsaved(row): return ErasedOnLoad(self._maker(row), row['cycle'])(row['index'])
+        return decode_image(self.copies.store.file(row).read_bytes())
+    except READ_ERRORS: return None
 
 @patch
 def _inject(self:ProxyAttentionCB):
     "Let the learner draw from originals and live copies"
     data,copies = self.prepared, self.copies
+    listed = {r['file'] for r in copies.store.live_rows} if copies.store is not None else ()
+    copies.makers = {f: e for f,e in copies.makers.items() if f in listed}
     out = {r['index'] for r in copies.rows if r.get('replaces')}
     originals = [i for i in range(data.items.n) if i not in out]
     items = self._copy_items(copies.rows)*self.repeat
@@ -743,6 +790,7 @@ def resume(self:ProxyAttentionCB,
         warnings.warn(f"{len(ids)-len(copies.rows)} of {len(ids)} copies in {copies.store.name} are missing or damaged "
                       "and are not trained on.")
     self._inject()
+    copies.erasers = {r['cycle']: copies.makers[r['file']] for r in copies.rows if is_unsaved(r)}
     self.fit_state.scouted |= any(r['cycle'] == 0 for r in copies.rows)
     return len(copies.rows)
 
@@ -845,8 +893,8 @@ _columns = ['id', 'cycle', 'original', 'label', 'predicted', 'confidence', 'meth
 def proxies(self:Learner) -> pd.DataFrame:
     "The copies that `dls.train` draws from, a row each: original, label, prediction, how it was erased, path"
     known = vars(self.dls)
-    rows = [{**r, 'original': r['original'] or r['index'], 'path': str(known['proxy_path']/r['file'])}
-            for r in known.get('proxy_rows', ())]
+    def path(r): return None if is_unsaved(r) else str(known['proxy_path']/r['file'])
+    rows = [{**r, 'original': r['original'] or r['index'], 'path': path(r)} for r in known.get('proxy_rows', ())]
     return pd.DataFrame(rows, columns=_columns)
 
 @patch(as_prop=True)

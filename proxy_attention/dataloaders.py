@@ -153,8 +153,9 @@ def image_like(
     return torch.from_numpy(img).permute(2, 0, 1).contiguous().as_subclass(like)
 
 # %% ../nbs/07_dataloaders.ipynb #096ca47c
-def load_copy(path, like):
-    "The copy at `path` as the type `like` of its original"
+def load_copy(path, like, i=None):
+    "The copy at `path` as the type `like` of its original; or, where `path` is a function, what it makes of item `i`"
+    if callable(path): return image_like(path(i), like)
     if hasattr(like, 'create') and issubclass(like, Image.Image): return like.create(path)
     img = decode_image(Path(path).read_bytes())
     if img is None: raise OSError(f"the copy {path} can't be read")
@@ -225,7 +226,7 @@ class ProxyDataset(GetAttr):
     def __init__(self,
         base, # The user's training set
         originals, # Indices of the originals that stay in
-        copies, # (file, index of the original, type of the image) each
+        copies, # (file, or a function of the index; index of the original; type of the image) each
     ):
         self.base, self.originals, self.copies, self.source = base, list(originals), list(copies), Source(base)
         # shared, so that worker processes can write it
@@ -244,13 +245,15 @@ class ProxyDataset(GetAttr):
     def _copy(self, k):
         "Copy `k`, or its original where the copy can't be read: a damaged file costs a copy and not a fit"
         file,src,like = self.copies[k]
-        try: return (load_copy(file, like), *self.source.targets(src))
+        try: return (load_copy(file, like, src), *self.source.targets(src))
         except READ_ERRORS as e:
-            if Path(file).exists() and not self._unreadable(file, like): raise # not the copy's fault
+            if not callable(file) and Path(file).exists() and not self._unreadable(file, like):
+                raise # not the copy's fault
             first = not self.lost[k]
             self.lost[k] = 1
             if first and self.lost.sum() <= 3:
-                warnings.warn(f"the copy {file} can't be read any more ({type(e).__name__}); "
+                name = f"of item {src}" if callable(file) else file
+                warnings.warn(f"the copy {name} can't be read any more ({type(e).__name__}); "
                               "its original is trained on in its place")
             return self.base[src]
 

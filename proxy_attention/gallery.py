@@ -17,7 +17,6 @@ from fastcore.basics import patch
 from .callback import proxy_cb
 from .core import check_flag, check_number, preserve_rng
 from .dataloaders import as_validation
-from .store import decode_image
 
 # %% ../nbs/18_gallery.ipynb #5f046721
 def to_rgb(img):
@@ -40,10 +39,6 @@ def _shorten(label, n=16):
     text = ', '.join(label) if isinstance(label, list) else str(label)
     return text if len(text) <= n else text[:n-1] + '…'
 
-def _saved_copy(store, row):
-    try: return decode_image(store.file(row).read_bytes())
-    except OSError: return None
-
 # %% ../nbs/18_gallery.ipynb #58bbffec
 def proxy_images(
     learn, # A learner with copies
@@ -58,7 +53,7 @@ def proxy_images(
             knows = copies.erasers.get(row['cycle']) if eraser is None else eraser
             with as_validation(data.items.base):
                 img,_ = data.source.read(row['index'], data.task.kind)
-                copy = _saved_copy(copies.store, row) if eraser is None else eraser([dict(row)])[0]
+                copy = cb._copy_of(row) if eraser is None else eraser([dict(row)])[0]
             saliency = None if knows is None else knows.saliency([row['index']], img.shape[1::-1])[0][0]
             yield img, None if saliency is None else saliency / max(saliency.max(), 1e-12), copy
 

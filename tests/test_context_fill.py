@@ -194,7 +194,7 @@ class Items:
         return np.full((8, 8, 3), i, np.uint8), ''
 
 def an_eraser(maps, area=0.25, bad=(), apart=True):
-    seen = SimpleNamespace(idxs=np.arange(len(maps)), maps=maps, flat=np.zeros(len(maps), bool))
+    seen = SimpleNamespace(idxs=np.arange(len(maps)), maps=maps, flat=np.zeros(len(maps), bool), dl=None)
     return Eraser(Items(bad), seen, None, len(maps), area, fill='context', apart=apart)
 
 def drawn(eraser, i, n=60): return [eraser.other(i, np.random.default_rng(k))[0] for k in range(n)]

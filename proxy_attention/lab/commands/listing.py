@@ -45,13 +45,15 @@ def _comparisons_in(folder):
 def _sweeps_in(folder):
     "The sweeps of a folder, in short"
     from proxy_attention.files import read_lines
+    from proxy_attention.lab.metrics.text import count, num
     from proxy_attention.lab.report.records import record_kind
     found = [(f, read_lines(f)) for f in sorted(folder.iterdir())
              if record_kind(f) == 'sweep'] if folder.is_dir() else []
-    def state(n, of): return 'done' if n >= of else f'{n} of {of} trials'
-    return [dict(sweep=f.name, state=state(last.get('trials', 0), head['trials']), objective=head['objective'],
-                 **{k: last.get(k) for k in ('value', 'params')})
-            for f,(head,*_,last) in found]
+    def state(n, of): return 'done' if of and n >= of else f'{count(n)} of {count(of)} trials'
+    return [dict(sweep=f.name, state=state(num(lines[-1].get('trials')) or 0, num(lines[0].get('trials'))),
+                 objective=shown(lines[0].get('objective')), value=num(lines[-1].get('value')),
+                 params=lines[-1].get('params'))
+            for f,lines in found]
 
 def _run_row(s):
     test = '–' if s['test_accuracy'] is None else f"{s['test_accuracy']:.1%}"
