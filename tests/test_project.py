@@ -131,3 +131,25 @@ def test_ruff_looks_for_the_rest():
     assert 'S' in lint['select'] and not refused & set(lint['ignore'])
     for pattern,off in lint['per-file-ignores'].items(): assert not pattern.startswith('proxy_attention') or not {'S', *refused} & set(off)
     for f in MODULES: assert not re.search('noqa(?!: )|noqa:.*(' + '|'.join(refused) + ')', f.read_text()), f.name
+
+
+# -- what is written ----------------------------------------------------------------------------------------------------------------------------------
+
+def test_promises_name_tests_that_exist():
+    named = re.findall(r'`tests/(\w+\.py)::(\w+)`', (ROOT/'SECURITY.md').read_text())
+    assert len(named) > 5
+    for file,test in named: assert f'def {test}(' in (ROOT/'tests'/file).read_text(), f'{file}::{test}'
+
+def test_pages_name_commands_that_exist():
+    for page in ('CONTRIBUTING.md', 'SECURITY.md', 'README.md', '.github/PULL_REQUEST_TEMPLATE.md'):
+        for target in re.findall(r'(?:`|^)make ([a-z-]+)', (ROOT/page).read_text(), re.M): assert target in TARGETS, f'{page}: {target}'
+
+def test_links_of_pages_lead_somewhere():
+    for page in ('CONTRIBUTING.md', 'SECURITY.md'):
+        for link in re.findall(r'\]\((?!https:)([^)#]+)', (ROOT/page).read_text()): assert (ROOT/link).exists(), f'{page}: {link}'
+
+def test_the_citation_has_the_version():
+    cite = pytest.importorskip('yaml').safe_load((ROOT/'CITATION.cff').read_text())
+    own = re.search(r"__version__ = ['\"](.+)['\"]", (ROOT/'proxy_attention'/'__init__.py').read_text())[1]
+    assert cite['version'] == own and cite['license'] == PROJECT['project']['license']
+    assert cite['repository-code'] == PROJECT['project']['urls']['Repository']
