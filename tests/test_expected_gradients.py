@@ -362,7 +362,7 @@ class Greedy(nn.Module):
         return self.net(x)
 
 @pytest.mark.parametrize('method', [METHOD, 'gradcam'])
-@pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'), RuntimeError('HIP out of memory'),
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'), RuntimeError('HIP out of memory'),
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")], ids=['cuda', 'hip', 'cpu'])
 def test_out_of_memory(method, error):
     net = Greedy(error)

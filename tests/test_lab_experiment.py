@@ -783,7 +783,7 @@ def hungry(monkeypatch, most):
     "A machine that holds batches of at most `most` images"
     real = MetricsRecorder.after_pred
     def check(self):
-        if self.training and len(self.pred) > most: raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.training and len(self.pred) > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self)
     monkeypatch.setattr(MetricsRecorder, 'after_pred', check)
 

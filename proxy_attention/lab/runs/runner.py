@@ -53,7 +53,7 @@ def smaller_batch(job, e):
     job.run.commit(**changes)
 
 def out_of_memory(e):
-    return (isinstance(e, (torch.cuda.OutOfMemoryError, MemoryError))
+    return (isinstance(e, (torch.OutOfMemoryError, MemoryError))
             or isinstance(e, RuntimeError) and "can't allocate memory" in str(e))
 
 def free_memory():
