@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants lint notebooks readme bench results study study-report clean
+.PHONY: help demo test fuzz mutants lint notebooks readme docs dist audit bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -40,6 +40,20 @@ notebooks: $(VENV)/.installed-dev ## Export the modules from the notebooks and c
 
 readme: $(VENV)/.installed-dev ## Make README.md from nbs/index.ipynb
 	$(BIN)/python .ci/readme.py
+
+docs: $(VENV)/.installed-dev ## Make the pages in _docs from the notebooks (needs quarto; DOCS_URL: where they will be)
+	$(BIN)/python .ci/docs.py $(DOCS_URL)
+
+dist: | $(VENV)/bin/pip ## Build the sdist and the wheel in dist/ and check both
+	rm -rf build dist
+	$(BIN)/pip install -q 'build>=1.2' check-wheel-contents twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+audit: $(VENV)/.installed ## Has anything that is needed a known vulnerability?
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks (about half an hour) and keep their figures in results/
 	$(BIN)/pip install -q -e '.[bench]'

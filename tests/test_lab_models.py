@@ -33,6 +33,7 @@ from proxy_attention.lab.models.heads import body_head_split, head_names
 from proxy_attention.lab.models.learner import timm_head
 from proxy_attention.lab.models.learner import make_learner
 from proxy_attention.lab.models.small import patch_side, small_cnn
+from proxy_attention.lab.runs.checkpoint import RunError, load_state, load_weights
 from proxy_attention.layers import feature_layer
 from proxy_attention.saliency import saliency_maps
 
@@ -281,6 +282,14 @@ def test_a_pickle_is_not_run(tmp_path):
                       ('whole.pth', lambda f: torch.save(small_cnn(), f))):
         dump(tmp_path/name)
         with pytest.raises(WeightsError, match=f'{name}.*run code'): net(weights=tmp_path/name)
+    assert not Path('exploded').exists()
+
+def test_the_state_of_a_run_is_not_run(tmp_path):
+    "Somebody else's run folder, gone on with"
+    for name,dump in (('bare', lambda f: f.write_bytes(pickle.dumps({'w': Bomb()}))), ('zip', lambda f: torch.save({'w': Bomb()}, f))):
+        dump(tmp_path/name)
+        for load in (load_state, lambda f: load_weights(f, small_cnn())):
+            with pytest.raises(RunError, match=name): load(tmp_path/name)
     assert not Path('exploded').exists()
 
 bad_files = {'empty.safetensors': b'', 'text.safetensors': b'not weights at all', 'empty.pth': b'', 'text.pth': b'not weights at all'}

@@ -25,10 +25,20 @@ from .heads import head_keys, head_names
 class WeightsError(ValueError):
     "Weights that can't be had, or that don't fit"
 
+@contextlib.contextmanager
+def _allowed(harmless):
+    "As `torch.serialization.safe_globals`, which torch 2.4 doesn't have"
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(harmless)
+    try: yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
 def _load_tensors(file):
     "`torch.load` of tensors only; and of what fastai's optimizer states consist of, as `learn.save` writes them too"
     harmless = [L, np.float64(0).__reduce__()[0], np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
-    with getattr(torch.serialization, 'safe_globals', contextlib.nullcontext)(harmless):
+    with _allowed(harmless):
         return torch.load(file, map_location='cpu', weights_only=True)
 
 def weights_file(file) -> Path:
