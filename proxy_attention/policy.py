@@ -7,7 +7,7 @@ __all__ = ['presets', 'Policy']
 
 # %% ../nbs/12_policy.ipynb #88e1235d
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal
 
 # %% ../nbs/12_policy.ipynb #db08648b
@@ -55,7 +55,8 @@ class Policy:
         # NumPy's numbers become Python's, which a manifest can hold
         numbers = dict(zip(('samples', 'blur'), check_samples(self.samples, self.blur)))
         if self.scout is not None: steps_of(self.scout, 1, 1, 'scout')
-        if isinstance(self.scout, Real): numbers['scout'] = check_number('scout', self.scout)
+        if isinstance(self.scout, Real):
+            numbers['scout'] = check_number('scout', self.scout, whole=isinstance(self.scout, Integral))
         if self.share is not None: numbers['share'] = check_number('share', self.share, 0, 1, open_low=True)
         numbers['repeat'] = check_number('repeat', self.repeat, 1, 100, whole=True)
         numbers['rounds'] = check_number('rounds', self.rounds, 1, 10, whole=True)

@@ -267,6 +267,23 @@ def test_a_line_of_the_manifest(copies, key, value):
         for use in (read_manifest, lambda f: audit(f, near=None), lambda f: take_up(images, f)):
             with pytest.raises(StoreError, match=rf"manifest.jsonl, line 2 has {key}="): use(folder)
 
+@pytest.mark.parametrize('key', ['cycle', 'index', 'original', 'id', 'file', 'sha256', 'bytes'])
+def test_a_line_of_the_manifest_that_lacks_something(copies, key):
+    images,folder = copies
+    lines = [json.loads(line) for line in (folder/'manifest.jsonl').read_bytes().splitlines()]
+    del lines[1][key]
+    with Replaced(folder/'manifest.jsonl', b''.join(json.dumps(o).encode() + b'\n' for o in lines)):
+        for use in (read_manifest, lambda f: take_up(images, f)):
+            with pytest.raises(StoreError, match=f"line 2 is not a line of ours: it has no '{key}'"): use(folder)
+
+@pytest.mark.parametrize('change', [dict(trials=None), dict(trials='many'), dict(objective=5), None], ids=str)
+def test_a_sweep_is_listed(pages, change):
+    "Also one whose record is damaged, or holds its first line only"
+    file = pages/'swept'/'record.jsonl'
+    head,*rest = file.read_bytes().splitlines()
+    lines = [head] if change is None else [json.dumps(json.loads(head) | change).encode(), *rest]
+    with Replaced(file, b'\n'.join(lines) + b'\n'): assert answer('list', '--runs', pages) == 0
+
 @pytest.mark.parametrize('content', [b'{"train": [NaN], "held_out": []}', b'{"train": [], "held_out": 5}', b'[]', b'"split"', b'\xff\xfe', b'['*100_000, b'', b'{"train": ["a\\u0000b"], "held_out": []}'],
                          ids=['not text', 'no list', 'list', 'text', 'bytes', 'deep', 'empty', 'null byte'])
 def test_a_split_of_copies_that_fits_its_name(tmp_path, content):
