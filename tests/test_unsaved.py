@@ -190,10 +190,10 @@ def test_an_eraser_can_be_pickled(shapes):
 
 def test_few_grids_are_kept(shapes):
     "One is as large as an image: with as many sizes as images they would be a second data set in memory"
-    from proxy_attention.copies import GRIDS
+    from proxy_attention.copies import _GRIDS
     _,learn = two(lambda: shapes_dls(shapes), select='all', fill='context')
     e = learn.dls.train.dataset.copies[0][0].eraser
-    assert len(e.views) > GRIDS == len(e.grids) and all(v.shape == (3, 2) for v in e.views.values())
+    assert len(e.views) > _GRIDS == len(e.grids) and all(v.shape == (3, 2) for v in e.views.values())
 
 # -- the file of maps ---------------------------------------------------------------------------------------------------------------------------
 
