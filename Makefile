@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants lint notebooks readme docs dist audit bench results study study-report clean
+.PHONY: help demo test fuzz mutants torture lint notebooks readme docs dist audit bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -30,6 +30,9 @@ fuzz: $(VENV)/.installed-dev ## Hostile arguments, files, settings and command l
 mutants: $(VENV)/.installed-dev ## Do the tests notice changed code? Mutation tests of five modules (about half an hour; MODULES=stages for one)
 	$(BIN)/pip install -q -e '.[mutants]'
 	$(BIN)/python .ci/mutants.py $(MODULES)
+
+torture: $(VENV)/.installed-dev ## Stop runs, a comparison and a script at 150 random moments: do they end the same? Figures: results/torture.jsonl
+	$(BIN)/python .ci/torture.py --save
 
 lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint
 	$(BIN)/python .ci/agree.py

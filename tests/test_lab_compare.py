@@ -112,6 +112,12 @@ def test_what_is_done_is_not_done_again(run, monkeypatch):
     out = run(['early_look', 'random_erasing'], 2, say=said.append)
     assert '2 runs done, 4 to go' in said[0] and len(results(out)) == 6 and all(f.stat().st_mtime_ns == t for f,t in before.items())
 
+def test_half_written_files_go(run):
+    out = run([], 1)
+    for name in ('.record.jsonl.1.2.tmp', '.report.html.1.2.tmp', '.mine.tmp'): (out/name).touch()
+    run([], 1)
+    assert [f.name for f in out.glob('*.tmp')] == ['.mine.tmp']
+
 def test_other_settings_in_the_same_folder(run):
     run([], 1)
     with pytest.raises(RunError, match='lr'): run(['early_look'], 1, overrides=['lr=0.02'])

@@ -1,6 +1,7 @@
 """Stages 0 to 3 as one run: killed anywhere it goes on and ends as if nothing had happened; what a step knows, it knows from disk."""
 import contextlib
 import copy
+import errno
 import gc
 import hashlib
 import importlib.util
@@ -283,6 +284,33 @@ def test_killed_at_every_write(run, monkeypatch):
         assert lines(out) == lines(whole) and same(final(out), final(whole)) and copies(out) == copies(whole), moves[at-1]
 
 test_killed_at_every_write.pytestmark = forks
+
+@pytest.mark.parametrize('where', ['.png', '.jpg'], ids=['copies', 'gallery'])
+@pytest.mark.filterwarnings('ignore:.*no copies.*')
+def test_a_disk_that_is_full_for_a_moment_is_an_error(run, monkeypatch, where):
+    "A run that went on without a scout's copies, or with a page whose pictures are broken, would look like any other"
+    verdict_of(monkeypatch, 'shortcut')
+    whole = run(*TESTED, out='whole')
+    real,failed = os.replace, []
+    def replace(a, b):
+        if str(b).endswith(where) and not failed:
+            failed.append(b)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(b))
+        return real(a, b)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', replace)
+        with pytest.raises((RunError, OSError), match='No space left'): run(*TESTED)
+    assert failed and not lines('run', 'stage')
+    out = run(*TESTED)
+    assert lines(out) == lines(whole) and same(final(out), final(whole)) and copies(out) == copies(whole)
+    assert {f.name: f.read_bytes() for f in (out/'gallery').glob('*')} == {f.name: f.read_bytes() for f in (whole/'gallery').glob('*')}
+
+def test_half_written_files_go(run, usual):
+    "Those that a process has left which was killed while it wrote the page or the gallery's list, and no others"
+    out = Path(shutil.copytree(usual, 'run'))
+    for name in ('.report.html.1.2.tmp', 'gallery/.cycle1.json.1.2.tmp', 'gallery/.mine.tmp'): (out/name).touch()
+    run()
+    assert [f.name for f in out.rglob('*.tmp')] == ['.mine.tmp']
 
 def test_a_checkpoint_is_used(run, usual, monkeypatch):
     patch_name(monkeypatch, 'keep_every', 0)

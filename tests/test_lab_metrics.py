@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as npst
 from torch import nn
 
 from proxy_attention.lab.metrics import classification as lab
-from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, folder_bytes, map_quality
+from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, copies_mb, folder_bytes, map_quality
 from proxy_attention.lab.metrics.classification import model_cost, reliability, reset_peak_ram
 from proxy_attention.lab.metrics.classification import time_to_target
 
@@ -265,6 +265,14 @@ def test_folder_bytes(tmp_path):
     assert folder_bytes(tmp_path) == folder_bytes(str(tmp_path)) == 15 and folder_bytes(tmp_path/'a') == 5 and folder_bytes(tmp_path/'erm') == 0
     os.symlink(tmp_path/'x', tmp_path/'a'/'link')
     assert folder_bytes(tmp_path) < 15 + 10 + 5 + len(str(tmp_path)) + 3 # the link itself, not what it points to
+
+def test_the_copies_size_without_their_manifest(tmp_path):
+    "A run that was killed lists some copies twice"
+    (tmp_path/'a.png').write_bytes(b'1'*3000)
+    (tmp_path/'b.jpg').write_bytes(b'1'*1000)
+    for lines in (1, 2):
+        (tmp_path/'manifest.jsonl').write_text('{}\n'*lines)
+        assert copies_mb(tmp_path) == 0.004 and copies_mb(tmp_path/'nowhere') == 0
 
 def test_cost_meter():
     meter = CostMeter()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reliability', 'calibration_error', 'classification_report', 'map_quality', 'model_cost', 'time_to_target',
-           'folder_bytes', 'reset_peak_ram', 'CostMeter']
+           'folder_bytes', 'copies_mb', 'reset_peak_ram', 'CostMeter']
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #148e629d
 import contextlib
@@ -143,13 +143,21 @@ def time_to_target(
 
 def folder_bytes(
     path, # A folder; one that isn't there holds nothing
+    suffixes=('',), # Only files whose names end so
 ) -> int:
     "Bytes of all files below `path`; links are not followed, files that vanish meanwhile don't count"
     total = 0
     for folder,_,names in os.walk(path):
         for name in names:
+            if not name.endswith(tuple(suffixes)): continue
             with contextlib.suppress(OSError): total += os.lstat(os.path.join(folder, name)).st_size
     return total
+
+def copies_mb(
+    folder, # Of copies
+) -> float:
+    "What copies take on disk. Their manifest, which is longer after a run that was stopped, isn't counted"
+    return folder_bytes(folder, ('.png', '.jpg'))/1e6
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #a5bce811
 def _high_water():

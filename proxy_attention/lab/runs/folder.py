@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...core import digest, file_digest
-from ...files import read_json, read_lines, write_atomic
+from ...files import read_json, read_lines, remove_half_written, write_atomic
 from .checkpoint import MADE_BY, SCHEMA, RunError, load_state, pack, plain
 from .state import check_same, comes_before_copies, delete_files, files_needed, first_damage
 from .state import is_run, lock_folder, read_state
@@ -64,6 +64,7 @@ class Run:
         kept = check_same(self.folder, self.about['settings'])
         if kept is None: self._begin()
         else: self.about = kept
+        for folder in (self.folder, self/'gallery'): remove_half_written(folder)
         self.state = self._latest()
         self._cut()
 
@@ -215,5 +216,6 @@ def mark_folder(
     "Make the folder ours, with a mark that says so"
     check_folder(folder, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
+    remove_half_written(folder)
     mark = dict(made_by='proxy_attention', kind=kind, schema=SCHEMA, version=__version__)
     if not (Path(folder)/MARKER).exists(): write_atomic(Path(folder)/MARKER, json.dumps(mark) + '\n')

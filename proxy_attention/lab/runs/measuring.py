@@ -15,7 +15,7 @@ import torch
 from ...core import Clock, no_footprint
 from ...files import read_lines
 from ..data.loaders import test_dl
-from ..metrics.classification import CostMeter, classification_report, folder_bytes
+from ..metrics.classification import CostMeter, classification_report, copies_mb
 from ..metrics.classification import map_quality, time_to_target
 from ..metrics.maps import compared
 from .audit import audit_run
@@ -90,7 +90,7 @@ def test(job):
                target=dict(accuracy=target, **time_to_target(epochs, target)) if target else None,
                audit=dict(ok=bool(audited), problems=audited.problems, near=len(audited.near),
                           checked=str(audited).splitlines()[0]),
-               proxies_mb=folder_bytes(run/'proxies')/1e6,
+               proxies_mb=copies_mb(run/'proxies'),
                steps=sum(o.get('steps') or 0 for o in stages), scout_steps=sum(o['steps'] for o in scouts),
                proxies_made=sum(o.get('proxies') or 0
                                 for o in [*scouts, *(o for o in stages if o['stage'] == 'proxies')]),

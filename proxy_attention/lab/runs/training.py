@@ -15,7 +15,7 @@ from fastai.callback.core import Callback, CancelFitException
 from ...callback import ProxyAttentionCB
 from ...dataloaders import epoch_of
 from ..config.sections import measures
-from ..metrics.classification import CostMeter, classification_report, folder_bytes
+from ..metrics.classification import CostMeter, classification_report, copies_mb
 from ..metrics.text import duration
 from ..models.learner import quiet
 from .checkpoint import RunError, load_opt, load_state, opt_state, plain, rng_state
@@ -23,7 +23,7 @@ from .checkpoint import save_state, save_weights, set_rng_state
 from .job import loaded, make_proxy_cb
 from .measuring import map_metrics
 from .plan import check_batches, named_fits, stage_fits
-from .stages import save_gallery, update_early_stopping
+from .stages import disk_error, save_gallery, update_early_stopping
 from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #c894d1a9
@@ -40,11 +40,12 @@ class MetricsRecorder(Callback):
         self.where, self.planned, self.later = dict(stage='train', cycle=cycle), planned, later
         self.vocab, self.meter = list(map(str, vocab)), CostMeter()
         self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
-        self.report, self.probs, self.diverged, self.scout = None, [], False, None
+        self.report, self.probs, self.diverged, self.scout, self.failed = None, [], False, None, ''
     def before_train(self):
         first = self.scout is None and self.where['cycle'] == 0 # later stages take up what the scouts found
         if first and (found := scouted(self.learn)) is not None: # before copies are made after the fit
-            self.scout = found
+            self.scout,self.failed = found, disk_error(found['report'])
+            if self.failed: raise CancelFitException
             if found['ids']: save_gallery(self.gallery, self.learn, 0)
         self.start, self.seen = time.perf_counter(), 0
     def before_validate(self): self.start, self.probs, self.targets = time.perf_counter(), [], []
@@ -168,7 +169,7 @@ def run_fits(job, learn, watch, fits):
         short = epoch_of(learn.dls, f['steps']) if f['steps'] else contextlib.nullcontext()
         with quiet(learn, job.bars), short:
             learn.fit_one_cycle(f['epochs'], f['lr'], start_epoch=watch.first, **f['more'])
-        if watch.diverged: return
+        if watch.diverged or watch.failed: return
 
 def tensorboard(folder):
     "fastai's TensorBoard callback, with its files in `folder`"
@@ -200,6 +201,7 @@ def train(job, cycle:int):
     watch = MetricsRecorder(run, learn.dls.vocab, cycle, planned[0], sum(planned[1:]))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
     with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
+    if watch.failed: raise RunError(watch.failed)
     if watch.scout is not None: run.record('scout', copies=len(watch.scout['ids']), **watch.scout['report'])
     if watch.diverged or not all(torch.isfinite(t).all() for t in learn.model.parameters()):
         if cycle == 0: raise RunError(f"training diverged: the weights aren't finite any more. Lower lr ({lr:g} now).")
@@ -218,7 +220,7 @@ def train(job, cycle:int):
                train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report,
                **map_metrics(job, learn, 'valid', cap=200),
                rolled_back=back, seconds_train=watch.seconds['train'], seconds_valid=watch.seconds['valid'],
-               images_per_second=watch.images/watch.seconds['train'], proxies_mb=folder_bytes(run/'proxies')/1e6,
+               images_per_second=watch.images/watch.seconds['train'], proxies_mb=copies_mb(run/'proxies'),
                **watch.meter.row())
     if watch.scout is not None: st['live'] = watch.scout['ids']
     kept = dict(live=st['before']) if back else dict(live=st['live'], weights=names[0], opt=names[1],
