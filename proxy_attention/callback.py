@@ -45,7 +45,7 @@ from .select import Scores, item_indices, select_items
 from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
 from .shortcut_test import verdict_text
-from .store import ProxyStore, StoreError, decode_image, encode_maps, formats, is_unsaved
+from .store import REVIEWS, ProxyStore, StoreError, decode_image, encode_maps, formats, is_unsaved
 from .store import purge_run, write_split
 from .targets import place_maps
 
@@ -298,6 +298,7 @@ def prepare(self:ProxyAttentionCB):
         raise ValueError(f"fill={self.fill!r} needs another training image, and there is only one.")
     self._find_suspects()
     self._open()
+    self._take_reviews()
     self._drop_lost()
 
 @patch
@@ -393,7 +394,8 @@ def _scan(self:ProxyAttentionCB, model, only=None, wants=None, clock=None) -> Sc
 def _exclusions(self:ProxyAttentionCB, idxs, flat) -> dict: # Reason -> bool (m,)
     "Which items can't get a copy, and why"
     data = self.prepared
-    return dict(flat=flat, held_out=np.isin(idxs, data.leaked()), suspects=np.isin(idxs, data.suspects))
+    return dict(flat=flat, held_out=np.isin(idxs, data.leaked()), suspects=np.isin(idxs, data.suspects),
+                reviewed=np.isin(idxs, self._reviewed('object')))
 
 @patch
 def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, unreadable):
@@ -822,6 +824,37 @@ def paused(self:ProxyAttentionCB):
     before, self.fit_state.paused = self.fit_state.paused, True
     try: yield self
     finally: self.fit_state.paused = before
+
+# %% ../nbs/16_callback.ipynb #49385439
+@patch
+def review(self:ProxyAttentionCB,
+    choices:dict, # Id of a live copy -> 'keep', 'drop', 'object' (it lacks the thing itself) or 'label' (it is wrong)
+) -> int: # How many copies have left the training set
+    "Take over what a person says of live copies; all but those to keep leave the training set now"
+    live = {r['id'] for r in self.copies.rows}
+    for i,choice in choices.items():
+        check_choice('choices', choice, REVIEWS)
+        if i not in live: raise ValueError(f"choices={i!r}: no live copy has this id; see learn.proxies['id'].")
+    if not choices: return 0
+    copies = self.copies
+    copies.store.mark({i: dict(review=choice) for i,choice in choices.items()})
+    copies.rows = [copies.store.rows[r['id']] for r in copies.rows if choices.get(r['id'], 'keep') == 'keep']
+    self._take_reviews()
+    self._inject()
+    return len(live) - len(copies.rows)
+
+@patch
+def _reviewed(self:ProxyAttentionCB, choice) -> list:
+    "Indices of the items of whose copies a person has said so, under this split"
+    store = self.copies.store
+    rows = () if store is None else store.rows.values()
+    return [r['index'] for r in rows if r.get('review') == choice and r.get('split') == self.prepared.split]
+
+@patch
+def _take_reviews(self:ProxyAttentionCB):
+    "Items whose label is said to be wrong join the suspects"
+    data, wrong = self.prepared, self._reviewed('label')
+    if wrong: data.suspects = np.union1d(data.suspects, wrong).astype(int)
 
 # %% ../nbs/16_callback.ipynb #ab26971a
 @patch

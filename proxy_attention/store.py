@@ -105,11 +105,14 @@ def _check_owner(folder, name):
             raise StoreError(f"path={name!r}: {f} is a symbolic link; it is not followed. Give another path=.")
 
 # %% ../nbs/05_store.ipynb #06a9cffe
+REVIEWS = ('keep', 'drop', 'object', 'label') # What a person may say of a copy
+
 def _is_count(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0
 def _is_text(v): return isinstance(v, str)
 def _is_flag(v): return isinstance(v, bool)
 def _is_share(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1
 def _is_class(v): return isinstance(v, str) or isinstance(v, list) and all(isinstance(c, str) for c in v)
+def _is_review(v): return v in REVIEWS
 def _is_file_or_null(v): return v is None or is_file_name(v)
 def _is_digest(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) is not None
 def _is_copy(v): return isinstance(v, str) and re.fullmatch(_COPY, v) is not None
@@ -119,7 +122,7 @@ _required = {'id': _is_text, 'cycle': _is_count, 'index': _is_count, 'original':
              'sha256': _is_digest, 'bytes': _is_count}
 _optional = {'original_sha256': _is_digest, 'split': _is_split, 'label': _is_class, 'predicted': _is_class, 'confidence': _is_share,
              'erased': _is_share, 'replaces': _is_flag, 'pruned': _is_flag, 'method': _is_text, 'target': _is_text,
-             'fill': _is_text, 'place': _is_text}
+             'fill': _is_text, 'place': _is_text, 'review': _is_review}
 
 def _row_error(row):
     "What is wrong with a line of the manifest; None if nothing is"
@@ -294,6 +297,15 @@ def prune(self:ProxyStore, keep_ids):
         self.rows[r['id']] = r
         if r['file'] not in kept: self.file(r).unlink(missing_ok=True)
     _write_marker(self.path, len(self.live_rows))
+
+@patch
+def mark(self:ProxyStore,
+    changes:dict, # Id of a listed copy -> what its line shall say besides, a dict
+):
+    "List copies anew, with more said of each"
+    rows = [{**self.rows[i], **more} for i,more in changes.items()]
+    _append(self.path/MANIFEST, rows)
+    self.rows.update({r['id']: r for r in rows})
 
 @patch
 def relist(self:ProxyStore, rows, split) -> list:
