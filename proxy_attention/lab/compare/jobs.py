@@ -112,12 +112,12 @@ class Jobs:
     def _end(self, job, state=''):
         done = self.running.pop(job)
         try:
-            if not job.paths.result_pickle.exists(): raise LostJob(f"it was killed ({state.lower()})")
+            if not job.paths.result_pickle.exists(): raise LostJob(f"it was killed, or its node was ({state.lower()})")
             value,error = job.result()
-        except Exception as e: # A result that can't be read: anything may be wrong
+        except Exception as e: # Of a result that can't be read, anything may be wrong
             log = job.paths.stderr
             said = _last_line(log.read_text(errors='replace')) if log.exists() else ''
-            value,error = None, LostJob(f"job {job.job_id} has left no result: {_last_line(e)}; its log, {log}, "
-                                        f"{f'ends with: {said}' if said else 'is empty'}")
+            value,error = None, LostJob(f"job {job.job_id} has left no result: {_last_line(e)}. Its log {log} "
+                                        f"{f'ends with: {said}' if said else 'is empty.'}")
         if error is None: done.set_result(value)
         else: done.set_exception(error)
