@@ -37,7 +37,6 @@ def slurm(tmp_path_factory):
             assert started.returncode == 0, started.stderr
             yield folder
         finally:
-            subprocess.run(['scancel', '--state=RUNNING', f'--user={os.getuid()}'])
             subprocess.run([scripts/'stop.sh', folder])
 
 @pytest.fixture
