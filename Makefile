@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants torture lint notebooks readme docs dist audit bench results study study-report clean
+.PHONY: help demo test test-cluster fuzz mutants torture lint notebooks readme docs dist audit bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and
 	@$(BIN)/python -m pytest $(HALF) > .lab_tests.log 2>&1 & lab=$$!; \
 	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/nbdev-test studies/questions --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
 	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status
+
+test-cluster: $(VENV)/.installed-dev ## Jobs of a real SLURM of one node, which the tests start (needs root and apt-get install slurm-wlm munge; else skipped)
+	@$(BIN)/python -m pytest tests/cluster
 
 fuzz: $(VENV)/.installed-dev ## Hostile arguments, files, settings and command lines: 20,000 of them (an hour; make test tries 500)
 	FUZZ_UNIT=1070 $(BIN)/python -m pytest -q tests/test_fuzz_arguments.py tests/test_fuzz_files.py

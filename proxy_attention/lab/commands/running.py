@@ -7,14 +7,15 @@ __all__ = ['jobs_option', 'demo', 'run', 'comma_names', 'comma_numbers', 'compar
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #7b2bd502
 import warnings
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import List, Optional
 
 import typer
 
-from .app import answering, app, changes_option, data_option, json_option
-from .app import settings_option
+from .app import answering, app, changes_option, cluster_option, data_option
+from .app import json_option, settings_option, submit_option
 from ..metrics.text import command_line
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #71e402b9
@@ -69,6 +70,8 @@ def run(
     settings:Optional[Path]=settings_option,
     data:Path=data_option,
     again:bool=typer.Option(False, '--again', help="Delete what the folder holds of an earlier run, and start anew."),
+    submit:Optional[str]=submit_option,
+    cluster:Optional[str]=cluster_option,
     as_json:bool=json_option,
 ):
     """Run an experiment, Stages 0 to 3, and write its page; a run that was stopped goes on where it was.
@@ -78,19 +81,23 @@ def run(
       proxy-attention run photos
       proxy-attention run photos --out runs/photos_small --set area=0.05 --set data.bs=16
       proxy-attention run photos --again
+      proxy-attention run photos --submit slurm
       proxy-attention run photos --json > photos.json
     \b
     Exit codes: 0 done, 2 something is wrong with settings, data or folder,
     130 stopped with Ctrl-C (the same command goes on).
     """
-    command = command_line('run', experiment, out=out, settings=settings, data=(data, 'data'), overrides=changes)
+    command = command_line('run', experiment, out=out, settings=settings, data=(data, 'data'), submit=submit,
+                           cluster=cluster, overrides=changes)
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config.settings import load_experiment
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
         warnings.filterwarnings('ignore', category=FutureWarning)
-        from proxy_attention.lab.runs.runner import run_experiment
+        from proxy_attention.lab.runs.runner import run_experiment, run_settings
+        from proxy_attention.lab.compare.cluster import find_cluster, run_as_job
+        where = find_cluster(submit, cluster, settings)
         folder = run_experiment(experiment, settings=settings, out=out, overrides=changes or (), data=data, again=again,
-                                say=answer.say)
+                                say=answer.say, start=run_settings if where is None else partial(run_as_job, where))
         from proxy_attention.lab.report.records import read_records
         from proxy_attention.lab.report.run_verdict import summary, verdict
         from proxy_attention.lab.report.run_tables import table_text
@@ -141,6 +148,8 @@ def compare(
         None, '--margin', metavar='SHARE',
         help="Also judge whether arms are not worse: is a loss of accuracy as large as this ruled out? "
              "0.005: half a point."),
+    submit:Optional[str]=submit_option,
+    cluster:Optional[str]=cluster_option,
     as_json:bool=json_option,
 ):
     """Train arms with the same seeds, split, initial weights and optimizer steps, and judge each against no proxies
@@ -157,13 +166,14 @@ def compare(
       proxy-attention compare shortcut --arms early_look --seed-list 0,3,7 --set data.strength=0.8 --out runs/weaker
       proxy-attention compare shortcut --arms masktune,my_policy --seeds 10 --interval bootstrap-t --json > out.json
       proxy-attention compare photos --arms proposal --seeds 10 --margin 0.005
+      proxy-attention compare photos --arms proposal --seeds 10 --submit slurm --cluster mine
     \b
     Exit codes: 0 done, 2 something is wrong with settings, data or folder or a run failed,
     130 stopped with Ctrl-C (the same command goes on).
     """
     command = command_line('compare', experiment, arms=arms, seeds=seeds, seed_list=seed_list, out=out,
                            settings=settings, data=(data, 'data'), jobs=jobs, interval=(interval, 't'), margin=margin,
-                           overrides=changes)
+                           submit=submit, cluster=cluster, overrides=changes)
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         if seeds is not None and seed_list is not None: raise ValueError("--seeds and --seed-list: give one of them.")
         names,which = (comma_names(arms, '--arms'), comma_numbers(seed_list, '--seed-list') if seed_list is not None
@@ -173,7 +183,7 @@ def compare(
         warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare.comparison import compare
         folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin,
-                         say=answer.say)
+                         say=answer.say, submit=submit, cluster=cluster)
         from proxy_attention.lab.report.compare_page import write_compare_report
         answer(*_compared(folder, write_compare_report(folder)))
 
@@ -201,6 +211,8 @@ def sweep(
     settings:Optional[Path]=settings_option,
     data:Path=data_option,
     jobs:Optional[int]=jobs_option,
+    submit:Optional[str]=submit_option,
+    cluster:Optional[str]=cluster_option,
     as_json:bool=json_option,
 ):
     """Search for a policy with Optuna: each trial is one, with the same seeds and optimizer steps as the others.
@@ -213,19 +225,21 @@ def sweep(
     Examples:
       proxy-attention sweep policy
       proxy-attention sweep policy --trials 20 --jobs 2 --json
+      proxy-attention sweep policy --submit slurm --jobs 8
       proxy-attention sweep policy --set sweep.seeds=3 --set sweep.area=0.05..0.2 --set steps=480 --out runs/finer
     \b
     Exit codes: 0 done, 2 something is wrong with settings, data or folder or all trials failed,
     130 stopped with Ctrl-C (the same command goes on).
     """
     command = command_line('sweep', name, trials=trials, out=out, settings=settings, data=(data, 'data'), jobs=jobs,
-                           overrides=changes)
+                           submit=submit, cluster=cluster, overrides=changes)
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config.settings import load_sweep
         load_sweep(name, settings, changes or ()) # Before the slow imports
         warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare.sweep import sweep
         from proxy_attention.lab.compare.sweep_report import sweep_summary, sweep_text
-        folder = sweep(name, settings, out, trials, jobs, data, changes or (), say=answer.say)
+        folder = sweep(name, settings, out, trials, jobs, data, changes or (), say=answer.say, submit=submit,
+                       cluster=cluster)
         figure = folder/'sweep.png'
         answer(sweep_summary(folder) | dict(figure=figure), '\n'.join(['', sweep_text(folder), '', f"figure {figure}"]))

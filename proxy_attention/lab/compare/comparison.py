@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ...core import check_choice, check_number
 from .arm_settings import fair_steps, train_size
+from .cluster import find_cluster, workers_of
 from .pool import Progress, as_they_end, known_results, planned_runs
-from .pool import run_end, run_job, workers
+from .pool import run_end, run_job
 from .verdicts import write_comparison
 from ..config.settings import load_experiment
 from ..metrics.stats import intervals
@@ -37,6 +38,8 @@ def compare(
     reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
+    submit:str|None=None, # slurm: runs are jobs of a cluster; local: the same, on this machine; None: processes
+    cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict
     "Run all arms with all seeds, as far as that isn't done yet, and judge them"
     conf = load_experiment(experiment, settings, overrides)
@@ -47,8 +50,10 @@ def compare(
              [check_number('seeds', s, 0, whole=True) for s in seeds])
     check_choice('interval', interval, intervals)
     if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
-    jobs = (min(os.cpu_count() or 1, len(names)*len(seeds)) if jobs is None
-            else check_number('jobs', jobs, 1, whole=True))
+    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
+    cluster = find_cluster(submit, cluster, settings)
+    if cluster is not None: jobs = cluster.at_once(jobs, len(names)*len(seeds))
+    elif jobs is None: jobs = min(os.cpu_count() or 1, len(names)*len(seeds))
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
     from proxy_attention.lab.runs.plan import check_amounts, check_settings
     all_jobs = planned_runs(conf, names, seeds, out, None)
@@ -75,20 +80,22 @@ def compare(
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')
     write() # Before the first run and after each: a comparison that was stopped has a record
-    failed = _run_all(todo, steps, data, command, jobs, say, write) if todo else []
+    failed = _run_all(todo, steps, data, command, jobs, say, write, cluster, out) if todo else []
     if failed:
         raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: "
                        + '; '.join(f"{arm} seed {seed}: {e}" for arm,seed,e in failed[:3]))
     return out
 
-def _run_all(todo, steps, data, command, jobs, say, write):
+def _run_all(todo, steps, data, command, jobs, say, write, cluster, out):
     "All runs; those that failed, with what they said"
     failed,ended,progress = [], 0, Progress([folder for *_,folder in todo], steps)
     tasks = [((arm, seed, folder), run_job, (s.model_dump(), folder, str(data), command))
              for arm,seed,s,folder in todo]
     def tick(): say(str(progress))
-    with workers(jobs) as pool:
-        for (arm,seed,folder),error in as_they_end(pool, tasks, jobs, tick):
+    # SLURM gets all of them, as one array, of which so many run at a time
+    given = len(tasks) if cluster is not None and cluster.submit == 'slurm' else jobs
+    with workers_of(cluster, out, jobs, say) as pool:
+        for (arm,seed,folder),error in as_they_end(pool, tasks, given, tick):
             ended += 1
             if error is not None: failed.append((arm, seed, error)); continue
             write()

@@ -18,7 +18,9 @@ import matplotlib.pyplot as plt
 from ...core import check_number
 from ...files import read_lines
 from .arm_settings import fair_steps, train_size
-from .pool import run_job, workers
+from .cluster import find_cluster, workers_of
+from .jobs import LostJob
+from .pool import run_job
 from .space import check_lengths, check_space, draw_trial, key_importance
 from .space import need_optuna, open_study, quiet_optuna, trial_settings
 from .sweep_report import objective_text, plot_sweep, setting_text, write_sweep
@@ -37,7 +39,9 @@ def _trial(runs, data, command):
     try:
         for s,folder in runs: run_job(s, folder, data, command)
     except (OSError, MemoryError): raise # Not the policy's fault
-    except Exception as e: return ' '.join(f'{type(e).__name__}: {e}'.split())
+    except Exception as e:
+        if type(e).__name__ == 'UncompletedJobError': raise # Nor is a cluster that stops the job again and again
+        return ' '.join(f'{type(e).__name__}: {e}'.split())
 
 def _outcome(runs, objective):
     "What a trial's runs (experiment, seed, settings, folder) came to"
@@ -70,12 +74,17 @@ def sweep(
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
     say=print, # What is told goes there
+    submit:str|None=None, # slurm: trials are jobs of a cluster; local: the same, on this machine; None: processes
+    cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
 ) -> Path: # Folder: `record.jsonl` has a line a trial, and the best; sweep.png shows them
     "Try policies until as many trials have ended as were asked for"
     asked = [] if trials is None else [f"sweep.trials={check_number('trials', trials, 1, 100000, whole=True)}"]
     conf = load_sweep(name, settings, [*overrides, *asked])
     s,own = conf.sweep, Path('runs')/f'sweep_{name}'
-    jobs = min(os.cpu_count() or 1, s.trials) if jobs is None else check_number('jobs', jobs, 1, whole=True)
+    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
+    cluster = find_cluster(submit, cluster, settings)
+    if cluster is not None: jobs = cluster.at_once(jobs, s.trials)
+    elif jobs is None: jobs = min(os.cpu_count() or 1, s.trials)
     optuna = need_optuna()
     from proxy_attention.lab.runs.plan import check_settings
     for e in conf.experiments.values(): check_settings(e)
@@ -97,7 +106,7 @@ def sweep(
             def write(importance=None): return write_sweep(out, about, study, importance)
             study = open_study(out, s.objective)
             write() # Before the first trial and after each
-            _search(study, conf, steps, out, data, command, jobs, say, write)
+            _search(study, conf, steps, out, data, command, jobs, say, write, cluster)
             write(key_importance(study, about['space']))
     finally: lock.release()
     fig = plot_sweep(out)
@@ -126,7 +135,7 @@ def _check_folder(out, conf):
         raise RunError(f"{str(out)!r} holds a sweep with other settings "
                        f"({'; '.join(differ[:4])}{', …' if len(differ) > 4 else ''}). Give another folder.")
 
-def _search(study, conf, steps, out, data, command, jobs, say, write):
+def _search(study, conf, steps, out, data, command, jobs, say, write, cluster):
     "Draw, run and judge trials until there are enough"
     optuna = need_optuna()
     s,State = conf.sweep, optuna.trial.TrialState
@@ -140,7 +149,7 @@ def _search(study, conf, steps, out, data, command, jobs, say, write):
     each = ' and '.join(f"{e} ({plural(steps[e], 'step')})" for e in conf.experiments)
     say(f"sweep {conf.name}: {plural(len(ended), 'trial')} of {s.trials} ended before, {left} to go, "
         f"{jobs} at a time; each is {plural(s.seeds, 'seed')} of {each}")
-    with workers(jobs) as pool:
+    with workers_of(cluster, out, jobs, say) as pool:
         running = {}
         while left or running:
             while left and len(running) < jobs:
@@ -164,6 +173,7 @@ def _judged(f, runs, objective):
     except BrokenProcessPool:
         raise RunError("a process of the sweep was killed (is there enough memory for so many jobs?). "
                        "The same command goes on.") from None
+    except LostJob as e: raise RunError(f"{e}. The same command goes on.") from None
     if error is None: return _outcome(runs, objective)
     return dict(value=None, values={}, error=error, audit_ok=None, seconds=None)
 

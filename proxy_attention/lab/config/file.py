@@ -15,12 +15,13 @@ from pydantic import ValidationError
 import proxy_attention
 from .problems import Problem, SettingsError, error_words, nearest_hint
 from .search import SweepConfig, comma_list, searchable_keys
-from .sections import ComparisonConfig, DataConfig, ExperimentConfig, ModelConfig
-from .sections import ProxyConfig
+from .sections import ClusterConfig, ComparisonConfig, DataConfig, ExperimentConfig
+from .sections import ModelConfig, ProxyConfig
 
 # %% ../../../nbs/lab/config/03_file.ipynb #8463c3ab
 kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig,
-         'experiment': ExperimentConfig, 'comparison': ComparisonConfig, 'sweep': SweepConfig}
+         'experiment': ExperimentConfig, 'comparison': ComparisonConfig, 'sweep': SweepConfig,
+         'cluster': ClusterConfig}
 refs = ('data', 'model', 'proxy') # Keys of an experiment that name other sections
 
 # %% ../../../nbs/lab/config/03_file.ipynb #a90501ac

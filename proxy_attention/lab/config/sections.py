@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['loop_keys', 'gate_keys', 'measures', 'Section', 'DataConfig', 'ModelConfig', 'ProxyConfig', 'ExperimentConfig',
-           'ComparisonConfig']
+           'ComparisonConfig', 'ClusterConfig']
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #bce1f73c
 import math
@@ -207,3 +207,25 @@ class ComparisonConfig(Section):
 
     @property
     def seed_list(self) -> list: return list(range(self.first_seed, self.first_seed + self.seeds))
+
+# %% ../../../nbs/lab/config/00_sections.ipynb #7e301835
+class ClusterConfig(Section):
+    "A cluster: what is asked for each of its jobs"
+    partition: Optional[str] = None # none: the cluster's own
+    time: int = Field(60, ge=1, le=525600) # Minutes, or hours:minutes:seconds, until a job is stopped and queued again
+    memory_gb: Optional[float] = Field(None, gt=0, le=100000) # none: the cluster's own
+    cpus: int = Field(1, ge=1, le=1024) # Cores
+    gpus: int = Field(0, ge=0, le=64) # Of one node
+    array: int = Field(16, ge=1, le=10000) # At most so many jobs at a time
+    account: Optional[str] = None # Who pays; none: the user's own
+    qos: Optional[str] = None # Quality of service; none: the user's own
+    setup: Optional[str] = None # A line of shell before each job, such as module load cuda
+
+    @field_validator('time', mode='before')
+    @classmethod
+    def _minutes(cls, v):
+        clock = re.fullmatch(r'(\d{1,6}):([0-5]?\d):([0-5]?\d)', str(v).strip(), re.A)
+        if clock: return int(clock[1])*60 + int(clock[2]) + (clock[3].strip('0') != '')
+        if not re.fullmatch(r'\d{1,9}', str(v).strip(), re.A):
+            raise ValueError('must be minutes, as 90, or hours, minutes and seconds, as 1:30:00')
+        return v
