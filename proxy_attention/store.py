@@ -118,10 +118,11 @@ def _is_digest(v): return isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v)
 def _is_copy(v): return isinstance(v, str) and re.fullmatch(_COPY, v) is not None
 def _is_split(v): return v is None or isinstance(v, str) and re.fullmatch('[0-9a-f]{16}', v) is not None
 
-_required = {'id': _is_text, 'cycle': _is_count, 'index': _is_count, 'original': _is_file_or_null, 'file': _is_copy,
+_required = {'id': _is_text, 'cycle': _is_count, 'index': _is_count, 'original': _is_file_or_null, 'label': _is_class,
+             'predicted': _is_class, 'confidence': _is_share, 'method': _is_text, 'file': _is_copy,
              'sha256': _is_digest, 'bytes': _is_count}
-_optional = {'original_sha256': _is_digest, 'split': _is_split, 'label': _is_class, 'predicted': _is_class, 'confidence': _is_share,
-             'erased': _is_share, 'replaces': _is_flag, 'pruned': _is_flag, 'method': _is_text, 'target': _is_text,
+_optional = {'original_sha256': _is_digest, 'split': _is_split,
+             'erased': _is_share, 'replaces': _is_flag, 'pruned': _is_flag, 'target': _is_text,
              'fill': _is_text, 'place': _is_text, 'review': _is_review}
 
 def _row_error(row):

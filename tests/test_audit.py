@@ -37,7 +37,7 @@ class Run:
         split = write_split(self.folder, self.train if train is None else train, self.held_out if held_out is None else held_out)
         with store.writer() as put:
             for i,f in enumerate(originals):
-                row = dict(id=f'{cycle}-{i}', cycle=cycle, index=i, split=split, original=str(f), original_sha256=file_digest(f), label='x', predicted='y')
+                row = dict(id=f'{cycle}-{i}', cycle=cycle, index=i, split=split, original=str(f), original_sha256=file_digest(f), label='x', predicted='y', confidence=.5, method='gradcam')
                 put([row], lambda rows: [copy_of(r['original']) for r in rows])
         store.close()
         return self

@@ -267,7 +267,7 @@ def test_a_line_of_the_manifest(copies, key, value):
         for use in (read_manifest, lambda f: audit(f, near=None), lambda f: take_up(images, f)):
             with pytest.raises(StoreError, match=rf"manifest.jsonl, line 2 has {key}="): use(folder)
 
-@pytest.mark.parametrize('key', ['cycle', 'index', 'original', 'id', 'file', 'sha256', 'bytes'])
+@pytest.mark.parametrize('key', ['cycle', 'index', 'original', 'label', 'predicted', 'confidence', 'method', 'id', 'file', 'sha256', 'bytes'])
 def test_a_line_of_the_manifest_that_lacks_something(copies, key):
     images,folder = copies
     lines = [json.loads(line) for line in (folder/'manifest.jsonl').read_bytes().splitlines()]

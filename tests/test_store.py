@@ -27,7 +27,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason="this system can
 
 def img(i, shape=(12, 10, 3)): return np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
 
-def row(i, cycle=1): return dict(id=f'{cycle}-{i}', cycle=cycle, index=i, original=None, label='x', predicted='y', confidence=0.5)
+def row(i, cycle=1): return dict(id=f'{cycle}-{i}', cycle=cycle, index=i, original=None, label='x', predicted='y', confidence=0.5, method='gradcam')
 
 def make(rows): return [img(r['index']) for r in rows]
 

@@ -146,7 +146,7 @@ class State(BaseModel):
     "What `state.json` may hold; a step may add more"
     model_config = ConfigDict(strict=True, extra='allow', allow_inf_nan=False)
     next: Step # The step that comes next, and its arguments
-    record_bytes: int = Field(ge=0) # The record's length when the last step ended
+    record_bytes: int = Field(ge=0, lt=2**63) # The record's length when the last step ended
     record_sha256: Optional[str] = None # Of so much of it
     schema_: int = Field(SCHEMA, alias='schema')
     files: dict[InsideName, str] = {} # File that a later step needs → SHA-256
