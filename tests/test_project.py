@@ -1,6 +1,7 @@
 """What stands around the code: the promised versions, the workflows, the wheel, and what no module does with other people's files."""
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,14 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     for link in links:
         for start in (f'{url}/blob/main/', f'{url}/tree/main/', f'{raw}/main/'):
             if link.startswith(start): assert (ROOT/link.removeprefix(start)).exists(), link
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'.ci')
+    check = runpy.run_path(str(ROOT/'.ci'/'site.py'))
+    (tmp_path/'index.html').write_text('<a href="x.html"></a><img src="i.png"><a href="#no"></a><a href="index.html#t"></a><p id="t">')
+    (tmp_path/'other.html').write_text('<a href="https://a.b/c">')
+    assert [link for _,link in check['broken'](tmp_path)] == ['x.html', 'i.png', '#no']
+    assert check['unlisted'](tmp_path) == [Path('other.html')]
 
 def test_the_citation_has_the_version():
     cite = pytest.importorskip('yaml').safe_load((ROOT/'CITATION.cff').read_text())
