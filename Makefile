@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster fuzz mutants torture lint notebooks readme docs dist audit bench results study study-report clean
+.PHONY: help demo test test-cluster fuzz mutants torture lint notebooks readme site docs dist audit bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,9 @@ notebooks: $(VENV)/.installed-dev ## Export the modules from the notebooks and c
 
 readme: $(VENV)/.installed-dev ## Make README.md from nbs/index.ipynb
 	$(BIN)/python .ci/readme.py
+
+site: $(VENV)/.installed-dev ## Make the pages in _site from the notebooks, without quarto, and check their links
+	$(BIN)/python .ci/site.py
 
 docs: $(VENV)/.installed-dev ## Make the pages in _docs from the notebooks (needs quarto; DOCS_URL: where they will be)
 	$(BIN)/python .ci/docs.py $(DOCS_URL)

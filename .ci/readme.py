@@ -1,8 +1,12 @@
-"""Make README.md from nbs/index.ipynb: markdown as it is, code with its printed output or markdown; `#| hide` leaves a cell out, `#| echo: false` its code."""
+"""Make README.md from nbs/index.ipynb: markdown as it is, code with its printed output or markdown; `#| hide` leaves a cell out, `#| echo: false` its code.
+
+Links and images get the repository's address, so that they work on the package index too."""
 import sys
 from pathlib import Path
 
 from fastcore.nbio import read_nb
+
+from links import with_addresses
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +27,8 @@ def text_of(cell):
 
 def readme():
     cells = [text_of(c).strip() for c in read_nb(ROOT/'nbs'/'index.ipynb').cells if c.cell_type in ('markdown', 'code')]
-    return '<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n' + '\n\n'.join(c for c in cells if c) + '\n'
+    text = with_addresses('\n\n'.join(c for c in cells if c), 'nbs')
+    return '<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n' + text + '\n'
 
 
 if __name__ == '__main__':

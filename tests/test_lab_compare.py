@@ -320,3 +320,18 @@ def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeyp
     found = audit_run(leaky)
     assert not found and any('split was made anew' in p for p in found.problems) and not end(leaky)['audit']['ok']
     assert end(leaky)['test']['accuracy'] > end(honest)['test']['accuracy'], "test images that were trained on look easy"
+
+def test_a_run_in_this_process_leaves_warnings_on(monkeypatch, recwarn):
+    "A comparison with jobs=1 is silent, and the user's process isn't afterwards"
+    import warnings
+
+    from proxy_attention.lab.compare import pool
+    from proxy_attention.lab.runs import runner
+    monkeypatch.setattr(runner, 'run_settings', lambda *args, **kwargs: warnings.warn('within'))
+    monkeypatch.setattr(pool, 'Settings', lambda **conf: None)
+    warnings.simplefilter('always')
+    before = list(warnings.filters)
+    pool.run_job({}, 'folder', 'data', 'command')
+    assert warnings.filters == before and not len(recwarn)
+    warnings.warn('after')
+    assert [str(w.message) for w in recwarn] == ['after']

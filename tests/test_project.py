@@ -1,6 +1,7 @@
 """What stands around the code: the promised versions, the workflows, the wheel, and what no module does with other people's files."""
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_the_tests_run_on_the_pythons_that_are_named():
     assert jobs['latest']['strategy']['matrix']['python'] == pythons()
     lowest = jobs['lowest']
     assert lowest['env']['PIP_CONSTRAINT'].endswith('/.ci/lowest.txt') and lowest['steps'][1]['with']['python-version'] == pythons()[0]
-    assert {s['run'] for j in jobs.values() for s in j['steps'] if 'run' in s} == {'make lint', 'make test', 'make dist'}
+    assert {s['run'] for j in jobs.values() for s in j['steps'] if 'run' in s} == {'make lint', 'make site', 'make test', 'make dist'}
 
 def test_only_a_tested_tag_is_published():
     release = pytest.importorskip('yaml').safe_load((ROOT/'.github'/'workflows'/'release.yml').read_text())
@@ -147,6 +148,24 @@ def test_pages_name_commands_that_exist():
 def test_links_of_pages_lead_somewhere():
     for page in ('CONTRIBUTING.md', 'SECURITY.md'):
         for link in re.findall(r'\]\((?!https:)([^)#]+)', (ROOT/page).read_text()): assert (ROOT/link).exists(), f'{page}: {link}'
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text, url = (ROOT/'README.md').read_text(), PROJECT['project']['urls']['Repository']
+    assert len(text.encode()) <= 9000
+    links = re.findall(r'\]\(([^)]+)\)', text)
+    assert len(links) > 10 and all(link.startswith('https://') for link in links)
+    raw = url.replace('https://github.com/', 'https://raw.githubusercontent.com/')
+    for link in links:
+        for start in (f'{url}/blob/main/', f'{url}/tree/main/', f'{raw}/main/'):
+            if link.startswith(start): assert (ROOT/link.removeprefix(start)).exists(), link
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'.ci')
+    check = runpy.run_path(str(ROOT/'.ci'/'site.py'))
+    (tmp_path/'index.html').write_text('<a href="x.html"></a><img src="i.png"><a href="#no"></a><a href="index.html#t"></a><p id="t">')
+    (tmp_path/'other.html').write_text('<a href="https://a.b/c">')
+    assert [link for _,link in check['broken'](tmp_path)] == ['x.html', 'i.png', '#no']
+    assert check['unlisted'](tmp_path) == [Path('other.html')]
 
 def test_the_citation_has_the_version():
     cite = pytest.importorskip('yaml').safe_load((ROOT/'CITATION.cff').read_text())

@@ -28,10 +28,11 @@ from ..runs.state import is_run
 def run_job(conf, folder, data, command):
     "One run, without output"
     import warnings
-    warnings.filterwarnings('ignore')
     from proxy_attention.lab.runs.runner import run_settings
     def silent(*words): pass
-    run_settings(Settings(**conf), folder, command, data, progress=False, say=silent)
+    with warnings.catch_warnings(): # Where the process is the user's own, warnings are as before afterwards
+        warnings.simplefilter('ignore')
+        run_settings(Settings(**conf), folder, command, data, progress=False, say=silent)
     return str(folder)
 
 def planned_runs(conf, names, seeds, out, steps):
