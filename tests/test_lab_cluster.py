@@ -124,7 +124,8 @@ def test_ctrl_c_cancels_the_jobs(tmp_path):
         waiting = pool.submit(time.sleep, 300)
         wait_for(lambda: tasks_of(tmp_path))
         raise KeyboardInterrupt
-    assert not tasks_of(tmp_path) and not waiting.done() and said[1:] == ["the jobs that had not ended are cancelled"]
+    wait_for(lambda: not tasks_of(tmp_path))
+    assert not waiting.done() and said[1:] == ["the jobs that had not ended are cancelled"]
 
 @needs_submitit
 def test_jobs_that_are_not_taken(tmp_path, monkeypatch):
