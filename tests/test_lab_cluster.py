@@ -117,15 +117,23 @@ def test_jobs_end_with_a_value_or_an_error_or_are_lost(tmp_path):
     assert str(folder) in said[0] and any('Errno' in f.read_text() for f in folder.glob('*_log.err')), 'the log holds the traceback'
     assert not tasks_of(tmp_path) and not (tmp_path/'out').exists(), 'results lie where they would without a cluster'
 
+@pytest.fixture
+def interrupts(request):
+    "SIGINT as usual, or ignored, as by a command that a script has put into the background"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if request.param == 'ignored' else signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 @needs_submitit
-def test_ctrl_c_cancels_the_jobs(tmp_path):
-    said = []
+@pytest.mark.parametrize('interrupts', ['heeded', 'ignored'], indirect=True)
+def test_ctrl_c_cancels_the_jobs(tmp_path, interrupts):
+    said, before = [], signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), cluster_jobs(here, tmp_path/'out', 2, said.append) as pool:
         waiting = pool.submit(time.sleep, 300)
         wait_for(lambda: tasks_of(tmp_path))
         raise KeyboardInterrupt
     wait_for(lambda: not tasks_of(tmp_path))
-    assert not waiting.done() and said[1:] == ["the jobs that had not ended are cancelled"]
+    assert signal.getsignal(signal.SIGINT) == before and not waiting.done() and said[1:] == ["the jobs that had not ended are cancelled"]
 
 @needs_submitit
 def test_jobs_that_are_not_taken(tmp_path, monkeypatch):
