@@ -370,8 +370,9 @@ def test_out_of_memory(method, error):
         saliency_maps(net, rand(3, 3, 32, 32), 1, method, layer=None if method == METHOD else 'net.0')
     assert saliency_maps(net, rand(2, 3, 32, 32), 1, method, layer=None if method == METHOD else 'net.0').shape == (2, 32, 32)
 
-def test_other_errors_stay_as_they_are():
-    with pytest.raises(RuntimeError, match='^boom$'): saliency_maps(Greedy(RuntimeError('boom')), rand(3, 3, 32, 32), 1, METHOD)
+def test_other_errors_of_a_model_are_told_as_its_own():
+    with pytest.raises(ValueError, match="^the model can't take x .*: boom$") as e: saliency_maps(Greedy(RuntimeError('boom')), rand(3, 3, 32, 32), 1, METHOD)
+    assert type(e.value.__cause__) is RuntimeError and str(e.value.__cause__) == 'boom'
 
 
 # -- in a scan ---------------------------------------------------------------------------------------------------------------------------------
