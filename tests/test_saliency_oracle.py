@@ -580,7 +580,7 @@ def test_bad_method(model, x, method, hint):
 
 @pytest.mark.parametrize('bad', [torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 32).long(), np.zeros((1, 3, 32, 32)), None, 'image.png'])
 def test_bad_input(model, bad):
-    with pytest.raises(TypeError, match=r'x must be a float tensor \(B,C,H,W\)'): saliency_maps(model, bad)
+    with pytest.raises(TypeError, match=r'x must be a dense float tensor \(B,C,H,W\)'): saliency_maps(model, bad)
 
 @pytest.mark.parametrize('reshape', ['NHWC', 3])
 def test_bad_reshape(model, x, reshape):
