@@ -27,14 +27,14 @@ test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and
 test-cluster: $(VENV)/.installed-dev ## Jobs of a real SLURM of one node, which the tests start (needs root and apt-get install slurm-wlm munge; else skipped)
 	@$(BIN)/python -m pytest tests/cluster
 
-fuzz: $(VENV)/.installed-dev ## Hostile arguments, files, settings and command lines: 20,000 of them (an hour; make test tries 500)
+fuzz: $(VENV)/.installed-dev ## Hostile arguments, files, settings and command lines: 20,000 of them (about a quarter of an hour; make test tries 500)
 	FUZZ_UNIT=1070 $(BIN)/python -m pytest -q tests/test_fuzz_arguments.py tests/test_fuzz_files.py
 
 mutants: $(VENV)/.installed-dev ## Do the tests notice changed code? Mutation tests of five modules (about half an hour; MODULES=stages for one)
 	$(BIN)/pip install -q -e '.[mutants]'
 	$(BIN)/python .ci/mutants.py $(MODULES)
 
-torture: $(VENV)/.installed-dev ## Stop runs, a comparison and a script at 150 random moments: do they end the same? Figures: results/torture.jsonl
+torture: $(VENV)/.installed-dev ## Stop runs, a comparison and a script at about 120 random moments: do they end the same? Figures: results/torture.jsonl
 	$(BIN)/python .ci/torture.py --save
 
 lint: $(VENV)/.installed-dev ## Notebooks and modules agree, and no lint

@@ -52,6 +52,7 @@ class Audit:
 
     @property
     def result(self) -> str:
+        "'clean', how many problems there are, or that it can't be told"
         n = len(self.problems)
         if n: return f"{n} problem{'s'*(n > 1)}"
         return "can't be told" if self.unknown else 'clean'

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_number', 'check_flag', 'steps_of', 'digest', 'file_digest', 'seeded_rng', 'preserve_rng',
-           'preserve_modes', 'no_footprint', 'Clock', 'peak_ram']
+           'preserve_modes', 'no_footprint', 'deterministic', 'Clock', 'peak_ram']
 
 # %% ../nbs/00_core.ipynb #7e76cffc
 import contextlib
 import difflib
 import hashlib
 import math
+import os
 import random
 import re
 import sys
@@ -167,6 +168,24 @@ def no_footprint(model:nn.Module):
     "Evaluation mode, outside of autocast; random streams and the mode of every module are as before afterwards"
     device = next((p.device.type for p in model.parameters()), 'cpu')
     with preserve_rng(), preserve_modes(model), torch.autocast(device, enabled=False): yield model
+
+# %% ../nbs/00_core.ipynb #0d772dcb
+@contextlib.contextmanager
+def deterministic(
+    on:bool=True, # False: nothing is changed
+    warn_only:bool=False, # Warn where there is no deterministic algorithm, in place of an error?
+):
+    "Inside of the block torch has only deterministic algorithms, and raises where it has none"
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              torch.backends.cudnn.benchmark)
+    if on:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = False
+    try: yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
 
 # %% ../nbs/00_core.ipynb #634b6487
 class Clock:

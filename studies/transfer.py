@@ -16,7 +16,8 @@ from proxy_attention.lab.config.file import SettingsFile, kinds
 from proxy_attention.lab.data.sources import load_items
 from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls, test_dl
-from proxy_attention.lab.runs.job import deterministic, loaded, make_learn
+from proxy_attention.core import deterministic
+from proxy_attention.lab.runs.job import loaded, make_learn
 from proxy_attention.lab.runs.measuring import predictions
 from proxy_attention.lab.models.heads import head_keys
 from proxy_attention.lab.models.zoo import input_stats

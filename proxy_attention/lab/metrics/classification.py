@@ -157,7 +157,7 @@ def copies_mb(
     folder, # Of copies
 ) -> float:
     "What copies take on disk. Their manifest, which is longer after a run that was stopped, isn't counted"
-    return folder_bytes(folder, ('.png', '.jpg'))/1e6
+    return folder_bytes(folder, ('.png', '.jpg', '.npz'))/1e6
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #a5bce811
 def _high_water():

@@ -92,7 +92,7 @@ def gallery(
     "Original, map and copy of some proxies, the pictures as data addresses"
     cycles = []
     for file in sorted((Path(folder)/'gallery').glob('cycle*.json'), key=lambda f: (len(f.name), f.name)):
-        rows = parse_json(file.read_bytes()) if is_inside(file, folder) else None
+        rows = parse_json(file.read_bytes()) if file.is_file() and is_inside(file, folder) else None
         if isinstance(rows, list): cycles.append([r for r in rows if isinstance(r, dict)])
     total,each = sum(map(len, cycles)), max(1, most//max(1, len(cycles)))
     cards = [_card(Path(folder)/'gallery', r) for rows in cycles[-most:] for r in rows[:each]]

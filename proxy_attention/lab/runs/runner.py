@@ -18,7 +18,8 @@ from ..config.settings import load_experiment
 from ..metrics.text import command_line
 from .checkpoint import RunError, provenance
 from .folder import Run, check_run_folder
-from .job import RunContext, deterministic, find_lr, prepare
+from ...core import deterministic
+from .job import RunContext, find_lr, prepare
 from .measuring import test
 from .plan import check_amounts, check_settings
 from .stages import labels, proxies
