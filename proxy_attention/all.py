@@ -1,5 +1,5 @@
 """The library, fastai style: `from proxy_attention.all import *`"""
-from . import gallery, learner, review  # noqa: F401  (they patch `Learner`)
+from . import gallery, learner, review, shortcut_page  # noqa: F401  (they patch `Learner`)
 from .audit import audit
 from .callback import CycleReport, ProxyAttentionCB
 from .erase import fills

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NECESSITY_THRESHOLD', 'PAIRED_NECESSITY_THRESHOLD', 'SUFFICIENCY_THRESHOLD', 'LATER_SUFFICIENCY_THRESHOLD',
            'CONFIDENCE', 'MIN_HELD_OUT', 'Counts', 'count_right', 'Verdict', 'necessity_test', 'sufficiency_test',
-           'verdict_text']
+           'with_numbers', 'verdict_text']
 
 # %% ../nbs/14_shortcut_test.ipynb #5bdebff5
 from dataclasses import asdict, dataclass
@@ -93,7 +93,7 @@ class Verdict:
     def to_dict(self) -> dict: return asdict(self)
 
 # %% ../nbs/14_shortcut_test.ipynb #15c09a2f
-def _necessary(c):
+def necessity_of(c):
     image,copy,_,control = _rates(c)
     whole,without = (c.image, image) if c.control is None else (c.elsewhere, control)
     share = float(_share(whole - c.copy, c.image - c.chance))
@@ -114,7 +114,7 @@ def necessity_test(
     c:Counts,
 ) -> Verdict|None: # None: what was erased is needed; the second scout has to tell what it is
     "Does the scout need what was erased?"
-    share,span = _necessary(c)
+    share,span = necessity_of(c)
     if c.n < MIN_HELD_OUT: return Verdict('unclear', c, share, span, reason='few')
     if _above(_interval(_rates(c)[0]), c.chance) is not True: return Verdict('unclear', c, share, span, reason='chance')
     found = _above(span, necessity_bound(c))
@@ -126,7 +126,7 @@ def sufficiency_test(
     bound:float=SUFFICIENCY_THRESHOLD, # Share that it must know
 ) -> Verdict:
     "Can the task be learnt without what was erased?"
-    both = *_necessary(c), *_sufficient(c)
+    both = *necessity_of(c), *_sufficient(c)
     found = _above(both[3], bound)
     name = {True: 'shortcut', False: 'real', None: 'unclear'}[found]
     return Verdict(name, c, *both, reason='' if found is not None else 'sufficiency')
@@ -164,6 +164,19 @@ _probe_words = {
 }
 
 # %% ../nbs/14_shortcut_test.ipynb #ce8f7d7b
+def with_numbers(
+    text:str, # With fields, such as '{image}'
+    v:Verdict,
+    area:str, # What was erased
+) -> str:
+    "A text with a verdict's numbers in it"
+    c = v.counts
+    return text.format(
+        area=area, n=c.n, least=MIN_HELD_OUT, image=_pct(c.image), copy=_pct(c.copy), chance=_pct(c.chance),
+        needed=_pct(v.necessity), needed_span=_span(v.necessity_interval), bound=_pct(necessity_bound(c)),
+        control='' if c.control is None else _pct(c.elsewhere),
+        second='' if c.second is None else _pct(c.second_image))
+
 _merged = {'replace': "in their originals' place", 'add': "beside their originals"}
 
 def verdict_text(
@@ -173,12 +186,7 @@ def verdict_text(
     merge:str='replace', # They 'replace' their originals or are 'add'ed
 ) -> str:
     "The verdict in plain words, with its numbers"
-    c = v.counts
-    words = _words if c.control is None else _probe_words
-    text = (_unclear[v.reason] if v.name == 'unclear' else words[v.name]).format(
-        area=area, n=c.n, least=MIN_HELD_OUT, image=_pct(c.image), copy=_pct(c.copy), chance=_pct(c.chance),
-        needed=_pct(v.necessity), needed_span=_span(v.necessity_interval), bound=_pct(necessity_bound(c)),
-        control='' if c.control is None else _pct(c.elsewhere),
-        second='' if c.second is None else _pct(c.second_image))
+    words = _words if v.counts.control is None else _probe_words
+    text = with_numbers(_unclear[v.reason] if v.name == 'unclear' else words[v.name], v, area)
     if not used: return text + " No copies are used."
     return text + f" The fit trains on {used:,} erased copies {_merged[merge]}."
