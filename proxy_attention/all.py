@@ -11,5 +11,5 @@ from .select import selectors
 from .shortcut_test import Verdict
 from .store import StoreError, purge
 
-__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'RankError', 'StoreError', 'Verdict', 'audit', 'fills', 'placements',
-           'presets', 'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']
+__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'RankError', 'StoreError', 'Verdict', 'audit', 'fills',
+           'placements', 'presets', 'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']

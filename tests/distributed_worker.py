@@ -16,9 +16,8 @@ import torch.distributed as dist
 from fastai.distributed import DistributedDL
 from fastcore.basics import patch
 
-from kit import SIDE, Coded, cb_of, coded_dls, copied_files, files_in, make_learner, quiet_cb, seed_all, shapes_dls, tiny_model, wrong_files
-from proxy_attention import callback, ranks, stages
-from proxy_attention import learner as _  # noqa: F401  (patches Learner)
+from kit import SIDE, Coded, cb_of, coded_dls, copied_files, make_learner, quiet_cb, seed_all, shapes_dls, tiny_model, wrong_files
+from proxy_attention import callback, learner, ranks, stages  # noqa: F401  (learner patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
 
 DATA = Path(sys.argv[2])/'shapes'
@@ -132,9 +131,10 @@ def stages_end_together():
     "Time runs differently: on the second process the budget seems to be spent at once"
     learn = make_learner(lambda: coded_dls(drop_last=False), quiet_cb(path='stages', select='ever_wrong', accept=True))
     class Clock:
-        def perf_counter(self, k=[0]):
-            k[0] += 1e6 if rank() else 1
-            return k[0]
+        now = 0
+        def perf_counter(self):
+            self.now += 1e6 if rank() else 1
+            return self.now
     real, stages.time = stages.time, Clock()
     try:
         with distributed(learn): table = learn.fit_proxy(1, cycles=2, lr=1e-3, budget=100)
