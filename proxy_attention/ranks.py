@@ -68,9 +68,11 @@ def watch_peers():
 
 def _as_message(e):
     "An exception as it can be sent"
-    try: pickle.loads(pickle.dumps(e)) # noqa: S301  (our own bytes)
+    try:
+        again = type(e)(*e.args) # as it will be made there
+        pickle.dumps(again)
     except Exception: return RankError(f"{type(e).__name__}: {e}")
-    return e
+    return again
 
 # %% ../nbs/01_ranks.ipynb #44591455
 def exchange(

@@ -176,6 +176,9 @@ def helpers():
     def caught(f):
         try: f()
         except Exception as e: return f'{type(e).__name__}: {e}'
+    class Odd(Exception): # can't be sent
+        def __init__(self, a, b): super().__init__(f'{a} and {b}')
+    def odd(): raise Odd(1, 2)
     def only_second():
         with ranks.agreed():
             if rank(): raise ValueError('second')
@@ -195,7 +198,7 @@ def helpers():
     return dict(n=ranks.n_ranks(), rank=ranks.rank(), exchange=ranks.exchange(rank()), same=ranks.same(rank()), slow=ranks.first_rank(slow),
                 shares=ranks.each_share(list(range(5)), list), one=ranks.each_share([7], list), none=ranks.each_share([], list), only_second=caught(only_second),
                 outer=caught(outer), share_error=caught(lambda: ranks.each_share([1, 2], lambda part: failing() if rank() else part)),
-                first_error=caught(lambda: ranks.first_rank(failing)), then=ranks.same('well'), lost=caught(lost), other=caught(other), inside=inside, outside=net.running_mean.tolist())
+                first_error=caught(lambda: ranks.first_rank(failing)), then=ranks.same('well'), odd=caught(lambda: ranks.first_rank(odd)), lost=caught(lost), other=caught(other), inside=inside, outside=net.running_mean.tolist())
 
 def outside():
     "A fit that isn't distributed though there are two processes"

@@ -96,13 +96,14 @@ def test_a_silent_process_is_given_up(found):
 
 def test_helpers(found):
     first,second = (f['helpers'] for f in found)
-    told = ('only_second', 'share_error', 'rank', 'outside')
+    told = ('only_second', 'share_error', 'rank', 'outside', 'odd')
     assert {k: v for k,v in first.items() if k not in told} == {k: v for k,v in second.items() if k not in told}
     assert (first['rank'], second['rank'], first['n']) == (0, 1, 2)
     assert first['exchange'] == [0, 1] and first['same'] == 0 and first['slow'] == 'inside' and first['then'] == 'well'
     assert first['shares'] == [[0, 1], [2, 3, 4]] and first['one'] == [[7]] and first['none'] == []
     assert second['only_second'] == 'ValueError: second' and first['only_second'].endswith('process 1 of 2 failed, and all stop with it: ValueError: second')
     assert second['share_error'] == first['outer'] == first['first_error'] == "KeyError: 'own'" and 'RankError' in first['share_error']
+    assert first['odd'] == 'Odd: 1 and 2' and second['odd'] == 'RankError: Odd: 1 and 2'
     assert first['lost'].startswith('RankError: another process') and first['other'] == 'RuntimeError: shapes differ'
     assert first['inside'] == second['inside'] == first['outside'] != second['outside'], "the second network has its own statistics again"
 
