@@ -5,10 +5,11 @@ from .callback import CycleReport, ProxyAttentionCB
 from .erase import fills
 from .targets import placements, targets
 from .policy import Policy, presets
+from .ranks import RankError
 from .saliency import saliency_maps, saliency_methods
 from .select import selectors
 from .shortcut_test import Verdict
 from .store import StoreError, purge
 
-__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'StoreError', 'Verdict', 'audit', 'fills', 'placements',
-           'presets', 'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']
+__all__ = ['CycleReport', 'Policy', 'ProxyAttentionCB', 'RankError', 'StoreError', 'Verdict', 'audit', 'fills',
+           'placements', 'presets', 'purge', 'saliency_maps', 'saliency_methods', 'selectors', 'targets']

@@ -36,10 +36,12 @@ from .copies import eraser_from, maps_of
 from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
+from .ranks import agreed, distributed_trainer, each_share, first_rank, first_weights, n_ranks, rank
+from .ranks import same, still_working, undistributed
 from .saliency import InputGradients
 from .probe_test import ProbeTest
 from .scan import MIXED, UNTRUSTED, Scan, Subset, TrainingLog
-from .scan import draw_baselines, layer_of, merge_scans, predict_classes, scan
+from .scan import draw_baselines, join_scans, layer_of, merge_scans, predict_classes, scan
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
@@ -80,7 +82,7 @@ class PreparedData:
         "Indices of the training items that are held-out items too, under whatever name"
         if self.leaks is None:
             files = [self.source.path(i) for i in range(self.items.n)]
-            self.leaks = same_content(files, self.held_out)
+            self.leaks = first_rank(lambda: same_content(files, self.held_out))
         return list(self.leaks)
 
     def labels(self) -> np.ndarray:
@@ -88,8 +90,9 @@ class PreparedData:
         def label(i):
             try: return int(self.source.targets(i)[0])
             except READ_ERRORS: return -1
-        if self.classes is None:
-            with as_validation(self.items.base): self.classes = np.array([label(i) for i in range(self.items.n)])
+        def read():
+            with as_validation(self.items.base): return np.array([label(i) for i in range(self.items.n)])
+        if self.classes is None: self.classes = first_rank(read)
         return self.classes
 
 @dataclass
@@ -258,12 +261,11 @@ def start(self:ProxyAttentionCB):
     if fit.trained or hasattr(self.learn, 'lr_finder'): return
     if len(self.learn._grab_cbs(ProxyAttentionCB)) > 1:
         raise ValueError("a learner takes one ProxyAttentionCB, this one has several.")
-    if num_distrib() > 1:
-        raise NotImplementedError("ProxyAttentionCB runs in one process; distributed training isn't supported yet.")
     if self.select == 'ever_wrong' and self.learn._grab_cbs(MixHandler): raise ValueError(MIXED)
     if self.prepared is not None: self.prepared.task = None # the network may be another one
-    self.prepare()
-    if self.scout is not None and not fit.scouted: self._send_scout()
+    with undistributed(self.learn):
+        self.prepare()
+        if self.scout is not None and not fit.scouted: self._send_scout()
     fit.log = TrainingLog(self.prepared.items.n) if self.select == 'ever_wrong' else None
     self.learn.dl = self.learn.dls.train
     fit.trained = True
@@ -287,6 +289,19 @@ def after_fit(self:ProxyAttentionCB):
 @patch
 def prepare(self:ProxyAttentionCB):
     "Check the learner, open the folder, and see that the copies are all there; `fit` does it"
+    self._check_processes()
+    with agreed(): self._prepare()
+
+@patch
+def _check_processes(self:ProxyAttentionCB):
+    "An error unless this is the only process, or one of a distributed fit"
+    n = max(num_distrib(), n_ranks())
+    if n > 1 and distributed_trainer(self.learn) is None:
+        raise ValueError(f"there are {n} processes, and this learner isn't distributed: call fit, resume and the like "
+                         "in all of them, inside of `with learn.distrib_ctx():`.")
+
+@patch
+def _prepare(self:ProxyAttentionCB):
     self._adopt()
     data, asked = self.prepared, (self.method, self.layer, self.reshape)
     if data.task is None or data.asked != asked:
@@ -318,17 +333,33 @@ def _adopt(self:ProxyAttentionCB):
 
 @patch
 def _open(self:ProxyAttentionCB):
-    "Open the folder of copies, and see that the split is listed in it"
+    "Open the folder of copies, and see that the split is listed in it; the first process holds it, the others read it"
+    path, self.prepared.split = first_rank(self._take_folder)
+    if not rank(): return
+    copies = self.copies
+    if copies.store is None or copies.store.path != path: copies.store = ProxyStore(path, self.format, self.max_gb)
+    copies.store.reread()
+
+@patch
+def _on_disk(self:ProxyAttentionCB, work):
+    "What `work` gives, which writes into the folder: the first process does it, and the others read the manifest again"
+    got = first_rank(work)
+    with agreed():
+        if rank(): self.copies.store.reread()
+    return got
+
+@patch
+def _take_folder(self:ProxyAttentionCB) -> tuple: # Its path, and the name of the split's file in it
     data,copies = self.prepared, self.copies
     if copies.store is None or copies.store.lock is None or not copies.store.path.is_dir():
         if self.folder is not None: path = Path(self.folder)
         else: path = copies.store.path if copies.store is not None else _new_run()
         check_path(path, {*data.files, *data.held_out})
         copies.store = ProxyStore(path, self.format, self.max_gb).open()
-    if not data.files: return
+    if not data.files: return copies.store.path, data.split
     try:
         files,held_out = ([os.path.abspath(f) for f in fs] for fs in (data.files, data.held_out))
-        data.split = write_split(copies.store.path, files, held_out)
+        return copies.store.path, write_split(copies.store.path, files, held_out)
     except OSError as e:
         raise StoreError(f"path={copies.store.name!r} can't be written to: {e.strerror or e}. "
                          "Give a folder that can with path=.") from None
@@ -337,7 +368,7 @@ def _open(self:ProxyAttentionCB):
 def _drop_lost(self:ProxyAttentionCB):
     "Copies that are gone from disk, or damaged, leave the training set"
     copies = self.copies
-    whole = [r for r in copies.rows if copies.store.whole(r)]
+    whole = self._whole(copies.rows)
     if len(whole) == len(copies.rows): return
     n = len(copies.rows)
     warnings.warn(f"{n-len(whole)} of {n} copies in {copies.store.name} are missing or damaged "
@@ -346,12 +377,18 @@ def _drop_lost(self:ProxyAttentionCB):
     self._inject()
 
 @patch
+def _whole(self:ProxyAttentionCB, rows) -> list:
+    "The rows whose copies are on disk as they were written"
+    ok = first_rank(lambda: [self.copies.store.whole(r) for r in rows])
+    return [r for r,k in zip(rows, ok) if k]
+
+@patch
 def _find_suspects(self:ProxyAttentionCB):
     "Indices of the items that get no copy since their label is in doubt; a function is called once for a training set"
     data = self.prepared
     if data.suspects is None:
         found = self._call_suspects() if callable(self.suspects) else self.suspects
-        data.suspects = item_indices('suspects', [] if found is None else found, data.items.n)
+        data.suspects = same(item_indices('suspects', [] if found is None else found, data.items.n))
     return data.suspects
 
 @patch
@@ -385,10 +422,15 @@ def _scan(self:ProxyAttentionCB, model, only=None, wants=None, clock=None) -> Sc
     method, found = data.task.maps.method, data.task.maps.reads
     if model is not self.learn.model: found = layer_of(model, found, self.reshape)
     if isinstance(found, InputGradients):
-        baselines = draw_baselines(model, data.dls, data.items.base, data.items.n, self.samples, self.seed)
-        found = InputGradients(baselines, self.samples, self.blur)
-    return scan(model, data.dls, data.items.base, data.items.n, found, method, self.target,
-                wants, only, self.thresh, clock, self._progress)
+        how = data.items.n, self.samples, self.seed
+        baselines = first_rank(lambda: draw_baselines(model, data.dls, data.items.base, *how).cpu())
+        found = InputGradients(baselines.to(next(model.parameters()).device), self.samples, self.blur)
+    def part(only):
+        return scan(model, data.dls, data.items.base, data.items.n, found, method, self.target,
+                    wants, only, self.thresh, clock, self._progress)
+    if n_ranks() > 1 and only is None: only = np.arange(data.items.n)
+    with first_weights(model): parts = each_share(only, part)
+    return join_scans(parts, data.dls, data.items.base, data.items.n)
 
 @patch
 def _exclusions(self:ProxyAttentionCB, idxs, flat) -> dict: # Reason -> bool (m,)
@@ -446,16 +488,22 @@ def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None, ap
 def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, clock) -> list: # Their manifest rows
     "Erase and save, in threads"
     data,store,some = self.prepared, self.copies.store, self.prepared.task.chunk_size
-    if store.bytes > store.max_bytes/2: # room comes from copies that nobody trains on any more
-        store.prune({r['id'] for r in self.copies.rows})
-    start, spent = time.perf_counter(), clock.total
-    with as_validation(data.items.base), store.writer(self.save) as put:
-        for part in self._progress([rows[i:i+some] for i in range(0, len(rows), some)]):
-            make = eraser
-            if self.accept: part, make = self._accepted(report, model, part, seen, eraser, clock)
-            put(part, make)
-    kept = put.rows if self.save else self._list_unsaved(put.rows, eraser)
-    put.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
+    def write():
+        if store.bytes > store.max_bytes/2: # room comes from copies that nobody trains on any more
+            store.prune({r['id'] for r in self.copies.rows})
+        start, spent = time.perf_counter(), clock.total
+        with as_validation(data.items.base), store.writer(self.save) as put:
+            for part in self._progress([rows[i:i+some] for i in range(0, len(rows), some)]):
+                make = eraser
+                if self.accept: part, make = self._accepted(report, model, part, seen, eraser, clock)
+                put(part, make)
+                still_working()
+        kept = put.rows if self.save else self._list_unsaved(put.rows, eraser)
+        put.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
+        return [r['id'] for r in kept], report.rejected
+    ids, report.rejected = self._on_disk(write)
+    kept = [store.rows[i] for i in ids]
+    if rank() and kept and is_unsaved(kept[0]): self._maker(kept[0])
     report.flat += len(rows) - len(kept) - report.rejected
     report.proxies = len(kept)
     return kept
@@ -484,8 +532,9 @@ def _accepted(self:ProxyAttentionCB, report, model, rows, seen, eraser, clock):
 def make_proxies(self:ProxyAttentionCB) -> CycleReport:
     "Stage 2, by itself: scan, select, erase, save, inject. What was done, in numbers"
     start = time.perf_counter()
+    self._check_processes()
     self._adopt()
-    if not all(torch.isfinite(p).all() for p in self.learn.model.parameters()):
+    if not same(all(torch.isfinite(p).all() for p in self.learn.model.parameters())):
         return self._nothing("the weights aren't finite: training has diverged")
     self.prepare()
     if self.select is None:
@@ -505,6 +554,7 @@ def make_proxies(self:ProxyAttentionCB) -> CycleReport:
 def _copies_of_wrong(self:ProxyAttentionCB, report, clock):
     "Manifest rows of the copies, and what knows their maps"
     log = self.fit_state.log
+    if log is not None: log.gather()
     only = np.flatnonzero(log.wrong) if self.select == 'ever_wrong' and log is not None else None
     if self.select == 'ever_wrong' and only is None:
         raise ValueError("select='ever_wrong' needs a fit that was watched; call fit first.")
@@ -617,7 +667,7 @@ def _scout_rounds(self:ProxyAttentionCB, report, clock, steps) -> list: # Manife
 def _keep_round(self:ProxyAttentionCB, report, rows, eraser):
     "The copies of the last round that found something; those of the others are deleted"
     store, ids = self.copies.store, {r['id'] for r in rows}
-    store.prune(k for k,r in store.rows.items() if r['cycle'] or k in ids)
+    self._on_disk(lambda: store.prune(k for k,r in store.rows.items() if r['cycle'] or k in ids))
     self.candidates, report.proxies = (rows, eraser), len(rows)
 
 @patch
@@ -637,7 +687,8 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
     copies, name = [r for r in rows if r['index'] not in held], ('second scout', 'next scout')[bool(former)]
     with clock('scout'): scouts.append(self._train_scout(self._dls_of([], copies), steps, name))
     report.steps += steps
-    with clock('score'): whole = self._predict(scouts[0], Subset(data.items.base, first.idxs))[0]
+    def predicted(idxs): return self._predict(scouts[0], Subset(data.items.base, idxs))[0]
+    with clock('score'): whole = np.concatenate(each_share(first.idxs, predicted))
     bound = LATER_SUFFICIENCY_THRESHOLD if former else SUFFICIENCY_THRESHOLD
     return sufficiency_test(first.counts(whole), bound), rows, eraser
 
@@ -662,7 +713,8 @@ def _decide(self:ProxyAttentionCB, report, verdict, rows=()):
     report.verdict = self.last_verdict = verdict
     if verdict.name == 'shortcut': return list(rows)
     store = self.copies.store
-    if rows: store.prune(store.rows.keys() - {r['id'] for r in rows}) # copies of other cycles stay
+    # copies of other cycles stay
+    if rows: self._on_disk(lambda: store.prune(store.rows.keys() - {r['id'] for r in rows}))
     report.proxies = 0
     return []
 
@@ -673,11 +725,15 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     usable = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     eraser = self._eraser(seen, usable, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, usable)
-    kept, on_copies = [], []
-    for here,copies in erased_in_parts(eraser, rows, data.task.chunk_size, clock):
-        kept += here
-        with clock('score'): on_copies.append(self._predict(model, copies, num_workers=0)[0])
-    rows, ks = [rows[k] for k in kept], usable[kept]
+    def look(part):
+        kept, predicted = [], []
+        for here,copies in erased_in_parts(eraser, part, data.task.chunk_size, clock):
+            kept += [part[k] for k in here]
+            with clock('score'): predicted.append(self._predict(model, copies, num_workers=0)[0])
+        return kept, predicted
+    at, found = {r['index']: k for r,k in zip(rows, usable)}, each_share(rows, look)
+    rows, on_copies = [r for part,_ in found for r in part], [p for _,predicted in found for p in predicted]
+    kept = np.array([at[r['index']] for r in rows], int)
     if not former: self.candidates = rows, eraser
     if len(kept) < max(2, len(seen.idxs)/2):
         if former: return None
@@ -687,7 +743,8 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
                        f"(they have {h}×{w} cells), so that nothing can be erased: no copies. "
                        "Give layer= an earlier layer, or images of more pixels.")
         return None
-    return _HeldOut(seen.idxs[ks], seen.scores.label[ks], seen.scores.predicted[ks], np.concatenate(on_copies))
+    labels, predicted = seen.scores.label[kept], seen.scores.predicted[kept]
+    return _HeldOut(seen.idxs[kept], labels, predicted, np.concatenate(on_copies))
 
 @patch
 def _predict(self:ProxyAttentionCB, model, dataset, **kwargs):
@@ -787,7 +844,9 @@ def resume(self:ProxyAttentionCB,
                              f"{r['original']}, item {r['index']} of this training set is {here}. "
                              "Give the folder of this data set and split, or another one.")
     copies.cycle, copies.erasers = max((r['cycle'] for r in known.values()), default=0), {}
-    copies.rows = copies.store.relist([known[i] for i in ids if copies.store.whole(known[i])], data.split)
+    whole = self._whole([known[i] for i in ids])
+    live = self._on_disk(lambda: [r['id'] for r in copies.store.relist(whole, data.split)])
+    copies.rows = [copies.store.rows[i] for i in live]
     if len(copies.rows) < len(ids):
         warnings.warn(f"{len(ids)-len(copies.rows)} of {len(ids)} copies in {copies.store.name} are missing or damaged "
                       "and are not trained on.")
@@ -815,7 +874,7 @@ def remove(self:ProxyAttentionCB,
     self.reset()
     if store is None: return
     store.close()
-    if purge_files and store.path.is_dir(): purge_run(store.path)
+    if purge_files and not rank() and store.path.is_dir(): purge_run(store.path)
 
 @patch
 @contextlib.contextmanager
@@ -837,7 +896,7 @@ def review(self:ProxyAttentionCB,
         if i not in live: raise ValueError(f"choices={i!r}: no live copy has this id; see learn.proxies['id'].")
     if not choices: return 0
     copies = self.copies
-    copies.store.mark({i: dict(review=choice) for i,choice in choices.items()})
+    self._on_disk(lambda: copies.store.mark({i: dict(review=choice) for i,choice in choices.items()}))
     copies.rows = [copies.store.rows[r['id']] for r in copies.rows if choices.get(r['id'], 'keep') == 'keep']
     self._take_reviews()
     self._inject()
@@ -879,7 +938,7 @@ def _say(self:ProxyAttentionCB, report):
     probed = report.verdict is not None and report.verdict.counts.control is not None
     if report.text and data.task.maps.coarse is not None and not probed and not data.maps_noted:
         report.text, data.maps_noted = f"{report.text.rstrip('.')}. {data.task.maps}.", True
-    if self.verbose and report.text: print(report)
+    if self.verbose and report.text and not rank(): print(report)
     return report
 
 @patch

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from .core import seeded_rng
 from .dataloaders import as_validation, eval_dl
 from .probe import class_evidence, fit_probe, layer_outputs, pooled_features
+from .ranks import each_share, first_rank
 from .scan import Scan, Subset, plain_batch
 from .select import score_batch
 from .windows import WINDOW_CELLS, best_windows, cell_descriptors, fit_detector, on_grid, window_maps, window_means
@@ -104,6 +105,18 @@ def _probe_batches(model, dl, idxs, by):
 OTHER_WINDOWS = 12 # Of each image, that a detector learns not to find
 DETECTOR_PASSES = 2 # The second learns from windows that the first one's detectors have found
 
+def _windows(batches, area, rng):
+    "Of the images in batches of `_probe_batches`: the best window, others drawn by lot, and the class predicted"
+    found, others, classes = [], [], []
+    for _,y,said,_,cells,outs in batches:
+        windows, b = window_means(cell_descriptors(outs), area), torch.arange(len(y))
+        (row, column), size = best_windows(cells, area), (2, len(y), OTHER_WINDOWS)
+        found.append(windows[b, :, row, column])
+        row, column = torch.randint(windows.shape[2], size, generator=rng)
+        others.append(windows[b[:, None], :, row, column])
+        classes.append(said.argmax(1))
+    return tuple(map(torch.cat, (found, others, classes)))
+
 # %% ../nbs/09_probe_scan.ipynb #4b914e4b
 def fit_detectors(
     model,
@@ -117,21 +130,17 @@ def fit_detectors(
 ) -> FoldProbes: # With detectors, each fitted on the items of all other folds
     "Learn what the windows have in common that tell a class"
     folds, n_classes = by.folds[idxs], by.probes[0].weights.shape[1]
+    rest = [torch.from_numpy(np.flatnonzero(folds != f)) for f in range(FOLDS)]
     for k in range(DETECTOR_PASSES):
-        found, others, classes = [], [], []
-        rng = torch.Generator().manual_seed(int(seeded_rng(seed, 'windows', k).integers(2**32)))
-        with as_validation(base):
-            dl = eval_dl(dls, Subset(base, idxs), len(idxs))
-            for _,y,said,_,cells,outs in _probe_batches(model, progress(dl), idxs, by):
-                windows, b = window_means(cell_descriptors(outs), area), torch.arange(len(y))
-                (row, column), size = best_windows(cells, area), (2, len(y), OTHER_WINDOWS)
-                found.append(windows[b, :, row, column])
-                row, column = torch.randint(windows.shape[2], size, generator=rng)
-                others.append(windows[b[:, None], :, row, column])
-                classes.append(said.argmax(1))
-        found, others, classes = map(torch.cat, (found, others, classes))
-        rest = [torch.from_numpy(np.flatnonzero(folds != f)) for f in range(FOLDS)]
-        by = replace(by, detectors=[fit_detector(found[i], others[i], classes[i], n_classes) for i in rest])
+        def windows_of(idxs, by=by, k=k):
+            rng = torch.Generator().manual_seed(int(seeded_rng(seed, 'windows', k).integers(2**32)))
+            with as_validation(base):
+                dl = eval_dl(dls, Subset(base, idxs), len(idxs))
+                return _windows(_probe_batches(model, progress(dl), idxs, by), area, rng)
+        found, others, classes = map(torch.cat, zip(*each_share(idxs, windows_of)))
+        def fit(found=found, others=others, classes=classes):
+            return [fit_detector(found[i], others[i], classes[i], n_classes) for i in rest]
+        by = replace(by, detectors=first_rank(fit))
     return by
 
 # %% ../nbs/09_probe_scan.ipynb #742d6e2f

@@ -8,6 +8,7 @@ __all__ = ['UNTRUSTED', 'MIXED', 'Scan', 'plain_batch', 'Subset', 'scan', 'Train
 # %% ../nbs/09_scan.ipynb #c8468518
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import reduce
 from time import perf_counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastcore.basics import GetAttr
 from .core import Clock, no_footprint, seeded_rng
 from .dataloaders import ProxyDataset, as_validation, eval_dl
 from .layers import AttentionBlocks, FeatureLayer, attention_blocks, unwrap
+from .ranks import exchange, n_ranks
 from .saliency import InputGradients, flat_maps, normalise, raw_maps
 from .select import Scores, score_batch
 from .targets import explained_classes, explained_probability, targets
@@ -34,6 +36,8 @@ class Scan:
     dl: object # The loader of the pass, for the geometry
     classes: np.ndarray # (m,2) class explained, and the one it is set against (-1: none); -1 where no map was made
     explained: np.ndarray # (m,) float32: probability of the first, minus that of the second
+
+    def __getstate__(self): return {**vars(self), 'dl': None} # A loader isn't sent from process to process
 
 # %% ../nbs/09_scan.ipynb #1d507e65
 def plain_batch(batch, model, n_inp=1):
@@ -112,15 +116,32 @@ def scan(
                 dl, classes[ok], explained[ok])
 
 # %% ../nbs/09_scan.ipynb #7375d098
+def _with_room(maps, others):
+    "Maps with as many cells as the others', where none was made"
+    return maps if maps.shape[1:] != (1, 1) else maps.new_zeros(len(maps), *others.shape[1:])
+
 def merge_scans(a:Scan, b:Scan) -> Scan:
     "Two scans of different items as one, in the order of the items"
     idxs = np.concatenate([a.idxs, b.idxs])
     order = np.argsort(idxs)
     def both(x, y): return None if x is None else np.concatenate([x, y])[order]
     scores = Scores(**{f.name: both(getattr(a.scores, f.name), getattr(b.scores, f.name)) for f in fields(Scores)})
-    maps = torch.cat([a.maps, b.maps])[torch.from_numpy(order)]
+    maps = torch.cat([_with_room(a.maps, b.maps), _with_room(b.maps, a.maps)])[torch.from_numpy(order)]
     return Scan(idxs[order], scores, maps, both(a.flat, b.flat), sorted(a.unreadable + b.unreadable),
                 a.dl, both(a.classes, b.classes), both(a.explained, b.explained))
+
+def join_scans(
+    parts, # Scans of shares of the items, from `each_share`
+    dls, # Whose validation transforms are used
+    base, # The user's training set
+    n:int, # How many items it has
+) -> Scan:
+    "The scans of all processes as one, with a loader for the geometry"
+    seen = reduce(merge_scans, parts)
+    if seen.dl is None:
+        with as_validation(base): seen.dl = eval_dl(dls, base, n)
+        seen.dl.dataset.bad = torch.zeros(n, dtype=torch.uint8) # not shared, as in `scan`
+    return seen
 
 def layer_of(model, found, reshape=None):
     "What `method_layer` found in a network, in a copy of it"
@@ -196,6 +217,13 @@ class TrainingLog:
         if self.y is None: self.y = np.zeros((self.n, *y.shape[1:]), np.int64)
         self.wrong[index] |= wrong.cpu().numpy()[own]
         self.y[index] = (y if y.dim() == 1 else y > 0.5).long().cpu().numpy()[own]
+
+    def gather(self):
+        "Take over what the other processes of a distributed fit have noted"
+        if n_ranks() == 1: return
+        wrong,ys = zip(*exchange((self.wrong, self.y)))
+        ys = [y for y in ys if y is not None]
+        self.wrong, self.y = np.any(wrong, 0), np.max(ys, 0) if ys else None # 0 where none was seen
 
 UNTRUSTED = ("select='ever_wrong': which training items a batch holds can't be told (a transform skips items, or the "
              "loader was used by somebody else in the middle of an epoch); "

@@ -27,6 +27,7 @@ from torch import nn
 
 from .core import preserve_rng, seeded_rng, steps_of
 from .dataloaders import copy_dl, copy_dls, epoch_of
+from .ranks import n_ranks, rank, take_weights, trainer_copy, watch_peers
 
 # %% ../nbs/13_scout.ipynb #bede4b62
 HELD_OUT = 1/8 # of each class
@@ -59,7 +60,7 @@ def scout_steps(
     learn:Learner, # In a fit
 ) -> int:
     "Steps of a scout; raises a `ValueError` if it would be longer than the fit"
-    epochs, per_epoch = learn.n_epoch, len(learn.dls.train)
+    epochs, per_epoch = learn.n_epoch, -(-len(learn.dls.train)//n_ranks())
     steps = steps_of(length, epochs, per_epoch, 'scout')
     if is_frozen(learn) and '%' in str(length): return max(steps, FROZEN_STEPS)
     if steps > epochs*per_epoch:
@@ -135,13 +136,13 @@ def _scout_learner(learn, dls, bar):
 def train_scout(
     learn:Learner, # In a fit, or with an optimizer
     dls, # `DataLoaders` of the scout's training images
-    steps:int, # Batches
+    steps:int, # Batches, of each process
     seed:int=0,
     text:str='scout', # Beside the progress bar
     progress:bool=True, # Show a bar, where there is a terminal or a notebook?
 ) -> nn.Module: # The trained copy
     "A copy of the learner's network, trained for `steps` on `dls`; the learner and random streams stay as they are"
-    numbers = seeded_rng(seed, text)
+    numbers = seeded_rng(seed, text, *([rank()] if rank() else [])) # each process augments in its own way
     train = copy_dl(dls.train)
     train.rng = random.Random(int(numbers.integers(2**32)))
     bar = _Bar(steps, text) if progress and shows_progress(learn) else None
@@ -151,5 +152,8 @@ def train_scout(
         np.random.seed(int(numbers.integers(2**32)))
         torch.manual_seed(int(numbers.integers(2**32)))
         new = _scout_learner(learn, dls, bar)
-        with epoch_of(dls, steps): new.fit_one_cycle(1, highest_lr(learn))
+        with trainer_copy(learn) as trainer, epoch_of(dls, steps*n_ranks() if trainer else steps), watch_peers():
+            new.add_cbs(trainer)
+            new.fit_one_cycle(1, highest_lr(learn))
+        take_weights(new.model)
     return new.model

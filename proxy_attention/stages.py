@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .core import check_choice, check_number
+from .ranks import same
 
 # %% ../nbs/15_stages.ipynb #a52aa846
 _compare = {'>=': float.__ge__, '<=': float.__le__, '>': float.__gt__, '<': float.__lt__}
@@ -97,7 +98,9 @@ def run_stages(
     for cycle in range(cycles + 1):
         before,start = (snapshot() if cycle and rule.rollback is not None else None), time.perf_counter()
         values = train(cycle)
-        back,stop = rule.update(values, time.perf_counter() - start, cycle > 0)
+        # of all processes of a distributed fit, one decides when time is up
+        values,seconds = same((values, time.perf_counter() - start))
+        back,stop = rule.update(values, seconds, cycle > 0)
         if back: restore(before)
         stop = stop or ('cycles done' if cycle == cycles else '')
         after(cycle, values, back, stop)

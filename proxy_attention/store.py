@@ -256,6 +256,14 @@ def _mend(self:ProxyStore):
     if data and not data.endswith(b'\n'): write_atomic(path, data[:data.rfind(b'\n')+1])
 
 @patch
+def reread(self:ProxyStore):
+    "Read the manifest of a folder that another process of the same fit has open and writes to"
+    if read_marker(self.path) is None:
+        raise StoreError(f"path={self.name!r} isn't there for every process of the distributed fit. "
+                         "Give path= a folder on a disk that all of them see.")
+    self.rows = read_manifest(self.path)
+
+@patch
 def close(self:ProxyStore):
     "Give the folder back"
     if self.lock is not None: self.lock.release()
