@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PatchGroup', 'cut_patches', 'group_patches', 'ShortcutReport', 'make_report']
 
-# %% ../nbs/24_shortcut_report.ipynb #dabe6ec8
+# %% ../nbs/24_shortcut_report.ipynb #eb941fff
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from .reliance import Exam, Reliance, exam_eraser, network_reliance
 from .scan import Subset, predict
 from .shortcut_test import PAIRED_NECESSITY_THRESHOLD, Verdict, verdict_text
 
-# %% ../nbs/24_shortcut_report.ipynb #59bbbde3
+# %% ../nbs/24_shortcut_report.ipynb #cf1549d0
 _GROUPS = 3 # Heaps of a class that are shown
 _MIN_SHARE = 0.1 # Of a class's patches, that a heap must have to be shown
 _EXAMPLES = 6 # Patches of a heap that are shown
@@ -86,8 +86,8 @@ def group_patches(
                                   k == 0 and name in named, mean, centres[mine], examples, items[mine]))
     return out
 
-# %% ../nbs/24_shortcut_report.ipynb #d284f41d
-@dataclass
+# %% ../nbs/24_shortcut_report.ipynb #0c42ef71
+@dataclass(repr=False)
 class ShortcutReport:
     "What `learn.shortcut_report()` found; `str` of it is the answer in words, `save` writes it as a page"
     network: Reliance # What the network relies on as it stands
@@ -109,6 +109,8 @@ class ShortcutReport:
         rows = [(g.origin, g.name, g.n, g.share, g.place, g.named) for g in self.groups]
         return pd.DataFrame(rows, columns=['origin', 'class', 'images', 'share', 'place', 'shortcut'])
 
+    def __repr__(self): return str(self)
+
     def __str__(self):
         lines = [f"Scouts, before training: {self.scout_text}"] if self.scout_text else []
         lines.append(f"The network as it is: {self.network}" if lines else str(self.network))
@@ -118,7 +120,7 @@ class ShortcutReport:
         if self.doubts is not None and len(self.doubts): lines.append(f"{len(self.doubts)} labels are in doubt.")
         return '\n'.join(lines)
 
-# %% ../nbs/24_shortcut_report.ipynb #fd63c0a6
+# %% ../nbs/24_shortcut_report.ipynb #4ecb1aac
 def _needing(r:Reliance):
     "Classes that need what was erased"
     t,chance = r.by_class, r.verdict.counts.chance
@@ -145,7 +147,7 @@ def _scout_groups(cb, max_images):
     named = set(names.values()) if cb.last_verdict.name == 'shortcut' else ()
     return group_patches('scout', [names[i] for i in items], items, *rest, named)
 
-# %% ../nbs/24_shortcut_report.ipynb #186be561
+# %% ../nbs/24_shortcut_report.ipynb #be3595f2
 def _twins(exam:Exam, ds_idx):
     "Pairs of files with the same content: an image that was looked at, and a training image or one looked at before"
     files = [exam.source.path(int(i)) for i in exam.idxs]
@@ -173,7 +175,7 @@ def _doubts(r:Reliance, ds_idx):
             for k,i in ((k, r.seen.idxs[k]) for k in at)]
     return pd.DataFrame(rows, columns=['index', 'file', 'label', 'predicted', 'confidence']), ''
 
-# %% ../nbs/24_shortcut_report.ipynb #4c17ce31
+# %% ../nbs/24_shortcut_report.ipynb #fcb1da8d
 def make_report(
     learn:Learner, # A classifier of one label an item
     ds_idx:int=1, # Which of its loaders: 1 is validation
@@ -197,7 +199,7 @@ def make_report(
     out.scout_text = verdict_text(cb.last_verdict, erased, used, cb.scout_merge)
     return out
 
-# %% ../nbs/24_shortcut_report.ipynb #d26a1eff
+# %% ../nbs/24_shortcut_report.ipynb #3ea79c53
 _THERE, _ELSEWHERE = '#c8553d', '#3a7ca5' # Colours of the two curves: on white and on black
 
 def draw_curve(

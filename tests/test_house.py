@@ -63,7 +63,7 @@ def folder(name):
 
 def test_the_library_does_not_know_the_lab():
     for name,source in modules().items():
-        if folder(name) is None: assert not [t for t,_ in imports(name, source) if '.lab' in t], name
+        if folder(name) is None: assert not [t for t,_ in imports(name, source) if '.lab.' in f'{t}.'], name
 
 def test_folders_import_downward():
     for name,source in modules().items():
