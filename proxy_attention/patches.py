@@ -6,13 +6,13 @@
 __all__ = ['PATCH_SIDE', 'MAX_CLUSTERED', 'brightest_box', 'crop_patch', 'box_centre', 'patch_look', 'cluster_patches',
            'place_text']
 
-# %% ../nbs/22_patches.ipynb #dc3766aa
+# %% ../nbs/22_patches.ipynb #cb586233
 import cv2
 import numpy as np
 
 from .gallery import to_rgb
 
-# %% ../nbs/22_patches.ipynb #d74c1310
+# %% ../nbs/22_patches.ipynb #c578de1a
 def brightest_box(
     saliency:np.ndarray, # (H,W), at least 0
     area:float, # Share of the picture that the box has
@@ -25,7 +25,7 @@ def brightest_box(
     top,left = (int(v) for v in np.unravel_index(sums.argmax(), sums.shape))
     return left, top, left + bw, top + bh
 
-# %% ../nbs/22_patches.ipynb #1ad15209
+# %% ../nbs/22_patches.ipynb #c46713c9
 PATCH_SIDE = 32 # Pixels a side, of all patches
 
 def crop_patch(
@@ -45,7 +45,7 @@ def box_centre(
     left,top,right,bottom = box
     return (left + right)/2/size[0], (top + bottom)/2/size[1]
 
-# %% ../nbs/22_patches.ipynb #2b1423e2
+# %% ../nbs/22_patches.ipynb #72fb3415
 def _histogram(values, n, weights=None):
     "Roots of the shares of `n` values"
     h = np.bincount(values.ravel(), None if weights is None else weights.ravel(), n)
@@ -62,15 +62,15 @@ def patch_look(
     direction = (half[:, None]*2 + half)*8 + (angle*8/(2*np.pi)).astype(int)%8
     return np.concatenate([_histogram(lab @ [16, 4, 1], 64), _histogram(direction, 32, strength)])
 
-# %% ../nbs/22_patches.ipynb #9f0300ea
-_MAX_DISTANCE = 0.9 # Between heaps: two patches that share nothing are 2 apart
+# %% ../nbs/22_patches.ipynb #3d1496d1
+_MAX_DISTANCE = 0.9 # Between clusters: two patches that share nothing are 2 apart
 _PLACE_WEIGHT = 0.6 # Of the distance between two places, as a share of the picture
 MAX_CLUSTERED = 400 # Patches; clustering takes the square of their number
 
 def cluster_patches(
     patches:np.ndarray, # (n,PATCH_SIDE,PATCH_SIDE,3), uint8
     centres:np.ndarray, # (n,2), of `box_centre`
-) -> np.ndarray: # (n,) 0 for those of the largest heap, 1 for the next, ...; -1: beyond `MAX_CLUSTERED`
+) -> np.ndarray: # (n,) 0 for those of the largest cluster, 1 for the next, ...; -1: beyond `MAX_CLUSTERED`
     "Sort patches by look and by place"
     from sklearn.cluster import AgglomerativeClustering # slow to import
     out, n = np.full(len(patches), -1), min(len(patches), MAX_CLUSTERED)
@@ -79,12 +79,12 @@ def cluster_patches(
         return out
     look = np.stack([patch_look(p) for p in patches[:n]])
     points = np.concatenate([look, _PLACE_WEIGHT*np.asarray(centres)[:n]], 1)
-    heaps = AgglomerativeClustering(None, distance_threshold=_MAX_DISTANCE, linkage='average').fit(points).labels_
-    rank = np.argsort(np.argsort(-np.bincount(heaps), kind='stable'))
-    out[:n] = rank[heaps]
+    clusters = AgglomerativeClustering(None, distance_threshold=_MAX_DISTANCE, linkage='average').fit(points).labels_
+    rank = np.argsort(np.argsort(-np.bincount(clusters), kind='stable'))
+    out[:n] = rank[clusters]
     return out
 
-# %% ../nbs/22_patches.ipynb #e30f8cc5
+# %% ../nbs/22_patches.ipynb #85ae1f2e
 _SPREAD = 0.15 # Standard deviation of the centres, as a share of the side, beyond which there is no one place
 
 def place_text(

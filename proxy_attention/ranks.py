@@ -140,7 +140,7 @@ def first_rank(
     "What `work` gives in the first process, or the error that it raises, in all processes"
     if _alone(): return work()
     if rank(): return _wait_for_first()
-    value, error, = None, None
+    value, error = None, None
     _last_sign[0] = time.monotonic()
     try: value = work()
     except Exception as e: error = e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture', 'curve_svg', 'page_html']
 
-# %% ../nbs/25_shortcut_page.ipynb #20ba69b3
+# %% ../nbs/25_shortcut_page.ipynb #4a3d145d
 import base64
 import io
 from pathlib import Path
@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from fastcore.xml import H1, H2, H3, Body, Div, Figcaption, Figure, Head, Html, Img, Main, Meta, P, Safe, Section
 from fastcore.xml import Style, Table, Tbody, Td, Th, Thead, Title, Tr, to_xml
 
@@ -21,7 +22,7 @@ from .files import write_atomic
 from .shortcut_report import ShortcutReport, draw_curve, make_report, plot_report
 from .store import encode_image
 
-# %% ../nbs/25_shortcut_page.ipynb #ef11b2ca
+# %% ../nbs/25_shortcut_page.ipynb #96a917e5
 def picture(
     img:np.ndarray, # (H,W,3), uint8
     alt:str, # What it shows, in words
@@ -57,13 +58,13 @@ def _table(df, formats=()):
 def _percent(v): return f"{100*v:.0f}%"
 
 def _card(g):
-    "A heap of patches"
+    "A cluster of patches"
     title = f"{g.name}: {_percent(g.share)} of {g.of} patches, {g.place}"
     examples = [picture(img, 'one of them') for img in g.examples]
     mark = [P('called a shortcut', cls='mark')] if g.named else []
     return Figure(Figcaption(title), *mark, Div(picture(g.mean, 'their mean', 'mean'), *examples, cls='row'))
 
-# %% ../nbs/25_shortcut_page.ipynb #e4c3ba9e
+# %% ../nbs/25_shortcut_page.ipynb #abb00b97
 _CSS = """
 :root { --bg: #fff; --fg: #1c2128; --soft: #57606a; --line: #d0d7de; --tint: #f4f6f8; --mark: #9a1c1c; }
 @media (prefers-color-scheme: dark) {
@@ -99,7 +100,7 @@ _ORIGINS = {
 _MAX_CARDS = 60 # Of a section
 _MAX_LINES = 30 # Of a table of files
 
-def _heaps(report):
+def _clusters(report):
     "A section for each origin of patches"
     out = []
     for origin,(title,what) in _ORIGINS.items():
@@ -107,15 +108,15 @@ def _heaps(report):
         if not groups: continue
         shown = sorted(groups, key=lambda g: not g.named)[:_MAX_CARDS]
         more = [] if len(shown) == len(groups) else [P(f"{len(groups) - len(shown)} more are not shown.", cls='soft')]
-        text = f"{what} Like patches are one heap: its mean, and some of it."
+        text = f"{what} Like patches are one cluster: its mean, and some of it."
         out.append(Section(H2(title), P(text, cls='soft'), Div(*map(_card, shown), cls='cards'), *more))
     return out
 
 def _beside(report):
-    "Twins and doubtful labels"
+    "Duplicates and doubtful labels"
     out = [H2('Beside it')]
     n = len(report.duplicates)
-    out.append(P(f"{n or 'No'} images have a twin with the same content."))
+    out.append(P(f"{n or 'No'} images have a duplicate with the same content."))
     if n: out.append(_list([f"{a} = {b}" for a,b in report.duplicates[:_MAX_LINES]]))
     if report.doubts is None: return [*out, P(f"Labels: {report.doubts_text}", cls='soft')]
     if not len(report.doubts): return [*out, P("No label is in doubt.")]
@@ -132,7 +133,7 @@ def page_html(
     title = 'A shortcut was found' if report.found else 'No shortcut was named'
     if report.scout_text: said += [H3('Before training'), P(report.scout_text), H3('The network as it is')]
     formats = {k: _percent for k in ('accuracy', 'erased_there', 'erased_elsewhere')}
-    asked = f"{len(r.seen.idxs)} images were looked at. {r.exam.task.maps}."
+    asked = f"{len(r.seen.idxs)} images were looked at. {r.images.task.maps}."
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
                 Meta(name='color-scheme', content='light dark'), Meta(name='generator', content='proxy_attention'),
                 Title(title), Style(Safe(_CSS)))
@@ -140,7 +141,7 @@ def page_html(
         H1(title), Div(*said, P(str(r)), cls='verdict'),
         H2('Accuracy against the share erased'), P(asked, cls='soft'), Safe(curve_svg(r)),
         H2('By class'), P(f"{100*r.area:.2g}% of each image erased.", cls='soft'), _table(r.by_class, formats),
-        *_heaps(report), *_beside(report))
+        *_clusters(report), *_beside(report))
     return '<!doctype html>\n' + to_xml(Html(head, Body(main), lang='en'), do_escape=True)
 
 @patch
@@ -158,18 +159,14 @@ def plot(self:ShortcutReport):
     "One figure: the curve, and the patches"
     return plot_report(self)
 
-# %% ../nbs/25_shortcut_page.ipynb #4a5fea1c
+# %% ../nbs/25_shortcut_page.ipynb #8ffc33c0
 @patch
+@delegates(make_report)
 def shortcut_report(self:Learner,
-    ds_idx:int=1, # Which of the learner's loaders is looked at: 1 is validation
-    area:float|None=None, # Share of each image that is erased; None: the callback's, or 0.1
-    scout:float|str|None=None, # Train a second network without that place: epochs, or 'N steps'; None: don't
-    max_images:int=500, # Look at so many at most, drawn by lot
-    seed:int=0,
-    progress:bool=True, # Show bars, where there is a terminal or a notebook?
     save:str|Path|None=None, # Write the page to this file
+    **kwargs,
 ) -> ShortcutReport:
     "Does this network rely on a shortcut, and on which? Nothing of the learner is changed"
-    report = make_report(self, ds_idx, area, scout, max_images, seed, progress)
+    report = make_report(self, **kwargs)
     if save is not None: report.save(save)
     return report

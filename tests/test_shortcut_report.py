@@ -96,7 +96,7 @@ def test_scouts_come_first(root):
     assert report.scout == learn.proxy_attention_cb.last_verdict
     assert str(report).startswith('Scouts, before training: ')
 
-def test_twins(root, tmp_path):
+def test_duplicates(root, tmp_path):
     own = tmp_path/'own'
     shutil.copytree(root, own)
     shutil.copy(own/'train'/'blue'/'1.png', own/'valid'/'blue'/'twin.png')
