@@ -96,11 +96,14 @@ def test_scouts_come_first(root):
     assert report.scout == learn.proxy_attention_cb.last_verdict
     assert str(report).startswith('Scouts, before training: ')
 
-def test_duplicates(root, tmp_path):
+@pytest.mark.parametrize('cb', [None, dict(scout=None, select='all')]) # with live copies in dls.train, too
+def test_duplicates(root, tmp_path, cb):
     own = tmp_path/'own'
     shutil.copytree(root, own)
     shutil.copy(own/'train'/'blue'/'1.png', own/'valid'/'blue'/'twin.png')
-    report = trained(own).shortcut_report()
+    learn = trained(own, None if cb is None else ProxyAttentionCB(path=tmp_path/'copies', verbose=False, **cb))
+    assert cb is None or len(learn.proxies)
+    report = learn.shortcut_report()
     assert [tuple(f[-8:] for f in p) for p in report.duplicates] == [('twin.png', 'ue/1.png')]
 
 def test_page(report, tmp_path):
