@@ -72,14 +72,17 @@ def kept(folder): return [line for line in (folder/'record.jsonl').read_text().s
 def test_requeued_jobs_go_on_from_their_checkpoints(command, cache): # noqa: F811
     process = command('compare', 'try', '--arms', 'early_look', '--seeds', '1', '--out', 'there')
     arms = [Path('there')/'arms'/arm/'0' for arm in ('erm', 'early_look')]
-    before = {}
-    # As when the node is lost, and as before the end of a job's time
-    for k,how in enumerate((['scontrol', 'requeue'], ['scancel', '--signal=USR2'])):
-        wait_for(lambda: (arms[k]/'partial.pt').exists())
-        job = next(j for j in states() if j.endswith(f'_{k}'))
-        before[k] = kept(arms[k])
-        ask(*how, job)
-        at_once(job)
+    # As when the node is lost, and as before the end of a job's time; each as soon as it has a checkpoint, whichever is first
+    before, stops = {}, {0: ['scontrol', 'requeue'], 1: ['scancel', '--signal=USR2']}
+    def stop_one():
+        for k in stops.keys() - before.keys():
+            job = next((j for j in states() if j.endswith(f'_{k}')), None)
+            if job is None or not (arms[k]/'partial.pt').exists(): continue
+            before[k] = kept(arms[k])
+            ask(*stops[k], job)
+            at_once(job)
+        return len(before) == len(stops)
+    wait_for(stop_one)
     assert process.wait(500) == 0, Path('said').read_text()
     for k,folder in enumerate(arms):
         assert 0 < len(before[k]) < len(kept(folder)), "it was stopped in the middle"
