@@ -631,6 +631,11 @@ def test_report(here):
 def test_clean(here):
     a,b = make_run(here/'a'), make_run(here/'b')
     (b/'notes.txt').write_text('mine')
+    logs = [here/'.jobs'/name/'20260101-000000' for name in ('a', 'b')]
+    for folder in logs:
+        folder.mkdir(parents=True)
+        for name in ('7_0_0_log.out', '7_0_result.pkl', 'submission_file_7.sh'): (folder/name).write_text('of submitit')
+    (logs[1]/'mine.txt').write_text('mine')
     (here/'photos').mkdir()
     assert 'photos' in wrong('clean', 'a', 'photos') and a.is_dir()
     got = run('clean', 'a', input='n\n')
@@ -638,6 +643,7 @@ def test_clean(here):
     assert '--yes' in answer('clean', 'a', code=2)['error']
     assert answer('clean', 'a', 'b', '--yes') == dict(deleted=['a', 'b'], left=['b'])
     assert not a.exists() and sorted(p.name for p in b.iterdir()) == ['notes.txt']
+    assert [p.name for p in (here/'.jobs').iterdir()] == ['b'] and [p.name for p in logs[1].iterdir()] == ['mine.txt']
 
 def a_folder_of_copies(folder):
     "As the library leaves one"

@@ -17,6 +17,7 @@ from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.compare.sweep import sweep
 from proxy_attention.lab.runs.checkpoint import RunError, is_cost
 from proxy_attention.lab.runs.runner import run_experiment
+from proxy_attention.lab.runs.state import clean_run, jobs_folder
 
 PROGRAMS = 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scancel', 'scontrol'
 CLUSTER = '[cluster:tests]\npartition = tests\ntime = 20\ncpus = 1\narray = 2\n[cluster:none]\npartition = nowhere\n'
@@ -112,6 +113,9 @@ def test_what_a_killed_command_left_is_cancelled_and_so_is_what_ctrl_c_stops(com
     assert 'jobs that had not ended are cancelled' in said and re.search(r'stopped; `proxy-attention run try .*--submit slurm.*` goes on', said)
     there, alone = (run_experiment('try', 'settings.ini', out, CHANGES, cache, progress=False, say=lambda _: None) for out in ('there', 'alone'))
     assert kept(there)[:len(before)] == before and same(final(there), final(alone)) and lines(there) == lines(alone)
+    assert jobs_folder(there).is_dir()
+    clean_run(there)
+    assert not jobs_folder(there).parent.exists()
 
 def test_a_sweep(command, cache): # noqa: F811
     pytest.importorskip('optuna')
