@@ -21,6 +21,7 @@ from .check import Task, TrainingSet, check_task, training_set
 from .copies import ErasedOnLoad, Eraser, erased_in_parts
 from .core import Clock, check_number, no_footprint, preserve_rng, seeded_rng, steps_of
 from .dataloaders import Source, as_validation, eval_dl, inject
+from .ranks import n_ranks
 from .saliency import InputGradients
 from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
 from .scout import copy_model, shows_progress, train_scout
@@ -49,6 +50,8 @@ def make_eval_set(
     progress:bool=True,
 ) -> EvalSet:
     "Choose the images; a `ValueError` or `TypeError` if the network can't be asked about them"
+    if n_ranks() > 1:
+        raise ValueError(f"a report is made by one process, here are {n_ranks()}: leave distrib_ctx() first.")
     loaders = learn.dls.loaders
     check_number('ds_idx', ds_idx, 0, len(loaders) - 1, whole=True)
     check_number('max_images', max_images, 1, whole=True)
