@@ -250,25 +250,27 @@ def _some(seen, at):
                    classes=seen.classes[at], explained=seen.explained[at])
 
 # %% ../nbs/23_reliance.ipynb #a65bfccc
-_known = "It knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
+_knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
 _verdicts = {
-    'needed': f"The network relies on one place of each image. {_known}. Is that the object or a shortcut? "
+    'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
               "The patches show it, and scout= tests it.",
-    'shortcut': f"Shortcut found. {_known}; a network like it that learnt without that place still knows {{second}}.",
-    'real': f"No shortcut: that place is the evidence itself. {_known}; "
+    'shortcut': f"Shortcut found. The network {_knows}; "
+                "a network like it that learnt without that place still knows {second}.",
+    'real': f"No shortcut: that place is the evidence itself. The network {_knows}; "
             "a network like it that learnt without knows {second}, and chance is {chance}.",
-    'spread': f"No single place carries the answer. {_known}. "
+    'spread': f"No single place carries the answer. The network {_knows}. "
               "This does not rule out a cue at the border, in the colour or in the background.",
 }
 _reasons = {
     'few': "Too little data to tell: there are {n} images, at least {least} are needed.",
     'chance': "At chance: the network knows {image} of {n} images, the most frequent class alone is {chance}.",
-    'necessity': f"Too little data to tell. {_known}; that is {{needed}} {{needed_span}} of what it knows above "
-                 "chance, and the bound is {bound}.",
-    'again': f"It can't be told. {_known}; a network like it that learnt without that place knows {{second}}, "
-             "but it relies on the same place again: there was more to erase. Try a larger area=.",
-    'sufficiency': f"Too little data to tell. {_known}; a network like it that learnt without that place "
-                   "knows {second}, and chance is {chance}.",
+    'necessity': f"Too little data to tell. The network {_knows}; "
+                 "that is {needed} {needed_span} of what it knows above chance, and the bound is {bound}.",
+    'again': f"It can't be told. The network {_knows}; "
+             "a network like it that learnt without that place knows {second}, but it relies on the same place again: "
+             "there was more to erase. Try a larger area=.",
+    'sufficiency': f"Too little data to tell. The network {_knows}; "
+                   "a network like it that learnt without that place knows {second}, and chance is {chance}.",
 }
 
 def _reliance_text(
