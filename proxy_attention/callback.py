@@ -214,7 +214,7 @@ class ProxyAttentionCB(Callback):
         "Forget the DataLoaders and the verdict: the next fit begins with a scout again"
         self.__dict__.update(
             prepared=None, copies=CopySet(), fit_state=FitState(), last_report=CycleReport(), last_verdict=None,
-            candidates=None,
+            candidates=None, failed_trackers=set(),
         )
 
     @property
@@ -933,13 +933,13 @@ def _progress(self:ProxyAttentionCB, it):
 
 @patch
 def _say(self:ProxyAttentionCB, report):
-    "Keep the report and print its line, once with where maps come from, if they aren't the last layer's"
-    self.last_report, data = report, self.prepared
+    "Print the report's line and keep it, once with where maps come from, if they aren't the last layer's"
+    data = self.prepared
     probed = report.verdict is not None and report.verdict.counts.control is not None
     if report.text and data.task.maps.coarse is not None and not probed and not data.maps_noted:
         report.text, data.maps_noted = f"{report.text.rstrip('.')}. {data.task.maps}.", True
     if self.verbose and report.text and not rank(): print(report)
-    return report
+    return self._keep(report)
 
 @patch
 def _nothing(self:ProxyAttentionCB, why, report=None):
@@ -947,7 +947,18 @@ def _nothing(self:ProxyAttentionCB, why, report=None):
     warnings.warn(f"ProxyAttentionCB made no copies: {why}")
     report = CycleReport(self.copies.cycle, self.prepared.items.n) if report is None else report
     report.why, report.live, report.proxies = why, len(self.copies.rows), 0
+    return self._keep(report)
+
+@patch
+def _keep(self:ProxyAttentionCB, report):
+    "Keep the report, and send it to the experiment trackers that are active; one that fails is named once"
+    from proxy_attention.trackers import track # Imported late: it draws the gallery, which stands on the callback
     self.last_report = report
+    for name,error in ({} if rank() else track(self.learn, report)).items():
+        if name in self.failed_trackers: continue
+        self.failed_trackers.add(name)
+        warnings.warn(f"{name} didn't take what was found in cycle {report.cycle}, and training goes on: "
+                      f"{type(error).__name__}: {error}")
     return report
 
 @patch
