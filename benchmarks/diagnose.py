@@ -24,18 +24,19 @@ LEAST = 0.5 # Of a cluster's images, that show at least so much of the cue in th
 @dataclass
 class Case:
     "A network that is trained, and what its images hold"
-    cue: str # Of `lab.data.shortcuts`
     changes: tuple # Of [experiment:dev_asl] in studies/settings.ini
     kind: str = 'patch' # A cue that fits into a patch: the claim; 'wide': one that doesn't; 'none': it tells nothing
 
 
 asl = 'data.size=40', 'data.per_class=120', 'model=small_cnn'
 cifar = 'data=dev_cifar10', 'data.n_valid=500', 'model=small_cnn'
+digits = 'data=reserved_digits', 'data.n_valid=400', 'model=small_cnn'
 cases = {
-    **{f'ASL, {c}': Case(c, (*asl, f'data.shortcut={c}')) for c in ('square', 'sticker', 'letter', 'position', 'texture')},
-    **{f'ASL, {c}': Case(c, (*asl, f'data.shortcut={c}'), 'wide') for c in ('watermark', 'border', 'background')},
-    'ASL, nothing': Case('square', (*asl, 'data.shortcut=square', 'strength=0'), 'none'),
-    'CIFAR-10, nothing': Case('square', (*cifar, 'strength=0'), 'none'),
+    **{f'ASL, {c}': Case((*asl, f'data.shortcut={c}')) for c in ('square', 'sticker', 'letter', 'position', 'texture')},
+    **{f'ASL, {c}': Case((*asl, f'data.shortcut={c}'), 'wide') for c in ('watermark', 'border', 'background')},
+    'ASL, nothing': Case((*asl, 'data.shortcut=square', 'strength=0'), 'none'),
+    'CIFAR-10, nothing': Case((*cifar, 'strength=0'), 'none'),
+    'digits, nothing': Case((*digits, 'strength=0'), 'none'),
 }
 EPOCHS, LR, SCOUT = 20, 0.01, 10 # Epochs of the network and of the second one
 
