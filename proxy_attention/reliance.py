@@ -250,7 +250,7 @@ def _some(seen, at):
 _known = "It knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
 _verdicts = {
     'needed': f"The network relies on one place of each image. {_known}. Is that the object or a shortcut? "
-              "The patches show it, and scout= tests it.",
+              "The patches show it, and a scout tests it.",
     'shortcut': f"Shortcut found. {_known}; a network like it that learnt without that place still knows {{second}}.",
     'real': f"No shortcut: that place is the evidence itself. {_known}; "
             "a network like it that learnt without knows {second}, and chance is {chance}.",
@@ -263,7 +263,7 @@ _reasons = {
     'necessity': f"Too little data to tell. {_known}; that is {{needed}} {{needed_span}} of what it knows above "
                  "chance, and the bound is {bound}.",
     'again': f"It can't be told. {_known}; a network like it that learnt without that place knows {{second}}, "
-             "but it relies on the same place again: there was more to erase. Try a larger area=.",
+             "but it relies on the same place again: there was more to erase. Try a larger area.",
     'sufficiency': f"Too little data to tell. {_known}; a network like it that learnt without that place "
                    "knows {second}, and chance is {chance}.",
 }

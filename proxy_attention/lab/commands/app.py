@@ -85,6 +85,7 @@ def top(
       proxy-attention compare shortcut --arms random_erasing,early_look --seeds 5
       proxy-attention sweep find            search for a policy
       proxy-attention report runs/photos runs/shortcut --out both.html
+      proxy-attention diagnose export.pkl --data photos/valid    does a finished network rely on a shortcut?
     """
 
 # %% ../../../nbs/lab/commands/00_app.ipynb #1214d7e1
