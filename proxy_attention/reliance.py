@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from fastprogress.fastprogress import progress_bar
 
 from .callback import PreparedData, ProxyAttentionCB
 from .check import Task, TrainingSet, check_task, training_set
@@ -23,7 +22,7 @@ from .core import Clock, check_number, no_footprint, preserve_rng, seeded_rng, s
 from .dataloaders import Source, as_validation, eval_dl, inject
 from .saliency import InputGradients
 from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
-from .scout import copy_model, shows_progress, train_scout
+from .scout import copy_model, show_bar, shows_progress, train_scout
 from .shortcut_test import Verdict, count_right, necessity_of, necessity_test, sufficiency_test
 from .shortcut_test import with_numbers
 from .targets import place_maps
@@ -192,7 +191,7 @@ class Reliance:
 def _curve(images, seen, shares):
     "Predictions for each share, at the maps' place and elsewhere"
     others = elsewhere_in(seen, images.seed)
-    bar = progress_bar(shares, leave=False, comment='erasing') if images.progress else shares
+    bar = show_bar(shares, 'erasing') if images.progress else shares
     return {s: (on_copies(images, seen, s), on_copies(images, others, s)) for s in bar}
 
 def _class_table(names, y, whole, there, other):
