@@ -22,19 +22,20 @@ def _learner_of(what, data, train, scout):
     if what.is_dir():
         if train is not None: raise ValueError("--train is for a learner in a file; a run knows its training images.")
         from proxy_attention.lab.runs.job import finished_learner
-        return finished_learner(what, 'data' if data is None else data), "the run's validation images"
+        return finished_learner(what, 'data' if data is None else data), "validation images of the run"
     if not what.exists():
         raise ValueError(f"{what} is not there; give a learner that learn.export() wrote, or the folder of a run.")
     if data is None: raise ValueError("a learner is exported without images: give some with --data FOLDER.")
     from proxy_attention.lab.models.exported import class_folders, exported_classes, load_exported, use_images
     learn = load_exported(what)
     images = class_folders(data, exported_classes(learn))
+    which = f"{'validation ' if 'train' in images else ''}images in {data}"
     if train is not None: images['train'] = class_folders(train, exported_classes(learn), '--train')['valid']
     if scout is not None and 'train' not in images:
         raise ValueError("--scout trains a second network, and a learner is exported without its training images: "
                          "give them with --train FOLDER.")
     use_images(learn, **images)
-    return learn, f"images in {data}"
+    return learn, which
 
 def _length(text):
     "Epochs as a number; other text is left to the library, which knows 'N steps'"
@@ -99,10 +100,11 @@ def diagnose(
         page = out or (what/'diagnosis.html' if what.is_dir() else Path('diagnosis.html'))
         check_page_free(page)
         warnings.filterwarnings('ignore', category=FutureWarning)
+        warnings.filterwarnings('ignore', module='cleanlab') # Of classes with few images
         from proxy_attention import shortcut_page  # noqa: F401  (patches shortcut_report into Learner)
         learn,which = _learner_of(what, data, train, scout)
         n = len(learn.dls.valid_ds)
-        answer.say(f"looking at {min(n, max_images)} of {n} {which}")
+        answer.say(f"looking at {n if n <= max_images else f'{max_images} of {n}'} {which}")
         report = learn.shortcut_report(save=page, area=area, scout=_length(scout), max_images=max_images, seed=seed)
         text = '\n'.join(fill(line, 120) for line in str(report).splitlines())
         answer(_values(report) | dict(page=page), f"\n{text}\n\npage   {page}", _exit_code(report))
