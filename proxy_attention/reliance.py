@@ -132,6 +132,14 @@ def _with_new_weights(
         if reset is not None: reset()
     return model
 
+def _last_lr(
+    learn, # A learner; of an exported one fastai keeps the schedule of the last fit alone
+) -> float:
+    "The highest learning rate of the last fit; where it isn't known, the learner's own"
+    recorder = getattr(learn, 'recorder', None)
+    lrs = getattr(recorder, 'lrs', None) or (getattr(recorder, 'hps', None) or {}).get('lr')
+    return float(max(lrs)) if lrs else learn.lr
+
 def _train_without(
     images:EvalSet,
     area:float, # Share of each image that is erased
@@ -149,8 +157,7 @@ def _train_without(
         torch.manual_seed(int(seeded_rng(images.seed, 'new weights').integers(2**32)))
         new = copy.copy(learn)
         new.model, new.opt = _with_new_weights(learn.model), None
-        lrs = getattr(getattr(learn, 'recorder', None), 'lrs', ())
-        new.lr = float(max(lrs)) if len(lrs) else learn.lr
+        new.lr = _last_lr(learn)
         new.create_opt()
         new.unfreeze()
         return train_scout(new, dls, steps, images.seed, 'network without it', images.progress)
