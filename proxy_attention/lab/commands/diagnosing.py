@@ -75,8 +75,8 @@ def diagnose(
     area:Optional[float]=typer.Option(None, '--area', metavar='SHARE',
                                       help="Share of each image that is erased for the verdict (default: 0.1)."),
     max_images:int=typer.Option(500, '--max-images', metavar='N',
-                                help="Look at no more images than this, drawn at random (default: 500)."),
-    seed:int=typer.Option(0, '--seed', help="Of the random numbers (default: 0)."),
+                                help="Look at no more images than this, drawn at random."),
+    seed:int=typer.Option(0, '--seed', help="Decides which images are drawn, and the second network's weights."),
     out:Optional[Path]=typer.Option(
         None, '--out', metavar='FILE', help="The page (default: diagnosis.html, in the folder of a run, else here)."),
     as_json:bool=json_option,
@@ -93,8 +93,8 @@ def diagnose(
       proxy-attention diagnose export.pkl --data photos --out photos.html --json
       proxy-attention diagnose runs/photos --scout 10
     \b
-    Exit codes: 0 no shortcut, 1 a shortcut was found, 2 it can't be told (a place is needed, and without --scout
-    nobody knows whether it is the object), or something is wrong with learner, run or images.
+    Exit codes: 0 no shortcut, 1 a shortcut was found, 2 it can't be told (as where one place is needed
+    and no --scout has tested whether it is the object), or something is wrong with learner, run or images.
     """
     with answering(as_json) as answer:
         page = out or (what/'diagnosis.html' if what.is_dir() else Path('diagnosis.html'))
