@@ -244,6 +244,13 @@ def test_other_tasks(made, tmp_path, block, label, n_out):
     Learner(block.dataloaders(made.images, num_workers=0), small_net(), path=tmp_path, loss_func=nn.MSELoss()).export('export.pkl')
     assert 'no classifier that gives each image one label' in wrong(tmp_path/'export.pkl', '--data', made.images)
 
+class TwoAnswers(nn.Linear):
+    def forward(self, x): return x.mean((2, 3)), x
+
+def test_a_network_with_two_answers(made, tmp_path):
+    Learner(made.learn.dls, TwoAnswers(2, 2), path=tmp_path).export('export.pkl')
+    assert 'needs a classifier with outputs (batch, classes), got tuple' in wrong(tmp_path/'export.pkl', '--data', made.images)
+
 def test_several_inputs(made, tmp_path):
     block = DataBlock((ImageBlock, ImageBlock, CategoryBlock), n_inp=2, get_items=get_image_files, get_x=[lambda f: f]*2, get_y=parent_label)
     Learner(block.dataloaders(made.images, num_workers=0), small_net(), path=tmp_path).export('export.pkl')
