@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from fastprogress.fastprogress import progress_bar
 
 from .callback import PreparedData, ProxyAttentionCB
 from .check import Task, TrainingSet, check_task, training_set
@@ -24,7 +23,7 @@ from .dataloaders import Source, as_validation, eval_dl, inject
 from .ranks import n_ranks
 from .saliency import InputGradients
 from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
-from .scout import copy_model, shows_progress, train_scout
+from .scout import copy_model, show_bar, shows_progress, train_scout
 from .shortcut_test import Verdict, count_right, necessity_of, necessity_test, sufficiency_test
 from .shortcut_test import with_numbers
 from .targets import place_maps
@@ -136,6 +135,14 @@ def _with_new_weights(
         if reset is not None: reset()
     return model
 
+def _last_lr(
+    learn, # A learner; of an exported one fastai keeps the schedule of the last fit alone
+) -> float:
+    "The highest learning rate of the last fit; where it isn't known, the learner's own"
+    recorder = getattr(learn, 'recorder', None)
+    lrs = getattr(recorder, 'lrs', None) or (getattr(recorder, 'hps', None) or {}).get('lr')
+    return float(max(lrs)) if lrs else learn.lr
+
 def _train_without(
     images:EvalSet,
     area:float, # Share of each image that is erased
@@ -153,8 +160,7 @@ def _train_without(
         torch.manual_seed(int(seeded_rng(images.seed, 'new weights').integers(2**32)))
         new = copy.copy(learn)
         new.model, new.opt = _with_new_weights(learn.model), None
-        lrs = getattr(getattr(learn, 'recorder', None), 'lrs', ())
-        new.lr = float(max(lrs)) if len(lrs) else learn.lr
+        new.lr = _last_lr(learn)
         new.create_opt()
         new.unfreeze()
         return train_scout(new, dls, steps, images.seed, 'network without it', images.progress)
@@ -195,7 +201,7 @@ class Reliance:
 def _curve(images, seen, shares):
     "Predictions for each share, at the maps' place and elsewhere"
     others = elsewhere_in(seen, images.seed)
-    bar = progress_bar(shares, leave=False, comment='erasing') if images.progress else shares
+    bar = show_bar(shares, 'erasing') if images.progress else shares
     return {s: (on_copies(images, seen, s), on_copies(images, others, s)) for s in bar}
 
 def _class_table(names, y, whole, there, other):
@@ -253,7 +259,7 @@ def _some(seen, at):
 _knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
 _verdicts = {
     'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
-              "The patches show it, and scout= tests it.",
+              "The patches show it, and a scout tests it.",
     'shortcut': f"Shortcut found. The network {_knows}; "
                 "a network like it that learnt without that place still knows {second}.",
     'real': f"No shortcut: that place is the evidence itself. The network {_knows}; "
@@ -268,7 +274,7 @@ _reasons = {
                  "that is {needed} {needed_span} of what it knows above chance, and the bound is {bound}.",
     'again': f"It can't be told. The network {_knows}; "
              "a network like it that learnt without that place knows {second}, but it relies on the same place again: "
-             "there was more to erase. Try a larger area=.",
+             "there was more to erase. Try a larger area.",
     'sufficiency': f"Too little data to tell. The network {_knows}; "
                    "a network like it that learnt without that place knows {second}, and chance is {chance}.",
 }

@@ -151,8 +151,8 @@ def _scout_groups(cb, max_images):
 def _duplicates(images:EvalSet):
     "Pairs of files with the same content: an image that was looked at, and a training image or one looked at before"
     files = [images.source.path(int(i)) for i in images.idxs]
-    base,n,_ = training_set(images.learn.dls)
-    train = [] if images.ds_idx == 0 else item_files(base, n)
+    none = images.ds_idx == 0 or getattr(images.learn.dls.train, 'n', None) == 0 # as of an exported learner
+    train = [] if none else item_files(*training_set(images.learn.dls)[:2])
     out, first = [(str(files[k]), f) for k,f in same_content(files, train).items()], {}
     for f in files:
         if f is None or (key := file_digest(f)) is None: continue

@@ -44,7 +44,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'run', 'compare', 'sweep', 'report', 'audit', 'clean']
+commands = ['demo', 'list', 'init', 'check', 'run', 'compare', 'sweep', 'report', 'diagnose', 'audit', 'clean']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):

@@ -650,3 +650,10 @@ def test_the_second_region_is_erased_beside_the_first(learner, rounds_find):
 @pytest.mark.parametrize('bad', [0, -1, 1.5, 11, '2', True, None, float('nan')])
 def test_rounds_out_of_range(bad):
     with pytest.raises((ValueError, TypeError), match=f'rounds={bad!r}'): ProxyAttentionCB(rounds=bad)
+
+def test_a_terminal_shows_a_bar_with_the_scouts_name(monkeypatch, capsys):
+    monkeypatch.setattr(scout, 'shows_progress', lambda learn: True)
+    monkeypatch.setattr('fastprogress.fastprogress.printing', lambda: True)
+    learn = make_learner(coded_dls, scout_cb(verbose=True))
+    learn.fit(1)
+    assert '... scout]' in capsys.readouterr().out
