@@ -33,6 +33,8 @@ cifar = 'data=dev_cifar10', 'data.n_valid=500', 'model=small_cnn'
 digits = 'data=reserved_digits', 'data.n_valid=400', 'model=small_cnn'
 cases = {
     **{f'ASL, {c}': Case((*asl, f'data.shortcut={c}')) for c in ('square', 'sticker', 'letter', 'position', 'texture')},
+    **{f'digits, {c}': Case((*digits, f'data.shortcut={c}')) for c in ('square', 'position', 'texture')},
+    **{f'CIFAR-10, {c}': Case((*cifar, f'data.shortcut={c}')) for c in ('square', 'sticker')},
     **{f'ASL, {c}': Case((*asl, f'data.shortcut={c}'), 'wide') for c in ('watermark', 'border', 'background')},
     'ASL, nothing': Case((*asl, 'data.shortcut=square', 'strength=0'), 'none'),
     'CIFAR-10, nothing': Case((*cifar, 'strength=0'), 'none'),

@@ -24,8 +24,8 @@ from .ranks import n_ranks
 from .saliency import InputGradients
 from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
 from .scout import copy_model, show_bar, shows_progress, train_scout
-from .shortcut_test import Verdict, count_right, necessity_of, necessity_test, sufficiency_test
-from .shortcut_test import with_numbers
+from .shortcut_test import SHORTFALL_THRESHOLD, Verdict, count_right, necessity_of, necessity_test
+from .shortcut_test import shortfall_test, with_numbers
 from .targets import place_maps
 
 # %% ../nbs/23_reliance.ipynb #2b269297
@@ -237,11 +237,11 @@ def network_reliance(
         said = _curve(images, seen, sorted({*_SHARES, area}))
     y, whole, (there,other) = seen.scores.label, seen.scores.predicted, said[area]
     counts = count_right(y, whole, there, control=other)
-    verdict = necessity_test(counts) or Verdict('needed', counts, *necessity_of(counts))
+    verdict = necessity_test(counts, SHORTFALL_THRESHOLD) or Verdict('needed', counts, *necessity_of(counts))
     if scout is not None and verdict.name == 'needed':
         second = _train_without(images, area, scout)
         said_by_second = eval_logits(images, seen, second)[0].argmax(1).numpy()
-        verdict = sufficiency_test(count_right(y, whole, there, said_by_second, other))
+        verdict = shortfall_test(count_right(y, whole, there, said_by_second, other))
         if verdict.name == 'shortcut' and _needs_again(images, seen, area, second, said_by_second):
             verdict = replace(verdict, name='unclear', reason='again')
     curve = pd.DataFrame([(s, *(float((p == y).mean()) for p in ps)) for s,ps in said.items()],
@@ -257,13 +257,14 @@ def _some(seen, at):
 
 # %% ../nbs/23_reliance.ipynb #a65bfccc
 _knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
+_misses = "So it lacks {short} {short_span} of what it knows where it could do without; the bound is {bound}."
 _verdicts = {
     'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
               "The patches show it, and a scout tests it.",
     'shortcut': f"Shortcut found. The network {_knows}; "
                 "a network like it that learnt without that place still knows {second}.",
-    'real': f"No shortcut: that place is the evidence itself. The network {_knows}; "
-            "a network like it that learnt without knows {second}, and chance is {chance}.",
+    'real': f"No shortcut: that place is the evidence itself, or a part of it. The network {_knows}; "
+            f"a network like it that learnt without that place knows {{second}}. {_misses}",
     'spread': f"No single place carries the answer. The network {_knows}. "
               "This does not rule out a cue at the border, in the colour or in the background.",
 }
@@ -275,8 +276,8 @@ _reasons = {
     'again': f"It can't be told. The network {_knows}; "
              "a network like it that learnt without that place knows {second}, but it relies on the same place again: "
              "there was more to erase. Try a larger area.",
-    'sufficiency': f"Too little data to tell. The network {_knows}; "
-                   "a network like it that learnt without that place knows {second}, and chance is {chance}.",
+    'shortfall': f"Too little data to tell. The network {_knows}; "
+                 f"a network like it that learnt without that place knows {{second}}. {_misses}",
 }
 
 def _reliance_text(
@@ -285,4 +286,4 @@ def _reliance_text(
     "The verdict in plain words, with its numbers"
     v = r.verdict
     text = _reasons[v.reason] if v.name == 'unclear' else _verdicts[v.name]
-    return with_numbers(text, v, f"{100*r.area:.2g}%")
+    return with_numbers(text, v, f"{100*r.area:.2g}%", SHORTFALL_THRESHOLD)

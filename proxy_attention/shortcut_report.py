@@ -22,7 +22,7 @@ from .core import file_digest
 from .dataloaders import READ_ERRORS, as_validation
 from .patches import PATCH_SIDE, box_centre, brightest_box, cluster_patches, crop_patch, place_text
 from .reliance import EvalSet, Reliance, eval_eraser, eval_logits, network_reliance
-from .shortcut_test import PAIRED_NECESSITY_THRESHOLD, Verdict, verdict_text
+from .shortcut_test import SHORTFALL_THRESHOLD, Verdict, verdict_text
 
 # %% ../nbs/24_shortcut_report.ipynb #2ddb073f
 _GROUPS = 3 # Clusters of a class that are shown
@@ -124,7 +124,7 @@ class ShortcutReport:
 def _needing(r:Reliance):
     "Classes that need what was erased"
     t,chance = r.by_class, r.verdict.counts.chance
-    lost = (t.erased_elsewhere - t.erased_there) >= PAIRED_NECESSITY_THRESHOLD*(t.accuracy - chance)
+    lost = (t.erased_elsewhere - t.erased_there) >= SHORTFALL_THRESHOLD*(t.accuracy - chance)
     return set(t['class'][lost & (t.accuracy > chance)])
 
 def _network_groups(r:Reliance):
