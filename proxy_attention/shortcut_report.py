@@ -140,8 +140,8 @@ def _network_groups(r:Reliance):
 def _scout_groups(cb, max_images):
     "What the scouts relied on, of the images that they made copies of"
     rows,eraser = cb.candidates
-    rows = [r for r in rows if r['index'] in eraser.at]
-    rows = [rows[k] for k in np.linspace(0, len(rows) - 1, min(max_images, len(rows))).astype(int)]
+    known = np.flatnonzero([i in eraser.at for i in rows.column('index')])
+    rows = list(rows[known[np.linspace(0, len(known) - 1, min(max_images, len(known))).astype(int)]])
     items,*rest = cut_patches(eraser, [r['index'] for r in rows], eraser.area or 0.1)
     names = {r['index']: r['predicted'] for r in rows}
     named = set(names.values()) if cb.last_verdict.name == 'shortcut' else ()
