@@ -166,7 +166,7 @@ _WIDEST = 15 # With more bits than this there would be more bands than save anyt
 
 def _n_differ(a, b):
     "In how many bits the hashes differ"
-    return _ONES[(a ^ b).view(np.uint8)].reshape(len(a), 8).sum(1)
+    return _ONES[(a ^ b).view(np.uint8)].reshape(len(a), 8).sum(1, dtype=int)
 
 def _candidates(a, b, near):
     "Positions in `a` and in `b`, in parts: hashes that differ in at most `near` bits agree in one of `near + 1` bands"

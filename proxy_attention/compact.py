@@ -101,11 +101,16 @@ class Positions:
         if (k := self.get(i)) is None: raise KeyError(i)
         return k
 
+_AT_ONCE = 1000 # So many are shuffled at once
+
 def drawn_lots(
     n:int,
     rng:np.random.Generator,
 ): # Of ints
     "The numbers below `n` in an order drawn by lot; each takes as long, however many there are"
+    if n <= _AT_ONCE:
+        yield from map(int, rng.permutation(n))
+        return
     moved = {} # As in Fisher and Yates's shuffle, of a deck that is never laid out
     for k in range(n):
         j = int(rng.integers(k, n))

@@ -124,17 +124,26 @@ class Eraser:
 
     def apart_from(self, i, rng):
         "Items drawn by lot whose maps say something, those first whose salient part covers item `i`'s the least"
-        drawn = np.array(list(islice(self.mapped(i, rng), DONORS)), int)
-        return drawn[self.overlap(i, drawn.tolist()).argsort(kind='stable')] if len(drawn) else drawn
+        n,item = self.mapped(i)
+        if not n: return []
+        drawn = np.array(list(map(item, rng.choice(n, min(DONORS, n), replace=False))))
+        return drawn[self.overlap(i, drawn.tolist()).argsort(kind='stable')]
 
-    def mapped(self, i, rng):
-        "Other items whose maps say something, one by one, drawn by lot"
-        if self.known is None: self.known = self.seen.idxs[~self.seen.flat] if self.seen.flat.any() else self.seen.idxs
-        return (k for k in map(int, (self.known[j] for j in drawn_lots(len(self.known), rng))) if k != i)
+    def mapped(self, i):
+        "How many items but `i` have maps that say something, and what gives the index of the `k`th of these"
+        if self.known is None:
+            idxs = self.seen.idxs[~self.seen.flat] if self.seen.flat.any() else self.seen.idxs
+            self.known = idxs, Positions(idxs)
+        idxs,at = self.known
+        own = at.get(i)
+        if own is None: return len(idxs), lambda k: int(idxs[k])
+        return len(idxs) - 1, lambda k: int(idxs[k + (k >= own)])
 
     def other(self, i, rng, mapped=False):
         "Index and pixels of another training image, with a map or any, drawn by lot from those that can be read"
-        if mapped: choices = self.mapped(i, rng)
+        if mapped:
+            n,item = self.mapped(i)
+            choices = map(item, drawn_lots(n, rng))
         elif self.apart: choices = map(int, self.apart_from(i, rng))
         else: choices = ((i + 1 + j) % self.n for j in drawn_lots(self.n - 1, rng))
         tried = 0

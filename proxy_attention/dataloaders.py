@@ -317,7 +317,8 @@ class ProxyDataset(GetAttr):
         "Indices in `base` of the originals of items"
         idxs, k = np.asarray(idxs, int), len(self.originals)
         own, out = idxs < k, np.zeros(len(idxs), np.int32)
-        out[own] = idxs[own] if self.originals == range(k) else np.asarray(self.originals)[idxs[own]]
+        if isinstance(self.originals, range): out[own] = self.originals.start + self.originals.step*idxs[own]
+        else: out[own] = self.originals[idxs[own]]
         of = idxs[~own] - k
         if isinstance(self.copies, CopyTable): out[~own] = self.copies.origins(of)
         else: out[~own] = [self.copies[i][1] for i in of]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kit import SIDE, make_learner, quiet_cb
 from PIL import Image
 
+from proxy_attention.compact import Positions
 from proxy_attention.copies import Eraser
 from proxy_attention.dataloaders import as_validation
 from proxy_attention.erase import align_donor, erase, saliency_masks, view_grid

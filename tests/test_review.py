@@ -92,7 +92,8 @@ def test_cards(shapes):
 def test_names_are_no_html(shapes):
     import ipywidgets as w
     learn = fitted(shapes)
-    cb_of(learn).copies.rows[0]['label'] = '<img src=x onerror=alert(1)>'
+    rows = cb_of(learn).copies.rows = list(cb_of(learn).copies.rows)
+    rows[0]['label'] = '<img src=x onerror=alert(1)>'
     label = learn.review_proxies(1).box.children[0].children[0]
     assert type(label) is w.Label and '<img' in label.value
 
