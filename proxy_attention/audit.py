@@ -123,21 +123,24 @@ def audit(
     "Prove from the files of a run that no validation or test item was copied or trained on"
     folder = Path(folder)
     manifest = read_manifest(folder)
-    rows, out, splits, marker = manifest.values(), Audit(len(manifest)), {}, read_marker(folder)
+    out, marker = Audit(len(manifest)), read_marker(folder)
+    splits, originals, found = {}, set(), []
     held_out = None if held_out is None else list(map(str, held_out))
     if marker is None:
         out.problems.append(f"{folder.name} has no marker of this library: it is not known how many copies were made")
     elif (live := int(manifest.live.sum())) < marker['copies']:
         out.problems.append(f"the manifest lists {live} copies, and {marker['copies']} were made")
-    keys = dict.fromkeys(r.get('split') for r in rows) or [None]
-    for key in keys: splits[key] = _load_split(folder, key, held_out, out)
-    out.held_out = max(s.n_held_out for s in splits.values())
     copy_digest = lru_cache(16)(file_digest) # many copies may be made of one file of maps
-    for r in rows: out.problems += _row_problems(r, splits[r.get('split')], copy_digest(folder/r['file']))
-    out.problems, out.unknown = list(dict.fromkeys(out.problems)), list(dict.fromkeys(out.unknown))
+    for r in manifest.values():
+        if (key := r.get('split')) not in splits: splits[key] = _load_split(folder, key, held_out, out)
+        found += _row_problems(r, splits[key], copy_digest(folder/r['file']))
+        if near is not None and r.get('original'): originals.add(r['original'])
+    if not splits: splits[None] = _load_split(folder, None, held_out, out)
+    out.held_out = max(s.n_held_out for s in splits.values())
+    out.problems, out.unknown = list(dict.fromkeys(out.problems + found)), list(dict.fromkeys(out.unknown))
     if near is not None:
         compared = held_out or sorted({f for s in splits.values() for f in s.held_out})
-        out.near = look_alikes([{r['original'] for r in rows if r.get('original')}, compared], near)
+        out.near = look_alikes([originals, compared], near)
     return out
 
 # %% ../nbs/06_audit.ipynb #18c1b21f
