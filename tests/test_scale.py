@@ -129,7 +129,7 @@ def test_reads_grow_with_the_items_only(monkeypatch):
 
 class Lots:
     "Random numbers, of which few may be drawn at a time"
-    def __init__(self): self.rng, self.drawn = np.random.default_rng(0), 0
+    def __init__(self, seed): self.rng, self.drawn = np.random.default_rng(seed), 0
     def integers(self, low, high):
         self.drawn += 1
         return self.rng.integers(low, high)
@@ -148,7 +148,7 @@ def test_a_donor_costs_the_same_in_a_large_set(apart, mapped, most, flat):
     eraser = Eraser(source, scan, None, n, area=0.25, fill='context', apart=apart)
     found = set()
     for i in range(0, n, n//50):
-        rng = Lots()
+        rng = Lots(i)
         k,px = eraser.other(i, rng, mapped)
         assert k != i and 0 <= k < n and rng.drawn == most and px[0, 0] == k % 250
         assert not (flat and (mapped or apart) and k % 5 == 0), "its map says nothing"
