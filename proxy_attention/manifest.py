@@ -13,6 +13,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -89,17 +90,16 @@ class Lines(Sequence):
 
     def __iter__(self):
         for row in self.readable():
-            if row is None: raise StoreError(f"{self.path} can't be read any more, or isn't what was written.")
+            if row is None:
+                raise StoreError(f"{self.path} can't be read any more, or isn't what was written. Give another path=.")
             yield row
 
     def readable(self) -> Iterator:
         "Each row, or None where it can't be read any more"
-        try: f = open(self.path, 'rb')
-        except OSError:
-            for _ in range(len(self)): yield None
-            return
-        with f:
-            for start in map(int, self.starts): yield row_at(f, start)
+        try: f = open(self.path, 'rb') if self.path.is_file() else None
+        except OSError: f = None
+        with f if f is not None else nullcontext():
+            for start in map(int, self.starts): yield None if f is None else row_at(f, start)
 
     def __add__(self, other): return Lines(self.path, np.concatenate([self.starts, other.starts]))
 
@@ -192,13 +192,18 @@ def read_manifest(
 ) -> Manifest:
     "Manifest lines by id, a later line replacing an earlier one; a last line cut off by a crash is ignored"
     out = Manifest(folder)
-    if not out.path.exists(): return out
+    if not _is_there(out.path): return out
     with open(out.path, 'rb') as f:
         for i,line in enumerate(f):
             if not line.endswith(b'\n'): break # without its end, the last line's copy is made again
             start, out.end = out.end, out.end + len(line)
             if line.strip(): out.note(start, _checked(line, f"{out.path}, line {i+1}"))
     return out
+
+def _is_there(path):
+    "Is there a manifest? An error if it is a device or a folder: reading it might never end"
+    if path.exists() and not path.is_file(): raise StoreError(f"{path} is no file any more. Give another path=.")
+    return path.exists()
 
 def _checked(line, name):
     "The row of a line, or an error"
@@ -219,6 +224,7 @@ def add_rows(
 ) -> Lines: # Of all of them
     "List rows, all or none; a row that is listed as it is gets no second line"
     starts, rows = array('q'), iter(rows)
+    _is_there(manifest.path)
     with open(manifest.path, 'ab', buffering=0) as f, open(manifest.path, 'rb') as reader:
         size = f.seek(0, os.SEEK_END)
         try:
