@@ -66,7 +66,7 @@ def linked_files(folder, n):
     data = Drawn(POOL)
     for k in range(POOL): cv2.imwrite(str(pool/f'{k}.png'), data[k][0].permute(1, 2, 0).numpy())
     for k in range(n):
-        if not (items/f'{k}.png').is_symlink(): (items/f'{k}.png').symlink_to(pool/f'{k % (POOL - 64)}.png')
+        (items/f'{k}.png').symlink_to(pool/f'{k % (POOL - 64)}.png')
     return [items/f'{k}.png' for k in range(n)] + [pool/f'{k}.png' for k in range(POOL - 64, POOL)]
 
 def file_dls(folder, n):
@@ -91,19 +91,19 @@ def one(n):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as tmp:
-        dls = file_dls(args.folder or tmp, n) if args.files else drawn_dls(n)
+        dls = file_dls(tmp, n) if args.files else drawn_dls(n)
         body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
         net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
         learn = Learner(dls, net, loss_func=CrossEntropyLossFlat())
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
         how = dict(scout=None, select='all', merge='replace', method='eigencam', fill=args.fill, save=False, verbose=False)
-        learn.add_cb(ProxyAttentionCB(path=f'{tmp}/warm', **how))
+        learn.add_cb(ProxyAttentionCB(path=f'{tmp}/.warm', **how))
         learn.dls.train.n = 640 # warm up allocators and caches on a few items
         learn.proxy_attention_cb.make_proxies()
-        learn.proxies, audit(f'{tmp}/warm')
+        learn.proxies, audit(f'{tmp}/.warm')
         learn.remove_proxies()
         learn.dls.train.n = n
-        cb = ProxyAttentionCB(path=f'{tmp}/run', **how)
+        cb = ProxyAttentionCB(path=f'{tmp}/.run', **how)
         learn.add_cb(cb)
         out, before = {}, held()
         def phase(name, work):
