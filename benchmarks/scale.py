@@ -145,7 +145,11 @@ def table(sizes):
             us = [1e6*x['phases'][key]['seconds']/x['items'] for x in (s, first)]
             cells.append(f"{us[0]:12.1f} µs  x{us[0]/us[1]:5.2f}   ")
         yield f"{name:26}" + ''.join(f'{c:>24}' for c in cells)
-    for name,value in (('kept beyond the maps', lambda s: s['kept'] - s['maps']), ('maps', lambda s: s['maps'])):
+    def beyond(s): return s['kept'] - s['maps']
+    more = [s for s in sizes[1:] if s['items'] > first['items']]
+    cells = [f"{2**20*(beyond(s) - beyond(first))/(s['items'] - first['items']):10.0f} bytes        " for s in more]
+    yield f"{'kept of each further item':26}" + ' '*24 + ''.join(f'{c:>24}' for c in cells)
+    for name,value in (('kept beyond the maps', beyond), ('maps', lambda s: s['maps'])):
         cells = [f"{2**20*value(s)/s['items']:10.0f} bytes        " for s in sizes]
         yield f"{name:26}" + ''.join(f'{c:>24}' for c in cells)
     for key,name in PHASES.items():
