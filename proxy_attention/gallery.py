@@ -6,6 +6,7 @@
 __all__ = ['to_rgb', 'overlay_heatmap', 'proxy_images', 'proxy_figure']
 
 # %% ../nbs/18_gallery.ipynb #469514f9
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -61,12 +62,12 @@ def proxy_images(
 # %% ../nbs/18_gallery.ipynb #f91cead5
 def _rows_to_show(cb, n):
     "Rows, what erases them (None: they are live), and what stands above the figure"
-    rows = [r for r in cb.copies.rows if cb.copies.store.whole(r)][:n]
+    rows = list(islice((r for r in cb.copies.rows if cb.copies.store.whole(r)), n))
     if rows or cb.candidates is None: return rows, None, 'predicted → true (probability of the true class)'
     verdict = cb.last_verdict
     rows,eraser = cb.candidates
     step = max(1, len(rows)//n)
-    return rows[::step][:n], eraser, f"candidates, not used: {verdict.name if verdict else 'no verdict'}"
+    return list(rows[::step][:n]), eraser, f"candidates, not used: {verdict.name if verdict else 'no verdict'}"
 
 # %% ../nbs/18_gallery.ipynb #29b2d97b
 def proxy_figure(

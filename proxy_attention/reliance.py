@@ -180,6 +180,9 @@ def _needs_again(
     there,other = (on_copies(images, s, wide, second) for s in (seen, others))
     return necessity_test(count_right(seen.scores.label, whole, there, control=other)) is None
 
+# %% ../nbs/23_reliance.ipynb #655b3d43
+NEEDED = 0.2 # Share of what is known above chance that must be lost with a place: below there is nothing to explain
+
 # %% ../nbs/23_reliance.ipynb #4144ce93
 _SHARES = 0.025, 0.05, 0.1, 0.2, 0.4 # Of each image, that are erased for the curve
 _ENOUGH = 0.8 # Of what erasing `area` costs: the smallest share that costs so much is the patches'
@@ -237,7 +240,7 @@ def network_reliance(
         said = _curve(images, seen, sorted({*_SHARES, area}))
     y, whole, (there,other) = seen.scores.label, seen.scores.predicted, said[area]
     counts = count_right(y, whole, there, control=other)
-    verdict = necessity_test(counts, SHORTFALL_THRESHOLD) or Verdict('needed', counts, *necessity_of(counts))
+    verdict = necessity_test(counts, NEEDED) or Verdict('needed', counts, *necessity_of(counts))
     if scout is not None and verdict.name == 'needed':
         second = _train_without(images, area, scout)
         said_by_second = eval_logits(images, seen, second)[0].argmax(1).numpy()
@@ -257,7 +260,7 @@ def _some(seen, at):
 
 # %% ../nbs/23_reliance.ipynb #a65bfccc
 _knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
-_misses = "So it lacks {short} {short_span} of what it knows where it could do without; the bound is {bound}."
+_misses = "The first lacks {short} {short_span} of what can be learnt without it; the bound is {bound}."
 _verdicts = {
     'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
               "The patches show it, and a scout tests it.",
@@ -286,4 +289,5 @@ def _reliance_text(
     "The verdict in plain words, with its numbers"
     v = r.verdict
     text = _reasons[v.reason] if v.name == 'unclear' else _verdicts[v.name]
-    return with_numbers(text, v, f"{100*r.area:.2g}%", SHORTFALL_THRESHOLD)
+    bound = SHORTFALL_THRESHOLD if v.counts.second is not None else NEEDED
+    return with_numbers(text, v, f"{100*r.area:.2g}%", bound)

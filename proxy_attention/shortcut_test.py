@@ -17,7 +17,7 @@ from .core import seeded_rng
 # %% ../nbs/14_shortcut_test.ipynb #5b4f73fb
 NECESSITY_THRESHOLD = 0.5 # Share of what the scout knew above chance that must be lost on the copies
 PAIRED_NECESSITY_THRESHOLD = 0.4 # The same for a probe, beside what it loses where another place is erased
-SHORTFALL_THRESHOLD = 0.2 # Share that a finished network must lack without the evidence, and another network has
+SHORTFALL_THRESHOLD = 0.3 # Share of what another network has learnt without the evidence that a finished one must lack
 SUFFICIENCY_THRESHOLD = 0.15 # Share of it that the second scout must know without the erased evidence
 LATER_SUFFICIENCY_THRESHOLD = 0.5 # The same in later rounds, of what the scout of the round before knew
 CONFIDENCE = 0.9 # Of the intervals: 5% on either side
@@ -137,10 +137,10 @@ def sufficiency_test(
 def shortfall_of(
     c:Counts, # With those of the second network and of the control
 ) -> tuple: # Share, and its interval
-    "Of what the network knows above chance, the share that it lacks without the evidence and a second network has"
+    "Of what a second network has learnt above chance without the evidence, the share that the network lacks"
     image,copy,second,control = _rates(c)
-    share = float(_share(c.second_image - c.copy - (c.image - c.elsewhere), c.image - c.chance))
-    return share, _interval(_share(second - copy - (image - control), image - c.chance))
+    share = float(_share(c.second_image - c.copy - (c.image - c.elsewhere), c.second_image - c.chance))
+    return share, _interval(_share(second - copy - (image - control), second - c.chance))
 
 def shortfall_test(
     c:Counts, # As in `shortfall_of`

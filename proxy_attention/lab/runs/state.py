@@ -8,6 +8,7 @@ __all__ = ['check_same', 'is_run', 'jobs_folder', 'clean_run', 'lock_folder', 'S
 
 # %% ../../../nbs/lab/runs/01_state.ipynb #f273de5b
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Optional, Union
 
@@ -19,7 +20,7 @@ from ...files import read_json
 from ..config.file import kinds
 from ..config.schema import InsideName
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
-from ...store import StoreError, read_manifest
+from ...manifest import StoreError, read_manifest
 
 # %% ../../../nbs/lab/runs/01_state.ipynb #e8410f55
 def differences(old, new, prefix=''):
@@ -137,10 +138,12 @@ def _damaged_record(folder, state):
 
 def _damaged_copy(folder, live):
     "The first of the copies `live` that isn't as its manifest says; None if all are"
-    try: rows = read_manifest(folder) if live else {}
+    if not live: return None
+    try: rows = read_manifest(folder)
     except StoreError: return 'manifest.jsonl'
-    if any(i not in rows for i in live): return 'manifest.jsonl'
-    return next((rows[i]['file'] for i in live if file_digest(folder/rows[i]['file']) != rows[i]['sha256']), None)
+    if any(rows.number(i) is None for i in live): return 'manifest.jsonl'
+    file_sha = lru_cache(16)(file_digest) # many copies may be made of one file of maps
+    return next((r['file'] for r in rows.lines(live) if file_sha(folder/r['file']) != r['sha256']), None)
 
 def comes_before_copies(name, cycle=0):
     "Does this step come before the first copies are made?"
