@@ -28,9 +28,9 @@ class Case:
     kind: str = 'patch' # A cue that fits into a patch: the claim; 'wide': one that doesn't; 'none': it tells nothing
 
 
-asl = 'data.size=40', 'data.per_class=120', 'model=small_cnn'
-cifar = 'data=dev_cifar10', 'data.n_valid=500', 'model=small_cnn'
-digits = 'data=reserved_digits', 'data.n_valid=400', 'model=small_cnn'
+asl = 'data.size=40', 'data.per_class=120', 'model=small_cnn', 'strength=0.99' # A later change wins
+cifar = 'data=dev_cifar10', 'data.n_valid=500', 'model=small_cnn', 'strength=0.99'
+digits = 'data=reserved_digits', 'data.n_valid=400', 'model=small_cnn', 'strength=0.99'
 cases = {
     **{f'ASL, {c}': Case((*asl, f'data.shortcut={c}')) for c in ('square', 'sticker', 'letter', 'position', 'texture')},
     **{f'digits, {c}': Case((*digits, f'data.shortcut={c}')) for c in ('square', 'position', 'texture')},
