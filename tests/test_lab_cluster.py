@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import INI, cache, lines  # noqa: F401
+from test_lab_experiment import cache, lines  # noqa: F401
 from typer.testing import CliRunner
 
-from lab_kit import patch_name
+from lab_kit import INI, patch_name
 from proxy_attention.files import read_lines
 from proxy_attention.lab import cli
 from proxy_attention.lab.compare import cluster as lab

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from test_study import command
 from test_lab_compare import SMALL
-from test_lab_experiment import INI, cache  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache  # noqa: F401
 
 from studies.agreement import against_erm, agreement, agreement_text, agreement_verdict, arm_of, default_out, finished, images_of, judging, summarise
 from proxy_attention.lab.compare.comparison import compare

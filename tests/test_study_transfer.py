@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from test_study import command
 from test_lab_compare import SMALL
-from test_lab_experiment import INI, cache  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache  # noqa: F401
 
 from studies import transfer as lab
 from studies.agreement import finished

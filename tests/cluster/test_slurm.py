@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import INI, cache, final, lines, same  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache, final, lines, same  # noqa: F401
 
 from proxy_attention.files import read_lines
 from proxy_attention.lab.compare.comparison import compare
