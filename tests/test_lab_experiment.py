@@ -505,7 +505,7 @@ def test_no_footprint(run):
     random.seed(3); torch.manual_seed(3)
     expected = random.random(), torch.rand(1).item()
     random.seed(3); torch.manual_seed(3)
-    run('proxy=none', 'threads=2', 'n_train=20', 'n_test=20')
+    run('proxy=none', 'threads=2', 'experiment.epochs=1', 'freeze_epochs=0')
     assert (random.random(), torch.rand(1).item()) == expected and torch.get_num_threads() == 1
 
 # ----------------------------------------------------------------------------------------------------------------------------------- arguments
