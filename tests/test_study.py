@@ -14,11 +14,11 @@ from studies.study import comparisons, run_study
 INI = """\
 [data:digits]
 source = shortcut_digits
-n_train = 40
-n_valid = 20
-n_test = 20
+n_train = 20
+n_valid = 10
+n_test = 10
 size = 40
-bs = 20
+bs = 10
 [model:net]
 arch = small_cnn
 width = 4
@@ -48,6 +48,7 @@ def study(cache, monkeypatch):
     Path('settings.ini').write_text(INI)
     ran = []
     real = compare_module.run_job
+    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting all garbage of a test process takes longer than a step
     patch_name(monkeypatch, 'run_job', lambda conf, folder, *args: ran.append('/'.join(Path(folder).parts[-4:])) or real(conf, folder, *args))
     def _study(names=None, **kw):
         ran.clear()
@@ -61,6 +62,7 @@ def weak(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp('weak')
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
+        patch_name(m, 'free_memory', lambda: None)
         Path('settings.ini').write_text(INI)
         run_study(['weak'], settings='settings.ini', records='records', out='runs', data=cache, jobs=1, say=lambda *_: None)
     return folder
