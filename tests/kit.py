@@ -12,9 +12,11 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import model_meta, vision_learner
 from fastcore.basics import noop
 from PIL import Image
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet, resnet18
 
 from proxy_attention.callback import ProxyAttentionCB
 
@@ -62,6 +64,11 @@ def quiet(learn):
     "The learner, without bars and tables"
     learn.logger = noop
     return learn.remove_cb(ProgressCallback)
+
+def resnet_learner(dls, **kwargs):
+    "As `vision_learner` with a ResNet-18, new, of half its blocks"
+    def resnet10(**kwargs): return ResNet(BasicBlock, [1]*4)
+    return quiet(vision_learner(dls, resnet10, pretrained=False, path=Path.cwd(), cut=-2, splitter=model_meta[resnet18]['split'], **kwargs))
 
 def make_learner(dls, cb=None, seed=0, model=None, **kwargs):
     "A learner whose every random number follows from `seed`; `dls` may be a function, called after seeding"

@@ -27,13 +27,11 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, ImageDataLoaders
-from fastai.vision.learner import vision_learner
 from PIL import Image
 from torch import nn
-from torchvision.models import resnet18
 
 from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
-                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
+                 make_learner, quiet_cb, read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
 from proxy_attention import files, saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -71,7 +69,7 @@ def fitted(shapes, tmp_path_factory):
 def test_one_line_with_vision_learner(shapes, capsys):
     dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(64), batch_tfms=aug_transforms(),
                                        num_workers=0)
-    learn = quiet(vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ProxyAttentionCB()))
+    learn = resnet_learner(dls, metrics=accuracy, cbs=ProxyAttentionCB())
     learn.fine_tune(1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
     n = len(learn.proxies)

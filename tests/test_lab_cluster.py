@@ -14,7 +14,7 @@ import pytest
 from test_lab_experiment import cache, lines  # noqa: F401
 from typer.testing import CliRunner
 
-from lab_kit import INI, patch_name
+from lab_kit import INI
 from proxy_attention.files import read_lines
 from proxy_attention.lab import cli
 from proxy_attention.lab.compare import cluster as lab
@@ -190,7 +190,6 @@ def at_once(monkeypatch):
         asked.append((cluster.submit, str(folder), most))
         with workers(1) as pool: yield pool
     monkeypatch.setattr(lab, 'cluster_jobs', jobs)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     return asked
 
 def test_a_run_is_a_job(cache, at_once): # noqa: F811

@@ -2,7 +2,6 @@
 import json
 
 import pytest
-from lab_kit import patch_name
 from sklearn.datasets import load_digits
 
 from proxy_attention.lab.compare.verdicts import comparison_text
@@ -46,7 +45,6 @@ def demo(tmp_path, monkeypatch):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
     monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
-    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting garbage takes long in a process that has run many tests
     (tmp_path/'settings.ini').write_text(INI)
     def _demo(policy=None, *overrides, **kwargs):
         return read_comparison(run_demo(policy, settings=tmp_path/'settings.ini', out=tmp_path/'demo', data=tmp_path/'data',

@@ -49,10 +49,9 @@ from proxy_attention.shortcut_test import Verdict
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('lab')/'data'
 
 @pytest.fixture
-def run(cache, monkeypatch):
+def run(cache):
     "A function: run the experiment with these changes; folder of the run"
     Path('settings.ini').write_text(INI)
-    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting all garbage of a test process takes longer than a step
     def _run(*overrides, out='run', **kw): return run_experiment('try', 'settings.ini', out, overrides, cache, say=lambda *_: None, **kw)
     return _run
 
@@ -322,7 +321,6 @@ def stops(cache, tmp_path_factory):
         real(job, *args)
     with pytest.MonkeyPatch.context() as m:
         for name,real in list(lab.steps.items()): m.setitem(lab.steps, name, partial(kept, real=real))
-        m.setattr(lab, 'free_memory', lambda: None)
         run_experiment('try', top/'settings.ini', top/'end', ONE, cache, say=lambda *_: None)
     return lambda *step: Path(shutil.copytree(top/'-'.join(map(str, step)), 'whole' if step == ('end',) else 'run'))
 

@@ -20,13 +20,10 @@ from fastai.losses import BCEWithLogitsLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
-from fastai.vision.learner import model_meta, vision_learner
 from torch import nn
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock, ResNet
 
-from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
-                 read_rgb, same_weights, seed_all, shapes_dls, tiny_model, weights)
+from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet_cb,
+                 read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, tiny_model, weights)
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -126,18 +123,13 @@ def test_the_verdict_of_the_test_itself_leaves_no_trace_either(shapes, verdict, 
     assert cb_of(learn).last_verdict.name == name
     same_footprint(seen[1], seen[0])
 
-def resnet_learner(shapes, cb, **kwargs):
-    "As `vision_learner` with a ResNet-18, of half its blocks"
-    def resnet10(**kwargs): return ResNet(BasicBlock, [1]*4)
-    return quiet(vision_learner(shapes_dls(shapes, **kwargs), resnet10, pretrained=False, cbs=cb, path=Path.cwd(), cut=-2, splitter=model_meta[resnet18]['split']))
-
 @pytest.mark.parametrize('way', ['plain', 'MixUp'])
 def test_a_vision_learner_is_fine_tuned_as_without(shapes, verdict, way):
     verdict('real')
     seen = []
     for cb in (None, scout_cb(layer='0.5', probe=way == 'plain')):
         seed_all()
-        learn = resnet_learner(shapes, cb, batch_tfms=aug_transforms())
+        learn = resnet_learner(shapes_dls(shapes, batch_tfms=aug_transforms()), cbs=cb)
         learn.fine_tune(1, 1e-2, cbs=ways[way]['cbs']() if way != 'plain' else None)
         seen.append(footprint(learn))
     assert cb_of(learn).last_verdict.name == 'real'
@@ -385,7 +377,7 @@ def test_maps_of_one_cell_cost_the_copies_and_not_the_fit(shapes, capsys):
     seen = []
     for cb in (None, scout_cb(layer='0', verbose=True)):
         seed_all()
-        learn = resnet_learner(shapes, cb)
+        learn = resnet_learner(shapes_dls(shapes), cbs=cb)
         learn.fit_one_cycle(2, 1e-3)
         seen.append(footprint(learn))
     same_footprint(seen[1], seen[0])

@@ -48,7 +48,6 @@ def study(cache, monkeypatch):
     Path('settings.ini').write_text(INI)
     ran = []
     real = compare_module.run_job
-    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting all garbage of a test process takes longer than a step
     patch_name(monkeypatch, 'run_job', lambda conf, folder, *args: ran.append('/'.join(Path(folder).parts[-4:])) or real(conf, folder, *args))
     def _study(names=None, **kw):
         ran.clear()
@@ -62,7 +61,6 @@ def weak(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp('weak')
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
-        patch_name(m, 'free_memory', lambda: None)
         Path('settings.ini').write_text(INI)
         run_study(['weak'], settings='settings.ini', records='records', out='runs', data=cache, jobs=1, say=lambda *_: None)
     return folder
@@ -158,7 +156,6 @@ def command(monkeypatch, *args):
 def test_commands(tmp_path, monkeypatch, capsys):
     "Run, gone on with from the records alone, and reported; every flag arrives"
     monkeypatch.chdir(tmp_path)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     Path('mine.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing', 'arms = random_erasing'))
     where = '--settings', 'mine.ini', '--records', 'kept', '--data', 'pictures'
     command(monkeypatch, 'run', 'weak', *where, '--out', 'away', '--jobs', 1)

@@ -43,10 +43,7 @@ class Made:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, cache): # noqa: F811
-    from proxy_attention.lab.runs import runner as experiment
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda: None)
-        yield Made(tmp_path_factory.mktemp('agreement'), cache)
+    return Made(tmp_path_factory.mktemp('agreement'), cache)
 
 @pytest.fixture(scope='module')
 def lines(made): return agreement(made.vit, [made.compared], data=made.data)
