@@ -1,5 +1,11 @@
 """What the tests of the callback share: a tiny data set, a tiny network, learners without progress bars, and an evaluation of its own."""
+import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +192,22 @@ def coded_dls(train=None, valid=None, bs=8, drop_last=True, **kwargs):
     train, valid = Coded() if train is None else train, Coded(9, 1, 100) if valid is None else valid
     return DataLoaders(DataLoader(train, bs=bs, shuffle=True, drop_last=drop_last, after_batch=to_float, **kwargs),
                        DataLoader(valid, bs=bs, after_batch=to_float))
+
+
+# -- processes of their own -----------------------------------------------------------------------------------------------------------------------
+
+@lru_cache
+def warm_process(): return subprocess.Popen([sys.executable, Path(__file__).with_name('warm_process.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+def fresh_process(code, *argv, cwd='.', env=None):
+    """As `subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *argv], capture_output=True, text=True)`, without the seconds that importing torch and fastai takes:
+    in a fork of a process that has done so, and has imported nothing of ours"""
+    command = [sys.executable, '-W', 'ignore', '-c', code, *map(str, argv)]
+    env = dict(os.environ) if env is None else env
+    if not hasattr(os, 'fork'): return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder)/name for name in ('out', 'err')]
+        warm = warm_process()
+        warm.stdin.write(json.dumps([code, list(map(str, argv)), os.path.abspath(cwd), env, *map(str, files)]) + '\n')
+        warm.stdin.flush()
+        return subprocess.CompletedProcess(command, int(warm.stdout.readline()), *(f.read_text() for f in files))

@@ -1,10 +1,9 @@
 """The tutorials run from beginning to end, on fewer photos and epochs."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kit import fresh_process
 
 NBS = Path(__file__).parent.parent/'nbs'
 
@@ -22,6 +21,6 @@ print(nb.cells[-1].source)
 def test_tutorial_runs(name, request, tmp_path):
     photos = {'ASL_DIGITS': str(request.getfixturevalue('data_dir')/'asl_digits')} if name == 'asl_digits.ipynb' else {} # the others make their own images
     env = {**os.environ, **photos, 'QUICK': '1', 'PYTHONPATH': str(NBS.parent)}
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', RUN, str(NBS/'tutorials'/name)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = fresh_process(RUN, NBS/'tutorials'/name, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list((tmp_path/'.proxies').glob('*/*.png')), "the tutorial purges its copies"
