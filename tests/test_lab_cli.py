@@ -115,7 +115,7 @@ def test_interrupt(monkeypatch, tmp_path):
     monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
 
-small = ['--set', 'probe=false', '--set', 'data.size=48', '--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
+small = ['--set', 'probe=false', '--set', 'data.size=48', '--set', 'n_train=60', '--set', 'n_valid=20', '--set', 'n_test=30', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])

@@ -14,10 +14,11 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 INI = """\
 [data:few]
 source = shortcut_digits
-n_train = 200
-n_valid = 50
+n_train = 100
+n_valid = 20
+n_test = 30
 size = 48
-bs = 20
+bs = 10
 [model:tiny]
 arch = small_cnn
 width = 4
@@ -57,7 +58,7 @@ def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
     found = demo('untested', seed=3)
     assert (found['arms'], found['seeds']) == (['erm', 'untested'], ['3'])
     plain,copies = (found['results'][arm, '3'] for arm in found['arms'])
-    assert plain['copies'] == [] and copies['copies'] == [200] and plain['steps'] == copies['steps'] == 20
+    assert plain['copies'] == [] and copies['copies'] == [100] and plain['steps'] == copies['steps'] == 20
     assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 3 and plain['scout_steps'] == 0
     (words,*_) = comparison_verdict(found)
     assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
