@@ -65,7 +65,7 @@ def fitted(shapes, tmp_path_factory):
 # -- the one line ---------------------------------------------------------------------------------------------------------------------------------
 
 def test_one_line_with_vision_learner(shapes, capsys):
-    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(64), batch_tfms=aug_transforms(),
+    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(48), batch_tfms=aug_transforms(),
                                        num_workers=0)
     learn = resnet_learner(dls, metrics=accuracy, cbs=ProxyAttentionCB())
     learn.fine_tune(1)
