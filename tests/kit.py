@@ -199,15 +199,23 @@ def coded_dls(train=None, valid=None, bs=8, drop_last=True, **kwargs):
 @lru_cache
 def warm_process(): return subprocess.Popen([sys.executable, Path(__file__).with_name('warm_process.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
+def ask_warm(*request):
+    warm = warm_process()
+    warm.stdin.write(json.dumps(request) + '\n')
+    warm.stdin.flush()
+    return int(warm.stdout.readline())
+
+class Forked:
+    "A script in a fork of a process that has imported torch and fastai, and nothing of ours"
+    def __init__(self, code, *argv, cwd='.', env=None):
+        self.args, self.folder = [code, *map(str, argv)], tempfile.TemporaryDirectory()
+        self.files = [Path(self.folder.name)/name for name in ('out', 'err')]
+        self.pid = ask_warm('start', [code, self.args[1:], os.path.abspath(cwd), dict(os.environ) if env is None else env, *map(str, self.files)])
+    def wait(self, seconds=900):
+        "As `subprocess.run` with `capture_output=True, text=True`; killed if it takes longer"
+        with self.folder: return subprocess.CompletedProcess(self.args, ask_warm('wait', [self.pid, seconds]), *(f.read_text() if f.exists() else '' for f in self.files))
+
 def fresh_process(code, *argv, cwd='.', env=None):
-    """As `subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *argv], capture_output=True, text=True)`, without the seconds that importing torch and fastai takes:
-    in a fork of a process that has done so, and has imported nothing of ours"""
-    command = [sys.executable, '-W', 'ignore', '-c', code, *map(str, argv)]
-    env = dict(os.environ) if env is None else env
-    if not hasattr(os, 'fork'): return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder)/name for name in ('out', 'err')]
-        warm = warm_process()
-        warm.stdin.write(json.dumps([code, list(map(str, argv)), os.path.abspath(cwd), env, *map(str, files)]) + '\n')
-        warm.stdin.flush()
-        return subprocess.CompletedProcess(command, int(warm.stdout.readline()), *(f.read_text() for f in files))
+    "As `subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *argv], capture_output=True, text=True)`, without the seconds that importing torch and fastai takes"
+    if hasattr(os, 'fork'): return Forked(code, *argv, cwd=cwd, env=env).wait()
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True)

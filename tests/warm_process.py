@@ -2,7 +2,9 @@
 import importlib
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 import types
 import warnings
@@ -29,15 +31,29 @@ def run(code, argv, folder, env, out, err):
     sys.stderr.flush()
     return status
 
+def start(*args):
+    pid = os.fork()
+    if pid: return pid
+    try: os._exit(run(*args))
+    finally: os._exit(1)
+
+def wait(pid, seconds):
+    "The exit code of a process, which is killed if it takes longer"
+    end, ended = time.monotonic() + seconds, (0, 0)
+    while not ended[0] and time.monotonic() < end:
+        ended = os.waitpid(pid, os.WNOHANG)
+        if not ended[0]: time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pid, signal.SIGKILL)
+        ended = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(ended[1])
+
 def serve():
-    "A script a line of standard input, its exit code (below 0: the signal that ended it) a line of standard output"
+    "A script to start, or a process to wait for, a line of standard input; its number, or its exit code (below 0: the signal that ended it), a line of standard output"
     warnings.simplefilter('ignore')
     for name in ('torch', 'torchvision', 'pandas', 'scipy.stats', 'sklearn.metrics', 'matplotlib.pyplot', 'fastai.learner', 'fastai.vision.core'): importlib.import_module(name)
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            try: os._exit(run(*json.loads(line)))
-            finally: os._exit(1)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        asked, args = json.loads(line)
+        print(start(*args) if asked == 'start' else wait(*args), flush=True)
 
 if __name__ == '__main__': serve()
