@@ -156,7 +156,7 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(monkeypatch, tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------------------------- commands
 
-STEPS = ['proxy=early', 'freeze_epochs=0', 'steps=60', 'n_train=40', 'n_test=20']
+STEPS = ['proxy=early', 'freeze_epochs=0', 'steps=60', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20'] # long enough for a checkpoint
 
 @needs_submitit
 def test_killed_and_requeued_jobs_end_with_the_same_record(cache): # noqa: F811
