@@ -503,17 +503,17 @@ def test_no_footprint(run):
     random.seed(3); torch.manual_seed(3)
     expected = random.random(), torch.rand(1).item()
     random.seed(3); torch.manual_seed(3)
-    run('proxy=none', 'threads=2', 'experiment.epochs=1', 'freeze_epochs=0')
+    run('proxy=none', 'threads=2', 'steps=1', 'freeze_epochs=0', 'n_train=10')
     assert (random.random(), torch.rand(1).item()) == expected and torch.get_num_threads() == 1
 
 # ----------------------------------------------------------------------------------------------------------------------------------- arguments
 
-SMALL = ['experiment.epochs=1', 'cycles=1', 'share=0.5', 'experiment.seed=1']
+SMALL = ['experiment.epochs=1', 'freeze_epochs=0', 'cycles=1', 'share=0.5', 'experiment.seed=1']
 
 @pytest.fixture(scope='module')
 def unchanged(unchanging): return lines(unchanging(*SMALL))
 
-@pytest.mark.parametrize('override', ['experiment.seed=2', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=0', 'weight_decay=5', 'width=5', 'data.bs=15',
+@pytest.mark.parametrize('override', ['experiment.seed=2', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=1', 'weight_decay=5', 'width=5', 'data.bs=15',
                                       'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'scout=2 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=2', 'accept=true'])
