@@ -207,7 +207,7 @@ def test_killed_at_any_moment(run, change, monkeypatch):
     verdict_of(monkeypatch, 'shortcut')
     start = time.monotonic()
     whole = run(*change, out='whole')
-    took,rng,kills,n = time.monotonic() - start, random.Random(1), 0, 0
+    took,rng,kills,n = time.monotonic() - start, random.Random(str(change)), 0, 0 # other moments for each
     while kills < 4: # In all of them together 24
         kills += go_on(lambda: run(*change, out=f'killed{n}'), lambda: rng.uniform(0.02, 0.6)*took, 4 - kills) # noqa: B023
         assert lines(f'killed{n}') == lines(whole) and same(final(f'killed{n}'), final(whole)) and copies(f'killed{n}') == copies(whole)
