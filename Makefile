@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND = agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster fuzz mutants torture lint notebooks readme site docs dist audit bench results study study-report clean
+.PHONY: help demo test test-cluster test-trackers fuzz mutants torture lint notebooks readme site docs dist audit bench results study study-report clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,10 @@ test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and
 
 test-cluster: $(VENV)/.installed-dev ## Jobs of a real SLURM of one node, which the tests start (needs root and apt-get install slurm-wlm munge; else skipped)
 	@$(BIN)/python -m pytest tests/cluster
+
+test-trackers: $(VENV)/.installed-dev ## Weights & Biases (offline) and MLflow (a local folder), which it installs (150 MB; make test skips them)
+	$(BIN)/pip install -q mlflow-skinny wandb
+	$(BIN)/python -m pytest tests/test_trackers.py
 
 fuzz: $(VENV)/.installed-dev ## Hostile arguments, files, settings and command lines: 20,000 of them (about a quarter of an hour; make test tries 500)
 	FUZZ_UNIT=1070 $(BIN)/python -m pytest -q tests/test_fuzz_arguments.py tests/test_fuzz_files.py

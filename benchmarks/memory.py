@@ -65,7 +65,6 @@ def one(n):
         eraser = next(iter(step.copies.erasers.values()))
         seen = eraser.seen
         numbers = seen.maps.nbytes + sum(v.nbytes for v in vars(seen.scores).values() if v is not None) + seen.idxs.nbytes + seen.flat.nbytes
-        numbers += sum(sys.getsizeof(f) for f in step.prepared.files) # the list of file names for the audit
         print(n, before, peak[0], numbers/2**20, step.last_report.proxies)
 
 

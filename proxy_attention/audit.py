@@ -7,15 +7,19 @@ __all__ = ['Audit', 'audit', 'look_alikes']
 
 # %% ../nbs/06_audit.ipynb #b0b3a569
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from .core import file_digest
-from .store import StoreError, read_manifest, read_marker, read_split
+from .compact import ByContent, IntMap, text_key
+from .manifest import StoreError, read_manifest
+from .store import read_marker, read_split
 
 # %% ../nbs/06_audit.ipynb #25005339
 def _size(path):
@@ -27,16 +31,20 @@ def same_content(
     others, # Paths to compare with
 ) -> dict: # By index in `files`: the first of `others` that holds the same bytes
     "Which files are, by content, one of the others"
-    by_size = {}
-    for o in others: by_size.setdefault(_size(o), []).append(o)
-    by_size.pop(None, None)
-    hashes, out = {}, {}
+    others, out, read = list(others), {}, set()
+    sizes = np.array([-1 if (s := _size(o)) is None else s for o in others], np.int64)
+    order = sizes.argsort(kind='stable')
+    ordered = sizes[order]
+    known = ByContent(others)
     for i,f in enumerate(files):
         size = None if f is None else _size(f)
-        if size not in by_size: continue
-        if size not in hashes:
-            hashes[size] = {h: o for o in reversed(by_size[size]) if (h := file_digest(o)) is not None}
-        if (h := file_digest(f)) in hashes[size]: out[i] = hashes[size][h]
+        if size is None: continue
+        if size not in read:
+            low,high = ordered.searchsorted([size, size + 1])
+            if low == high: continue
+            for k in order[low:high]: known.add(k)
+            read.add(size)
+        if (o := known.find(file_digest(f))) is not None: out[i] = o
     return out
 
 # %% ../nbs/06_audit.ipynb #9cb0a31a
@@ -67,8 +75,8 @@ class Audit:
 @dataclass
 class _Split:
     "The files of a split, and its held-out files by content"
-    train: set
-    held_out: dict # Digest -> file
+    train: IntMap # Of keys of their names
+    held_out: ByContent
     n_held_out: int
 
 def _load_split(folder, key, held_out, out):
@@ -82,26 +90,25 @@ def _load_split(folder, key, held_out, out):
         train, held_out = listed['train'], listed['held_out'] if held_out is None else held_out
     held_out = list(map(str, held_out or []))
     if not held_out: out.unknown.append('no held-out items are known as files: nothing is proven')
-    hashes = {}
-    for f in held_out:
-        if (h := file_digest(f)) is not None: hashes.setdefault(h, f)
-        else: out.problems.append(f"held-out item {f} can't be read: nothing is proven about it")
+    contents, names = ByContent(held_out), IntMap()
+    for k,f in enumerate(held_out):
+        if not contents.add(k): out.problems.append(f"held-out item {f} can't be read: nothing is proven about it")
     for i,other in same_content(train, held_out).items():
         out.problems.append(f"training item {train[i]} is the held-out item {other}")
-    return _Split(set(train), hashes, len(held_out))
+    for f in train: names[text_key(f)] = 1
+    return _Split(names, contents, len(held_out))
 
-def _row_problems(folder, row, split):
-    "What is wrong with a copy"
+def _row_problems(row, split, copy):
+    "What is wrong with a copy whose file has a digest"
     name = f"copy {row['id']} ({row['file']})"
-    copy = file_digest(folder/row['file'])
     if copy is None and not row.get('pruned'): yield f"{name} is missing"
     if copy is not None and copy != row['sha256']: yield f"{name} is not the file that was written"
     for h in dict.fromkeys((copy, row['sha256'])):
-        if h in split.held_out: yield f"{name} is the held-out item {split.held_out[h]}"
-    if (sha := row.get('original_sha256')) in split.held_out:
-        yield f"{name} was made of the held-out item {split.held_out[sha]}"
+        if (f := split.held_out.find(h)) is not None: yield f"{name} is the held-out item {f}"
+    if (f := split.held_out.find(sha := row.get('original_sha256'))) is not None:
+        yield f"{name} was made of the held-out item {f}"
     if (src := row.get('original')) is None: return
-    if split.train and src not in split.train:
+    if split.train and text_key(src) not in split.train:
         yield f"{name} was made of {src}, which is not a training item of this split"
     now = file_digest(src)
     if now is None: yield f"{name}: its original {src} can't be read"
@@ -115,21 +122,25 @@ def audit(
 ) -> Audit:
     "Prove from the files of a run that no validation or test item was copied or trained on"
     folder = Path(folder)
-    rows = list(read_manifest(folder).values())
-    out, splits, marker = Audit(len(rows)), {}, read_marker(folder)
+    manifest = read_manifest(folder)
+    out, marker = Audit(len(manifest)), read_marker(folder)
+    splits, originals, found = {}, set(), []
     held_out = None if held_out is None else list(map(str, held_out))
     if marker is None:
         out.problems.append(f"{folder.name} has no marker of this library: it is not known how many copies were made")
-    elif (live := sum(not r.get('pruned') for r in rows)) < marker['copies']:
+    elif (live := int(manifest.live.sum())) < marker['copies']:
         out.problems.append(f"the manifest lists {live} copies, and {marker['copies']} were made")
-    keys = dict.fromkeys(r.get('split') for r in rows) or [None]
-    for key in keys: splits[key] = _load_split(folder, key, held_out, out)
+    copy_digest = lru_cache(16)(file_digest) # many copies may be made of one file of maps
+    for r in manifest.values():
+        if (key := r.get('split')) not in splits: splits[key] = _load_split(folder, key, held_out, out)
+        found += _row_problems(r, splits[key], copy_digest(folder/r['file']))
+        if near is not None and r.get('original'): originals.add(r['original'])
+    if not splits: splits[None] = _load_split(folder, None, held_out, out)
     out.held_out = max(s.n_held_out for s in splits.values())
-    for r in rows: out.problems += _row_problems(folder, r, splits[r.get('split')])
-    out.problems, out.unknown = list(dict.fromkeys(out.problems)), list(dict.fromkeys(out.unknown))
+    out.problems, out.unknown = list(dict.fromkeys(out.problems + found)), list(dict.fromkeys(out.unknown))
     if near is not None:
-        compared = held_out or sorted({f for s in splits.values() for f in s.held_out.values()})
-        out.near = look_alikes([{r['original'] for r in rows if r.get('original')}, compared], near)
+        compared = held_out or sorted({f for s in splits.values() for f in s.held_out})
+        out.near = look_alikes([originals, compared], near)
     return out
 
 # %% ../nbs/06_audit.ipynb #18c1b21f
@@ -143,20 +154,49 @@ def _look_hash(path):
     except (OSError, SyntaxError, ValueError): return None # Pillow raises any of these on damaged files
 
 def _look_bits(files, progress):
-    "Perceptual hash of each file that can be read, its bits as ±1"
-    with ThreadPoolExecutor(4) as pool: hashes = list(progress(pool.map(_look_hash, files), len(files)))
-    return {f: h.hash.ravel().astype(np.float32)*2 - 1 for f,h in zip(files, hashes) if h is not None}
+    "(n,) perceptual hashes of 64 bits, and which of the files can be read"
+    out, known = np.zeros(len(files), np.uint64), np.zeros(len(files), bool)
+    with ThreadPoolExecutor(4) as pool:
+        def hashes(): # so many at a time: the pool makes an object of each that waits
+            for i in range(0, len(files), 1000): yield from pool.map(_look_hash, files[i:i + 1000])
+        for k,h in enumerate(progress(hashes(), len(files))):
+            if h is not None: out[k], known[k] = int.from_bytes(np.packbits(h.hash.ravel()).tobytes(), 'big'), True
+    return out, known
 
-def _near_pairs(ours, theirs, bits, near):
-    "(how many bits differ, one of ours, one of theirs) of all that differ in at most `near`"
-    ours,theirs = sorted({f for f in ours if f in bits}), sorted({f for f in theirs if f in bits})
-    if not ours or not theirs: return []
-    a,b = (np.stack([bits[f] for f in fs]) for fs in (ours, theirs))
-    out = []
-    for i in range(0, len(a), 1000):
-        differ = (a.shape[1] - a[i:i+1000] @ b.T)/2
-        out += [(int(differ[r, c]), ours[i+r], theirs[c]) for r,c in np.argwhere(differ <= near)]
-    return out
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1) # In each byte
+_MOST = 2_000_000 # Pairs that are compared at a time
+_WIDEST = 15 # With more bits than this there would be more bands than save anything
+
+def _n_differ(a, b):
+    "In how many bits the hashes differ"
+    return _ONES[(a ^ b).view(np.uint8)].reshape(len(a), 8).sum(1, dtype=int)
+
+def _candidates(a, b, near):
+    "Positions in `a` and in `b`, in parts: hashes that differ in at most `near` bits agree in one of `near + 1` bands"
+    edges = np.linspace(0, 64, near + 2 if near <= _WIDEST else 2).astype(int)
+    for low,high in zip(edges, edges[1:]):
+        if near > _WIDEST: x,y = np.zeros(len(a), np.uint64), np.zeros(len(b), np.uint64)
+        else: x,y = ((v >> np.uint64(low)) & np.uint64(2**int(high - low) - 1) for v in (a, b))
+        order = y.argsort(kind='stable')
+        first,last = (y[order].searchsorted(x, side) for side in ('left', 'right'))
+        ends = (last - first).cumsum()
+        start = 0
+        while start < len(a):
+            done = ends[start - 1] if start else 0
+            stop = max(start + 1, int(ends.searchsorted(done + _MOST, 'right')))
+            n = (last - first)[start:stop]
+            mine = np.arange(start, stop).repeat(n)
+            step = np.arange(n.sum()) - (n.cumsum() - n).repeat(n)
+            yield mine, order[first[mine] + step]
+            start = stop
+
+def _near_pairs(ours, theirs, near):
+    "(positions in ours, in theirs, how many bits differ), a row each, of all hashes that differ in at most `near`"
+    found = [np.zeros((0, 3), int)]
+    for i,j in _candidates(ours, theirs, near):
+        differ = _n_differ(ours[i], theirs[j])
+        found.append(np.stack([i, j, differ], 1)[differ <= near])
+    return np.unique(np.concatenate(found), axis=0)
 
 # %% ../nbs/06_audit.ipynb #1ac610f5
 def look_alikes(
@@ -166,7 +206,13 @@ def look_alikes(
     progress:Callable=lambda it, total: it, # (iterator, its length) -> iterator that shows progress
 ) -> list: # Pairs of files, the nearest first
     "Pairs of pictures of different groups that look alike, by perceptual hash; files that can't be read are left out"
-    groups = [[str(f) for f in g] for g in groups]
-    bits = _look_bits(sorted({f for g in groups for f in g}), progress)
-    pairs = [p for i,g in enumerate(groups) for h in groups[i+1:] for p in _near_pairs(g, h, bits, near)]
+    groups = [sorted({str(f) for f in g}) for g in groups]
+    files = sorted({f for g in groups for f in g})
+    bits,known = _look_bits(files, progress)
+    places = [np.fromiter((bisect_left(files, f) for f in g), int, len(g)) for g in groups]
+    places = [p[known[p]] for p in places]
+    pairs = []
+    for i,g in enumerate(places):
+        for h in places[i+1:]:
+            pairs += [(int(d), files[g[a]], files[h[b]]) for a,b,d in _near_pairs(bits[g], bits[h], near)]
     return [(f, g) for _,f,g in sorted(pairs)[:most]]

@@ -13,6 +13,7 @@ import warnings
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from .core import Clock, check_choice, check_flag, check_number, preserve_modes,
 from .core import no_footprint, seeded_rng
 from .copies import ErasedOnLoad, Eraser, confidence_drops, erased_in_parts
 from .copies import eraser_from, maps_of
-from .dataloaders import READ_ERRORS, ProxyDataset, Source, as_validation, eval_dl, inject
+from .dataloaders import READ_ERRORS, CopyTable, ItemFiles, ProxyDataset, Source, as_validation, eval_dl, inject
 from .erase import needs_donor
 from .policy import Policy, policy_fields, presets
 from .ranks import agreed, distributed_trainer, each_share, first_rank, first_weights, n_ranks, rank
@@ -47,7 +48,8 @@ from .select import Scores, item_indices, select_items
 from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
 from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
 from .shortcut_test import verdict_text
-from .store import REVIEWS, ProxyStore, StoreError, decode_image, encode_maps, formats, is_unsaved
+from .manifest import REVIEWS, Lines, RowsToMake, StoreError, is_unsaved
+from .store import ProxyStore, decode_image, encode_maps, formats
 from .store import purge_run, write_split
 from .targets import place_maps
 
@@ -58,8 +60,7 @@ class PreparedData:
     dls: object
     items: TrainingSet
     source: Source # Paths, pixels and targets of the training items
-    files: list # Of the training items
-    held_out: list # Files of validation and test items
+
     task: object = None # The `Task`, once the network has been asked
     asked: tuple|None = None # Method, layer and reshape of that
     maps_noted: bool = False # Has it been said where maps come from?
@@ -73,15 +74,20 @@ class PreparedData:
     def of(cls, dls):
         "Everything that is known without asking the network"
         items = training_set(dls)
-        source = Source(items.base)
-        files = source.files(items.n)
-        held_out = sorted({f for dl in dls.loaders[1:] for f in item_files(dl.dataset)})
-        return cls(dls, items, source, files, held_out)
+        return cls(dls, items, Source(items.base))
+
+    @property
+    def files(self) -> ItemFiles: return ItemFiles(self.source, self.items.n)
+
+    @property
+    def held_out(self) -> list:
+        "Files of validation and test items"
+        return sorted({f for dl in self.dls.loaders[1:] for f in item_files(dl.dataset)})
 
     def leaked(self) -> list:
         "Indices of the training items that are held-out items too, under whatever name"
         if self.leaks is None:
-            files = [self.source.path(i) for i in range(self.items.n)]
+            files = (self.source.path(i) for i in range(self.items.n))
             self.leaks = first_rank(lambda: same_content(files, self.held_out))
         return list(self.leaks)
 
@@ -91,7 +97,7 @@ class PreparedData:
             try: return int(self.source.targets(i)[0])
             except READ_ERRORS: return -1
         def read():
-            with as_validation(self.items.base): return np.array([label(i) for i in range(self.items.n)])
+            with as_validation(self.items.base): return np.fromiter(map(label, range(self.items.n)), int, self.items.n)
         if self.classes is None: self.classes = first_rank(read)
         return self.classes
 
@@ -99,17 +105,18 @@ class PreparedData:
 class CopySet:
     "The live copies"
     store: ProxyStore|None = None
-    rows: list = field(default_factory=list) # Manifest rows
+    rows: Lines|list = field(default_factory=list) # Manifest rows
     erasers: dict = field(default_factory=dict) # By cycle: what made its copies and knows their maps
     makers: dict = field(default_factory=dict) # By file of maps: what makes the copies that are no files
     cycle: int = 0 # Of the latest copies; 0: the scout's
     dls: object = None # DataLoaders that hold them; None: there are none
 
-    def snapshot(self): return list(self.rows), dict(self.erasers)
-    def restore(self, kept): self.rows, self.erasers = list(kept[0]), dict(kept[1])
+    def snapshot(self): return self.rows, dict(self.erasers)
+    def restore(self, kept): self.rows, self.erasers = kept[0], dict(kept[1])
     def put(self, cycle, rows, eraser, keep):
         "Add the copies of a cycle. The scout's stay; of those made after fits only the latest, unless `keep` is 'all'"
-        self.rows = rows + [r for r in self.rows if keep == 'all' or r['cycle'] == 0]
+        if len(self.rows): rows = rows + (self.rows if keep == 'all' else self.rows.where(lambda r: r['cycle'] == 0))
+        self.rows = rows
         self.erasers = {k: v for k,v in self.erasers.items() if keep == 'all' or k == 0} | {cycle: eraser}
         self.cycle = cycle
 
@@ -214,7 +221,7 @@ class ProxyAttentionCB(Callback):
         "Forget the DataLoaders and the verdict: the next fit begins with a scout again"
         self.__dict__.update(
             prepared=None, copies=CopySet(), fit_state=FitState(), last_report=CycleReport(), last_verdict=None,
-            candidates=None,
+            candidates=None, failed_trackers=set(),
         )
 
     @property
@@ -321,7 +328,7 @@ def _adopt(self:ProxyAttentionCB):
     "Note the learner's DataLoaders, if they are new to us"
     dls,copies = self.learn.dls, self.copies
     if self.prepared is not None and dls is (copies.dls or self.prepared.dls): return
-    if copies.rows:
+    if len(copies.rows):
         warnings.warn(f"learn.dls was replaced: the {len(copies.rows)} copies made for the former one "
                       "are no longer trained on.")
     if isinstance(dls.train.dataset, ProxyDataset):
@@ -354,12 +361,14 @@ def _take_folder(self:ProxyAttentionCB) -> tuple: # Its path, and the name of th
     if copies.store is None or copies.store.lock is None or not copies.store.path.is_dir():
         if self.folder is not None: path = Path(self.folder)
         else: path = copies.store.path if copies.store is not None else _new_run()
-        check_path(path, {*data.files, *data.held_out})
+        check_path(path, chain(data.files, data.held_out))
         copies.store = ProxyStore(path, self.format, self.max_gb).open()
     if not data.files: return copies.store.path, data.split
+    listed = data.split is not None and (copies.store.path/f'split-{data.split}.json').is_file()
+    if listed: return copies.store.path, data.split
     try:
-        files,held_out = ([os.path.abspath(f) for f in fs] for fs in (data.files, data.held_out))
-        return copies.store.path, write_split(copies.store.path, files, held_out)
+        files = ItemFiles(data.source, data.items.n, absolute=True)
+        return copies.store.path, write_split(copies.store.path, files, list(map(os.path.abspath, data.held_out)))
     except OSError as e:
         raise StoreError(f"path={copies.store.name!r} can't be written to: {e.strerror or e}. "
                          "Give a folder that can with path=.") from None
@@ -377,10 +386,9 @@ def _drop_lost(self:ProxyAttentionCB):
     self._inject()
 
 @patch
-def _whole(self:ProxyAttentionCB, rows) -> list:
+def _whole(self:ProxyAttentionCB, rows):
     "The rows whose copies are on disk as they were written"
-    ok = first_rank(lambda: [self.copies.store.whole(r) for r in rows])
-    return [r for r,k in zip(rows, ok) if k]
+    return rows[first_rank(lambda: self.copies.store.which_whole(rows))] if len(rows) else rows
 
 @patch
 def _find_suspects(self:ProxyAttentionCB):
@@ -459,18 +467,19 @@ def _choose(self:ProxyAttentionCB, report, scores, idxs, flat, select, share, un
     return chosen
 
 @patch
-def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, **other) -> list:
+def _rows(self:ProxyAttentionCB, cycle, scores, idxs, chosen, replaces=False, suffix='', **other) -> RowsToMake:
     "Manifest rows of copies: entry `k` of `chosen` is item `idxs[k]`, with the `k`th of the scores"
     data = self.prepared
     method = data.task.maps.method
     how = dict(method=method, target=self.target, **self.policy.rule, fill=self.fill, place=self.place) | other
-    def row(k):
-        i, path = int(idxs[k]), data.source.path(int(idxs[k]))
-        return dict(id=f"{cycle}-{i}", cycle=cycle, index=i, split=data.split,
+    def row(index, label, predicted, confidence):
+        i, path = int(index), data.source.path(int(index))
+        return dict(id=f"{cycle}-{i}{suffix}", cycle=cycle, index=i, split=split,
                     original=None if path is None else os.path.abspath(path),
-                    label=self._class_names(scores.label[k]), predicted=self._class_names(scores.predicted[k]),
-                    confidence=round(float(scores.confidence[k]), 6), replaces=replaces, **how)
-    return [row(k) for k in chosen]
+                    label=self._class_names(label), predicted=self._class_names(predicted),
+                    confidence=round(float(confidence), 6), replaces=replaces, **how)
+    s, split = scores.take(chosen), data.split
+    return RowsToMake(row, index=idxs[chosen], label=s.label, predicted=s.predicted, confidence=s.confidence)
 
 @patch
 def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None, apart=False):
@@ -485,33 +494,33 @@ def _eraser(self:ProxyAttentionCB, seen, chosen, cycle, former=(), rule=None, ap
     return Eraser(data.source, seen, data.task.kind, data.items.n, **how)
 
 @patch
-def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, clock) -> list: # Their manifest rows
+def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, clock) -> Lines: # Their manifest rows
     "Erase and save, in threads"
     data,store,some = self.prepared, self.copies.store, self.prepared.task.chunk_size
     def write():
         if store.bytes > store.max_bytes/2: # room comes from copies that nobody trains on any more
-            store.prune({r['id'] for r in self.copies.rows})
+            store.prune(r['id'] for r in self.copies.rows)
         start, spent = time.perf_counter(), clock.total
         with as_validation(data.items.base), store.writer(self.save) as put:
-            for part in self._progress([rows[i:i+some] for i in range(0, len(rows), some)]):
-                make = eraser
+            for start in self._progress(range(0, len(rows), some)):
+                part, make = list(rows[start:start+some]), eraser
                 if self.accept: part, make = self._accepted(report, model, part, seen, eraser, clock)
                 put(part, make)
                 still_working()
         kept = put.rows if self.save else self._list_unsaved(put.rows, eraser)
         put.share_seconds(clock, time.perf_counter() - start - (clock.total - spent))
-        return [r['id'] for r in kept], report.rejected
-    ids, report.rejected = self._on_disk(write)
-    kept = [store.rows[i] for i in ids]
-    if rank() and kept and is_unsaved(kept[0]): self._maker(kept[0])
+        return kept.starts, report.rejected
+    starts, report.rejected = self._on_disk(write)
+    kept = store.lines(starts)
+    if rank() and len(kept) and is_unsaved(kept[0]): self._maker(kept[0])
     report.flat += len(rows) - len(kept) - report.rejected
     report.proxies = len(kept)
     return kept
 
 @patch
-def _list_unsaved(self:ProxyAttentionCB, rows, eraser) -> list: # Their manifest rows
+def _list_unsaved(self:ProxyAttentionCB, rows, eraser) -> Lines: # Their manifest rows
     "Write the maps in place of the copies"
-    if not rows: return []
+    if not len(rows): return self.copies.store.lines([])
     rows = self.copies.store.list_unsaved(rows, encode_maps(*maps_of(eraser)))
     self.copies.makers[rows[0]['file']] = eraser
     return rows
@@ -558,7 +567,7 @@ def _copies_of_wrong(self:ProxyAttentionCB, report, clock):
     only = np.flatnonzero(log.wrong) if self.select == 'ever_wrong' and log is not None else None
     if self.select == 'ever_wrong' and only is None:
         raise ValueError("select='ever_wrong' needs a fit that was watched; call fit first.")
-    if only is not None and not len(only): return [], None
+    if only is not None and not len(only): return self.copies.store.lines([]), None
     def is_wrong(s): return s.wrong
     wants = is_wrong if self.select == 'wrong' else None
     seen = self._scan(self.learn.model, only, wants, clock)
@@ -613,7 +622,7 @@ def _send_scout(self:ProxyAttentionCB) -> CycleReport:
     except StoreError as e:
         self.fit_state.scouted = True
         return self._nothing(str(e), report)
-    if rows:
+    if len(rows):
         self.copies.put(0, rows, self.candidates[1], self.keep)
         self._inject()
     self.fit_state.scouted = True
@@ -658,7 +667,7 @@ def _scout_rounds(self:ProxyAttentionCB, report, clock, steps) -> list: # Manife
         if former and (verdict is None or verdict.name != 'shortcut'): break
         if verdict is None: return []
         rows, eraser = self._decide(report, verdict, found), mine
-        if not rows: return []
+        if not len(rows): return []
         former, report.rounds = (*former, mine.seen), report.rounds + 1
     if self.rounds > 1: self._keep_round(report, rows, eraser)
     return rows
@@ -666,8 +675,12 @@ def _scout_rounds(self:ProxyAttentionCB, report, clock, steps) -> list: # Manife
 @patch
 def _keep_round(self:ProxyAttentionCB, report, rows, eraser):
     "The copies of the last round that found something; those of the others are deleted"
-    store, ids = self.copies.store, {r['id'] for r in rows}
-    self._on_disk(lambda: store.prune(k for k,r in store.rows.items() if r['cycle'] or k in ids))
+    store = self.copies.store
+    def drop_others():
+        known = store.rows.values()
+        others = known[~np.isin(known.starts, rows.starts)]
+        store.drop(r['id'] for r in others if r['cycle'] == 0)
+    self._on_disk(drop_others)
     self.candidates, report.proxies = (rows, eraser), len(rows)
 
 @patch
@@ -683,8 +696,8 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
         if not former: self._note_doubts(seen)
         rows = self._scout_copies(report, model, seen, clock, former)
     del model
-    eraser, held = self.candidates[1], set(held.tolist())
-    copies, name = [r for r in rows if r['index'] not in held], ('second scout', 'next scout')[bool(former)]
+    eraser, name = self.candidates[1], ('second scout', 'next scout')[bool(former)]
+    copies = rows[~np.isin(rows.column('index'), held)]
     with clock('scout'): scouts.append(self._train_scout(self._dls_of([], copies), steps, name))
     report.steps += steps
     def predicted(idxs): return self._predict(scouts[0], Subset(data.items.base, idxs))[0]
@@ -695,14 +708,14 @@ def _test_region(self:ProxyAttentionCB, report, clock, steps, scouts, held, rest
 @patch
 def _scout_copies(self:ProxyAttentionCB, report, model, seen, clock, former=(), rule=None, apart=False, **how) -> list:
     "Rows of copies before the first fit, by `scout_select` and `scout_merge`; later rounds' are of the same items"
-    if former: chosen = np.flatnonzero(np.isin(seen.idxs, [r['index'] for r in self.candidates[0]]))
+    if former: chosen = np.flatnonzero(np.isin(seen.idxs, self.candidates[0].column('index')))
     else:
         share = None if self.scout_select == 'all' else self.share # `share` caps a choice, and 'all' is none
         chosen = self._choose(report, seen.scores, seen.idxs, seen.flat, self.scout_select, share, seen.unreadable)
     eraser = self._eraser(seen, chosen, 0, former, rule, apart)
     how |= {} if rule is None else rule
+    how |= dict(suffix=f"-{len(former) + 1}") if former else {}
     rows = self._rows(0, seen.scores, seen.idxs, chosen, self.scout_merge == 'replace', **how)
-    if former: rows = [{**r, 'id': f"{r['id']}-{len(former) + 1}"} for r in rows]
     rows = self._write_copies(report, model, seen, eraser, rows, clock)
     self.candidates = rows, eraser
     return rows
@@ -711,10 +724,8 @@ def _scout_copies(self:ProxyAttentionCB, report, model, seen, clock, former=(), 
 def _decide(self:ProxyAttentionCB, report, verdict, rows=()):
     "Note the verdict; the copies if they are to be used, which are otherwise deleted"
     report.verdict = self.last_verdict = verdict
-    if verdict.name == 'shortcut': return list(rows)
-    store = self.copies.store
-    # copies of other cycles stay
-    if rows: self._on_disk(lambda: store.prune(store.rows.keys() - {r['id'] for r in rows}))
+    if verdict.name == 'shortcut': return rows
+    if len(rows): self._on_disk(lambda: self.copies.store.drop(r['id'] for r in rows))
     report.proxies = 0
     return []
 
@@ -725,16 +736,16 @@ def _test_copies(self:ProxyAttentionCB, report, model, seen, clock, former=()):
     usable = np.flatnonzero(~np.any(list(self._exclusions(seen.idxs, seen.flat).values()), axis=0))
     eraser = self._eraser(seen, usable, 0, former)
     rows = self._rows(0, seen.scores, seen.idxs, usable)
-    def look(part):
+    def look(at):
         kept, predicted = [], []
-        for here,copies in erased_in_parts(eraser, part, data.task.chunk_size, clock):
-            kept += [part[k] for k in here]
+        for here,copies in erased_in_parts(eraser, rows[at], data.task.chunk_size, clock):
+            kept.append(at[here])
             with clock('score'): predicted.append(self._predict(model, copies, num_workers=0)[0])
         return kept, predicted
-    at, found = {r['index']: k for r,k in zip(rows, usable)}, each_share(rows, look)
-    rows, on_copies = [r for part,_ in found for r in part], [p for _,predicted in found for p in predicted]
-    kept = np.array([at[r['index']] for r in rows], int)
-    if not former: self.candidates = rows, eraser
+    found = each_share(np.arange(len(rows)), look)
+    at = np.concatenate([np.zeros(0, int), *(k for part,_ in found for k in part)])
+    kept, on_copies = usable[at], [p for _,predicted in found for p in predicted]
+    if not former: self.candidates = rows[at], eraser
     if len(kept) < max(2, len(seen.idxs)/2):
         if former: return None
         h,w = seen.maps.shape[1:]
@@ -756,7 +767,7 @@ def _predict(self:ProxyAttentionCB, model, dataset, **kwargs):
 @patch
 def _dls_of(self:ProxyAttentionCB, originals, rows=()):
     "`DataLoaders` whose training loader draws from these originals and copies only"
-    return inject(self.prepared.dls, *self.prepared.items, self._copy_items(rows), originals)
+    return inject(self.prepared.dls, *self.prepared.items, self._copy_items(rows)[0], originals)
 
 @patch
 def _train_scout(self:ProxyAttentionCB, dls, steps, text):
@@ -781,15 +792,25 @@ def _probe(self:ProxyAttentionCB, report, clock) -> list: # Manifest rows of the
 
 # %% ../nbs/16_callback.ipynb #1a962c46
 @patch
-def _copy_items(self:ProxyAttentionCB, rows):
-    "(file, or what makes the copy; index of the original; type of the image) of each row"
-    made = {}
-    def what(r):
-        if not is_unsaved(r): return self.copies.store.file(r)
-        at = r['file'], r['cycle']
-        if at not in made: made[at] = ErasedOnLoad(self._maker(r), r['cycle'])
-        return made[at]
-    return [(what(r), r['index'], self.prepared.task.kind) for r in rows]
+def _copy_items(self:ProxyAttentionCB, rows) -> tuple: # `CopyTable`, and bool (n,): which originals copies replace
+    "The copies of rows, as a training set takes them"
+    n, makers, out = len(rows), {}, np.zeros(self.prepared.items.n, bool)
+    idxs, at, names = np.zeros(n, np.int32), np.zeros(n, np.int32), np.zeros(0, 'V12')
+    for k,r in enumerate(rows):
+        name,ending = os.path.splitext(r['file'])
+        key = (r['file'], r['cycle']) if is_unsaved(r) else ending
+        if key not in makers: makers[key] = len(makers), self._copy_maker(r, ending)
+        if not is_unsaved(r):
+            if not len(names): names = np.zeros(n, 'V12')
+            names[k] = bytes.fromhex(name)
+        idxs[k], at[k] = r['index'], makers[key][0]
+        out[r['index']] |= r.get('replaces', False)
+    return CopyTable(idxs, at, [m for _,m in makers.values()], names, self.prepared.task.kind), out
+
+@patch
+def _copy_maker(self:ProxyAttentionCB, row, ending):
+    "What makes a copy that is no file, or where its file lies"
+    return ErasedOnLoad(self._maker(row), row['cycle']) if is_unsaved(row) else (self.copies.store.path, ending)
 
 @patch
 def _maker(self:ProxyAttentionCB, row) -> Eraser:
@@ -815,14 +836,14 @@ def _copy_of(self:ProxyAttentionCB, row) -> np.ndarray|None: # None: it is gone
 def _inject(self:ProxyAttentionCB):
     "Let the learner draw from originals and live copies"
     data,copies = self.prepared, self.copies
-    listed = {r['file'] for r in copies.store.live_rows} if copies.store is not None else ()
+    known = None if copies.store is None else copies.store.rows
+    listed = () if known is None else known.files_of_maps(known.live)
     copies.makers = {f: e for f,e in copies.makers.items() if f in listed}
-    out = {r['index'] for r in copies.rows if r.get('replaces')}
-    originals = [i for i in range(data.items.n) if i not in out]
-    items = self._copy_items(copies.rows)*self.repeat
-    copies.dls = inject(data.dls, *data.items, items, originals) if items else None
+    items,out = self._copy_items(copies.rows)
+    originals = np.flatnonzero(~out) if out.any() else range(data.items.n)
+    copies.dls = inject(data.dls, *data.items, items*self.repeat, originals) if len(items) else None
     if copies.dls is not None: # for a learner whose callback is gone, as after fit(cbs=…)
-        copies.dls.before_proxies, copies.dls.proxy_rows = data.dls, list(copies.rows)
+        copies.dls.before_proxies, copies.dls.proxy_rows = data.dls, copies.rows
         copies.dls.proxy_path = copies.store.path
     self.learn.dls = copies.dls or data.dls
 
@@ -834,22 +855,22 @@ def resume(self:ProxyAttentionCB,
     self.prepare()
     data,copies = self.prepared, self.copies
     known = copies.store.rows
-    ids = list([k for k,r in known.items() if not r.get('pruned')] if ids is None else ids)
-    if missing := [i for i in ids if i not in known]:
+    ids = None if ids is None else list(ids)
+    if missing := [i for i in ids or () if known.number(i) is None]:
         raise ValueError(f"ids={missing[:3]!r}: {copies.store.name} has no such copies.")
-    for r in (known[i] for i in ids):
+    rows = known.values()[known.live] if ids is None else known.lines(ids)
+    for r in rows:
         here = None if r['index'] >= data.items.n else data.source.path(r['index'])
         if r['index'] >= data.items.n or (None if here is None else os.path.abspath(here)) != r['original']:
             raise ValueError(f"path={copies.store.name!r} holds copies of other images: {r['id']} is one of "
                              f"{r['original']}, item {r['index']} of this training set is {here}. "
                              "Give the folder of this data set and split, or another one.")
     copies.cycle, copies.erasers = max((r['cycle'] for r in known.values()), default=0), {}
-    whole = self._whole([known[i] for i in ids])
-    live = self._on_disk(lambda: [r['id'] for r in copies.store.relist(whole, data.split)])
-    copies.rows = [copies.store.rows[i] for i in live]
-    if len(copies.rows) < len(ids):
-        warnings.warn(f"{len(ids)-len(copies.rows)} of {len(ids)} copies in {copies.store.name} are missing or damaged "
-                      "and are not trained on.")
+    whole = self._whole(rows)
+    copies.rows = copies.store.lines(self._on_disk(lambda: copies.store.relist(whole, data.split).starts))
+    if len(copies.rows) < len(rows):
+        warnings.warn(f"{len(rows)-len(copies.rows)} of {len(rows)} copies in {copies.store.name} are missing or "
+                      "damaged and are not trained on.")
     self._inject()
     copies.erasers = {r['cycle']: copies.makers[r['file']] for r in copies.rows if is_unsaved(r)}
     self.fit_state.scouted |= any(r['cycle'] == 0 for r in copies.rows)
@@ -890,23 +911,25 @@ def review(self:ProxyAttentionCB,
     choices:dict, # Id of a live copy -> 'keep', 'drop', 'object' (it lacks the thing itself) or 'label' (it is wrong)
 ) -> int: # How many copies have left the training set
     "Take over what a person says of live copies; all but those to keep leave the training set now"
-    live = {r['id'] for r in self.copies.rows}
+    at = {r['id']: k for k,r in enumerate(self.copies.rows) if r['id'] in choices}
     for i,choice in choices.items():
         check_choice('choices', choice, REVIEWS)
-        if i not in live: raise ValueError(f"choices={i!r}: no live copy has this id; see learn.proxies['id'].")
+        if i not in at: raise ValueError(f"choices={i!r}: no live copy has this id; see learn.proxies['id'].")
     if not choices: return 0
     copies = self.copies
     self._on_disk(lambda: copies.store.mark({i: dict(review=choice) for i,choice in choices.items()}))
-    copies.rows = [copies.store.rows[r['id']] for r in copies.rows if choices.get(r['id'], 'keep') == 'keep']
+    starts, stays, known = copies.rows.starts.copy(), np.ones(len(copies.rows), bool), copies.store.rows
+    for i,k in at.items(): starts[k], stays[k] = known.starts[known.number(i)], choices[i] == 'keep'
+    copies.rows = copies.store.lines(starts[stays])
     self._take_reviews()
     self._inject()
-    return len(live) - len(copies.rows)
+    return int((~stays).sum())
 
 @patch
 def _reviewed(self:ProxyAttentionCB, choice) -> list:
     "Indices of the items of whose copies a person has said so, under this split"
     store = self.copies.store
-    rows = () if store is None else store.rows.values()
+    rows = () if store is None else map(store.rows.row, sorted(store.rows.reviewed))
     return [r['index'] for r in rows if r.get('review') == choice and r.get('split') == self.prepared.split]
 
 @patch
@@ -933,13 +956,13 @@ def _progress(self:ProxyAttentionCB, it):
 
 @patch
 def _say(self:ProxyAttentionCB, report):
-    "Keep the report and print its line, once with where maps come from, if they aren't the last layer's"
-    self.last_report, data = report, self.prepared
+    "Print the report's line and keep it, once with where maps come from, if they aren't the last layer's"
+    data = self.prepared
     probed = report.verdict is not None and report.verdict.counts.control is not None
     if report.text and data.task.maps.coarse is not None and not probed and not data.maps_noted:
         report.text, data.maps_noted = f"{report.text.rstrip('.')}. {data.task.maps}.", True
     if self.verbose and report.text and not rank(): print(report)
-    return report
+    return self._keep(report)
 
 @patch
 def _nothing(self:ProxyAttentionCB, why, report=None):
@@ -947,7 +970,18 @@ def _nothing(self:ProxyAttentionCB, why, report=None):
     warnings.warn(f"ProxyAttentionCB made no copies: {why}")
     report = CycleReport(self.copies.cycle, self.prepared.items.n) if report is None else report
     report.why, report.live, report.proxies = why, len(self.copies.rows), 0
+    return self._keep(report)
+
+@patch
+def _keep(self:ProxyAttentionCB, report):
+    "Keep the report, and send it to the experiment trackers that are active; one that fails is named once"
+    from proxy_attention.trackers import track # Imported late: it draws the gallery, which stands on the callback
     self.last_report = report
+    for name,error in ({} if rank() else track(self.learn, report)).items():
+        if name in self.failed_trackers: continue
+        self.failed_trackers.add(name)
+        warnings.warn(f"{name} didn't take what was found in cycle {report.cycle}, and training goes on: "
+                      f"{type(error).__name__}: {error}")
     return report
 
 @patch
@@ -986,8 +1020,14 @@ def proxies(self:Learner) -> pd.DataFrame:
     "The copies that `dls.train` draws from, a row each: original, label, prediction, how it was erased, path"
     known = vars(self.dls)
     def path(r): return None if is_unsaved(r) else str(known['proxy_path']/r['file'])
-    rows = [{**r, 'original': r['original'] or r['index'], 'path': path(r)} for r in known.get('proxy_rows', ())]
-    return pd.DataFrame(rows, columns=_columns)
+    columns, words = {c: [] for c in _columns}, {}
+    def once(v): return words.setdefault(v, v) if isinstance(v, str) else v # many rows say the same
+    for r in known.get('proxy_rows', ()):
+        r |= dict(original=r['original'] or r['index'], path=path(r))
+        for c,values in columns.items():
+            v = r.get(c, float('nan'))
+            values.append(v if c in ('id', 'original', 'path') else once(v))
+    return pd.DataFrame(columns, columns=_columns)
 
 @patch(as_prop=True)
 def suspects(self:Learner) -> pd.DataFrame:

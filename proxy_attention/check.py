@@ -15,7 +15,7 @@ import torch
 from fastai.data.load import DataLoader, SkipItemException
 
 from .core import no_footprint
-from .dataloaders import ProxyDataset, Source, as_validation, eval_dl, pixels
+from .dataloaders import ItemFiles, ProxyDataset, Source, as_validation, eval_dl, pixels
 from .scan import plain_batch
 from .map_source import MapSource, map_source
 
@@ -45,11 +45,10 @@ def training_set(
     base,n = dl.dataset, dl.n
     weights = getattr(dl, 'wgts', None)
     if isinstance(base, ProxyDataset): # another learner's: its originals are ours
-        origins = [base.origin(i) for i in range(n)]
-        base,n = base.base, len(set(origins))
-        if weights is not None:
-            first = dict(zip(reversed(origins), reversed(weights))) # an original's own weight before its copies'
-            weights = np.array([first[i] for i in range(n)])
+        origins = base.origins(np.arange(n))
+        found, first = np.unique(origins, return_index=True) # an original's own weight before its copies'
+        base,n = base.base, len(found)
+        if weights is not None: weights = np.asarray(weights)[first]
     return TrainingSet(base, n, weights)
 
 # %% ../nbs/11_check.ipynb #c4f5a5a3
@@ -141,6 +140,6 @@ def check_path(
                              "read as data later. Give a folder outside of it, or one whose name begins with a dot.")
 
 # %% ../nbs/11_check.ipynb #cda957f1
-def item_files(dataset, n=None) -> list:
-    "Files of the items of a dataset, in order; empty where items aren't files"
-    return Source(dataset).files(len(dataset) if n is None else n)
+def item_files(dataset, n=None) -> ItemFiles:
+    "Files of the items of a dataset, in order; none where items aren't files"
+    return ItemFiles(Source(dataset), len(dataset) if n is None else n)

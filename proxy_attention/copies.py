@@ -8,6 +8,7 @@ __all__ = ['DONORS', 'Maps', 'Eraser', 'ErasedOnLoad', 'maps_of', 'eraser_from',
 
 # %% ../nbs/10_copies.ipynb #1886ee23
 from dataclasses import dataclass
+from itertools import islice
 from threading import Lock
 
 import cv2
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from fastcore.basics import GetAttr, store_attr
 
+from .compact import Positions, drawn_lots
 from .core import check_number, seeded_rng
 from .erase import align_donor, check_rule, erase, fills, maps_on_image, needs_donor
 from .erase import saliency_masks, view_grid
 from .dataloaders import READ_ERRORS, as_validation, image_like, view_of
-from .store import StoreError, decode_image, encode_image
+from .manifest import StoreError
+from .store import decode_image, encode_image
 from .scan import Scan, predict
 from .targets import explained_probability
 
@@ -61,12 +64,12 @@ class Eraser:
     ):
         seen, former = Maps.of(seen), tuple(map(Maps.of, former))
         store_attr()
-        self.at, *self.former_at = ({int(i): k for k,i in enumerate(scan.idxs)} for scan in (seen, *former))
+        self.at, *self.former_at = (Positions(scan.idxs) for scan in (seen, *former))
         self.views = {} # The affine map to the view, by size of the original
         self._start()
 
-    def _start(self): self.grids, self.donors, self.lock = {}, {}, Lock()
-    def __getstate__(self): return {k: v for k,v in vars(self).items() if k not in ('lock', 'grids', 'donors')}
+    def _start(self): self.grids, self.donors, self.known, self.lock = {}, {}, None, Lock()
+    def __getstate__(self): return {k: v for k,v in vars(self).items() if k not in ('lock', 'grids', 'donors', 'known')}
     def __setstate__(self, state):
         vars(self).update(state)
         self._start()
@@ -121,20 +124,33 @@ class Eraser:
 
     def apart_from(self, i, rng):
         "Items drawn by lot whose maps say something, those first whose salient part covers item `i`'s the least"
-        known = self.seen.idxs[~self.seen.flat]
-        known = known[known != i]
-        drawn = rng.choice(known, min(DONORS, len(known)), replace=False)
-        return drawn[self.overlap(i, drawn.tolist()).argsort(kind='stable')] if len(drawn) else drawn
+        n,item = self.mapped(i)
+        if not n: return []
+        drawn = np.array(list(map(item, rng.choice(n, min(DONORS, n), replace=False))))
+        return drawn[self.overlap(i, drawn.tolist()).argsort(kind='stable')]
 
-    def other(self, i, rng, among=None):
-        "Index and pixels of another training image, drawn by lot from those that can be read"
-        if among is not None: choices = rng.permutation(among[among != i])
-        elif self.apart: choices = self.apart_from(i, rng)
-        else: choices = (i + 1 + rng.permutation(self.n - 1)) % self.n
-        for k in choices[:100]:
-            try: return int(k), self.read_donor(int(k))
-            except READ_ERRORS: continue
-        raise OSError(f"fill={self.fill!r}: of {min(len(choices), 100)} other training items none can be read")
+    def mapped(self, i):
+        "How many items but `i` have maps that say something, and what gives the index of the `k`th of these"
+        if self.known is None:
+            idxs = self.seen.idxs[~self.seen.flat] if self.seen.flat.any() else self.seen.idxs
+            self.known = idxs, Positions(idxs)
+        idxs,at = self.known
+        own = at.get(i)
+        if own is None: return len(idxs), lambda k: int(idxs[k])
+        return len(idxs) - 1, lambda k: int(idxs[k + (k >= own)])
+
+    def other(self, i, rng, mapped=False):
+        "Index and pixels of another training image, with a map or any, drawn by lot from those that can be read"
+        if mapped:
+            n,item = self.mapped(i)
+            choices = map(item, drawn_lots(n, rng))
+        elif self.apart: choices = map(int, self.apart_from(i, rng))
+        else: choices = ((i + 1 + j) % self.n for j in drawn_lots(self.n - 1, rng))
+        tried = 0
+        for k in islice(choices, 100):
+            try: return k, self.read_donor(k)
+            except READ_ERRORS: tried += 1
+        raise OSError(f"fill={self.fill!r}: of {tried} other training items none can be read")
 
     def behind(self, i, size, k, pixels, **kwargs):
         "Pixels of item `k` laid behind item `i`, an image of `size`"
@@ -142,7 +158,7 @@ class Eraser:
 
     def patch(self, i, size, rng):
         "The salient part of another image at its own place, laid behind item `i`: pixels and mask"
-        k,img = self.other(i, rng, self.seen.idxs[~self.seen.flat])
+        k,img = self.other(i, rng, mapped=True)
         maps,seen = self.saliency([k], img.shape[1::-1])
         mask = saliency_masks(maps, seen, self.area, self.threshold)[0].astype(np.uint8)
         return self.behind(i, size, k, img), self.behind(i, size, k, mask, interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -249,13 +265,13 @@ def confidence_drops(
 # %% ../nbs/10_copies.ipynb #961de504
 def erased_in_parts(
     eraser:Eraser,
-    rows:list, # Manifest rows
+    rows, # A list of manifest rows, or `RowsToMake`
     size:int, # How many images are held in memory at a time
     clock, # Is given the seconds
 ): # Of each part: positions in `rows` of those that something is erased of, and their `InMemoryCopies`
     "Erase a few images at a time, so that memory doesn't grow with their number"
     for start in range(0, len(rows), size):
-        part = rows[start:start + size]
+        part = list(rows[start:start + size])
         with clock('erase'), as_validation(eraser.source.base): images = eraser(part)
         kept = [k for k,img in enumerate(images) if img is not None]
         if not kept: continue

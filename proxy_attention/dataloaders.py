@@ -8,10 +8,12 @@ __all__ = ['Source', 'pixels', 'load_copy', 'as_validation', 'eval_dl', 'ProxyDa
 # %% ../nbs/07_dataloaders.ipynb #3d335891
 import contextlib
 import copy
+import os
 import random
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -56,7 +58,7 @@ class Source:
     def __init__(self,
         base, # A fastai `Datasets` or `TfmdLists`, or any dataset of (image, target)
     ):
-        self.base, self.paths = base, {}
+        self.base = base
         self.steps = self._steps_to_path()
         self.opencv = self._reader_is_fastais()
 
@@ -65,7 +67,9 @@ class Source:
         if isinstance(self.base, Datasets): return self.base.tls[0]
         return self.base if isinstance(self.base, TfmdLists) else None
 
-    def _item(self, i): return L(self.pipe.items, use_list=None)[i]
+    def _item(self, i):
+        items = self.pipe.items # an `L` around them would copy another `L`
+        return getattr(items, 'iloc', items)[i]
 
     def _steps_to_path(self):
         "How many of the pipeline's transforms lead to the file's path; None where the items aren't files"
@@ -88,14 +92,6 @@ class Source:
     def path(self, i) -> Path|None:
         "The file of item `i`, or None"
         if self.steps is None: return None
-        if i not in self.paths: self.paths[i] = self._path(i)
-        return self.paths[i]
-
-    def files(self, n) -> list:
-        "Files of the first `n` items, in order; empty where items aren't files"
-        return [] if self.steps is None else [str(p) for i in range(n) if (p := self.path(i)) is not None]
-
-    def _path(self, i):
         value = self._item(i)
         for f in self.pipe.tfms.fs[:self.steps]: value = f(value, split_idx=self.pipe.split_idx)
         return Path(value) if isinstance(value, (str, Path)) else None
@@ -121,6 +117,21 @@ class Source:
             px = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             px = None if px is None else cv2.cvtColor(px, cv2.COLOR_BGR2RGB)
         return pixels(self.image(i)) if px is None else px, digest(data)
+
+# %% ../nbs/07_dataloaders.ipynb #2d023d66
+class ItemFiles:
+    "Files of the first `n` items, in order, each told when it is asked for; none where items aren't files"
+    def __init__(self,
+        source:Source,
+        n:int,
+        absolute:bool=False, # As absolute paths?
+    ): self.source, self.n, self.absolute = source, n, absolute
+
+    def __bool__(self): return self.source.steps is not None and self.n > 0
+
+    def __iter__(self):
+        for i in range(self.n if self else 0):
+            if (path := self.source.path(i)) is not None: yield os.path.abspath(path) if self.absolute else str(path)
 
 # %% ../nbs/07_dataloaders.ipynb #933602c2
 def pixels(img) -> np.ndarray:
@@ -219,6 +230,34 @@ def view_of(
     pts = pts.as_subclass(torch.Tensor).float().cpu()
     return torch.linalg.lstsq(torch.cat([corners, torch.ones(4, 1)], 1), pts).solution
 
+# %% ../nbs/07_dataloaders.ipynb #8c1c4844
+class CopyTable(Sequence):
+    "(file, or what makes the copy; index of the original; type of the image) of each copy, in 8 or 20 bytes"
+    def __init__(self,
+        idxs:np.ndarray, # (n,) indices of the originals
+        at:np.ndarray, # (n,) numbers in `makers`
+        makers:list, # Functions of the index, or (folder, ending) of files
+        names:np.ndarray, # (n,) names of files as 12 bytes, their hexadecimal digits; (0,) where none is a file
+        kind:type, # Of the images
+        times:int=1, # How often all of them come, one after the other
+    ):
+        self.idxs, self.at, self.names = np.asarray(idxs, np.int32), np.asarray(at, np.int32), names
+        self.makers, self.kind, self.times = makers, kind, times
+
+    def __len__(self): return len(self.idxs)*self.times
+
+    def __getitem__(self, k):
+        if isinstance(k, slice): return [self[i] for i in range(*k.indices(len(self)))]
+        if not -len(self) <= k < len(self): raise IndexError(k)
+        k %= len(self.idxs)
+        maker, i = self.makers[self.at[k]], int(self.idxs[k])
+        if callable(maker): return maker, i, self.kind
+        return maker[0]/f'{self.names[k].tobytes().hex()}{maker[1]}', i, self.kind
+
+    def __mul__(self, times): return CopyTable(self.idxs, self.at, self.makers, self.names, self.kind, self.times*times)
+
+    def origins(self, ks): return self.idxs[ks % max(len(self.idxs), 1)]
+
 # %% ../nbs/07_dataloaders.ipynb #56800eae
 class ProxyDataset(GetAttr):
     "A training set of the originals that stay in, with copies behind them that have their originals' targets"
@@ -228,7 +267,9 @@ class ProxyDataset(GetAttr):
         originals, # Indices of the originals that stay in
         copies, # (file, or a function of the index; index of the original; type of the image) each
     ):
-        self.base, self.originals, self.copies, self.source = base, list(originals), list(copies), Source(base)
+        self.base, self.source = base, Source(base)
+        self.originals = originals if isinstance(originals, range) else np.asarray(originals, np.int32)
+        self.copies = copies if isinstance(copies, CopyTable) else list(copies)
         # shared, so that worker processes can write it
         self.lost = torch.zeros(max(len(self.copies), 1), dtype=torch.uint8).share_memory_()
 
@@ -239,7 +280,7 @@ class ProxyDataset(GetAttr):
             picked = np.flatnonzero(i) if getattr(i, 'dtype', None) == bool else i
             return [self[int(o)] for o in picked]
         if i < 0: i += len(self)
-        if i < len(self.originals): return self.base[self.originals[i]]
+        if i < len(self.originals): return self.base[int(self.originals[i])]
         return self._copy(i - len(self.originals))
 
     def _copy(self, k):
@@ -265,13 +306,23 @@ class ProxyDataset(GetAttr):
     @property
     def items(self):
         "The items of the originals, then of the copies' originals, for `Interpretation` to look up"
-        order = [self.origin(i) for i in range(len(self))]
+        order = self.origins(np.arange(len(self))).tolist()
         return self.base.items.iloc[order] if hasattr(self.base.items, 'iloc') else L(self.base.items)[order]
 
     def origin(self, i) -> int:
         "Index in `base` of the original of item `i`"
-        k = len(self.originals)
-        return self.originals[i] if i < k else self.copies[i-k][1]
+        return int(self.origins([i])[0])
+
+    def origins(self, idxs) -> np.ndarray:
+        "Indices in `base` of the originals of items"
+        idxs, k = np.asarray(idxs, int), len(self.originals)
+        own, out = idxs < k, np.zeros(len(idxs), np.int32)
+        if isinstance(self.originals, range): out[own] = self.originals.start + self.originals.step*idxs[own]
+        else: out[own] = self.originals[idxs[own]]
+        of = idxs[~own] - k
+        if isinstance(self.copies, CopyTable): out[~own] = self.copies.origins(of)
+        else: out[~own] = [self.copies[i][1] for i in of]
+        return out
 
 # %% ../nbs/07_dataloaders.ipynb #5fb4b136
 def copy_dl(dl):
@@ -343,6 +394,6 @@ def inject(
     train.n = len(train.dataset)
     train.new = _NewLoader(train, dls.train)
     if weights is not None:
-        w = np.array([weights[train.dataset.origin(i)] for i in range(train.n)])
+        w = np.asarray(weights)[train.dataset.origins(np.arange(train.n))]
         train.wgts = w / w.sum()
     return copy_dls(dls, _cut(train, draw.n) if cut else train)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #27843bd8
@@ -22,7 +23,7 @@ def _sync_folder(folder):
 # %% ../nbs/00_files.ipynb #014b9188
 def write_atomic(
     path:str|Path, # Where the file shall be; a symbolic link there is replaced, not followed
-    content:bytes|str, # What it shall hold; text becomes UTF-8
+    content:bytes|str|Iterable, # What it shall hold: text, which becomes UTF-8, bytes, or pieces of these
     sync:bool=True, # Also survive a power failure?
 ):
     "Write a file so that a reader sees the old content or the new one, never a part of it"
@@ -31,7 +32,8 @@ def write_atomic(
     Path(tmp).unlink(missing_ok=True)
     try:
         with open(tmp, 'xb') as f: # x: never through a link that somebody has put there
-            f.write(content.encode() if isinstance(content, str) else content)
+            for part in (content,) if isinstance(content, (bytes, str)) else content:
+                f.write(part.encode() if isinstance(part, str) else part)
             if sync:
                 f.flush()
                 os.fsync(f.fileno())

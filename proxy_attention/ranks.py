@@ -206,9 +206,10 @@ def undistributed(learn):
         return
     model,wrapped = learn.model, {id(dl): w for dl,w in zip(trainer.old_dls, learn.dls.loaders)}
     learn.model, learn.dls.loaders = model.module, list(trainer.old_dls)
-    yield learn
-    learn.model, trainer.old_dls = model, list(learn.dls.loaders)
-    learn.dls.loaders = [wrapped[id(dl)] if id(dl) in wrapped else trainer._wrap_dl(dl) for dl in trainer.old_dls]
+    try: yield learn
+    finally:
+        learn.model, trainer.old_dls = model, list(learn.dls.loaders)
+        learn.dls.loaders = [wrapped[id(dl)] if id(dl) in wrapped else trainer._wrap_dl(dl) for dl in trainer.old_dls]
 
 # %% ../nbs/01_ranks.ipynb #a6f69871
 @contextlib.contextmanager

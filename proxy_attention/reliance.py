@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from fastprogress.fastprogress import progress_bar
 
 from .callback import PreparedData, ProxyAttentionCB
 from .check import Task, TrainingSet, check_task, training_set
 from .copies import ErasedOnLoad, Eraser, erased_in_parts
 from .core import Clock, check_number, no_footprint, preserve_rng, seeded_rng, steps_of
 from .dataloaders import Source, as_validation, eval_dl, inject
+from .ranks import n_ranks
 from .saliency import InputGradients
 from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
-from .scout import copy_model, shows_progress, train_scout
-from .shortcut_test import Verdict, count_right, necessity_of, necessity_test, sufficiency_test
-from .shortcut_test import with_numbers
+from .scout import copy_model, show_bar, shows_progress, train_scout
+from .shortcut_test import SHORTFALL_THRESHOLD, Verdict, count_right, necessity_of, necessity_test
+from .shortcut_test import shortfall_test, with_numbers
 from .targets import place_maps
 
 # %% ../nbs/23_reliance.ipynb #2b269297
@@ -49,6 +49,8 @@ def make_eval_set(
     progress:bool=True,
 ) -> EvalSet:
     "Choose the images; a `ValueError` or `TypeError` if the network can't be asked about them"
+    if n_ranks() > 1:
+        raise ValueError(f"a report is made by one process, here are {n_ranks()}: leave distrib_ctx() first.")
     loaders = learn.dls.loaders
     check_number('ds_idx', ds_idx, 0, len(loaders) - 1, whole=True)
     check_number('max_images', max_images, 1, whole=True)
@@ -133,6 +135,14 @@ def _with_new_weights(
         if reset is not None: reset()
     return model
 
+def _last_lr(
+    learn, # A learner; of an exported one fastai keeps the schedule of the last fit alone
+) -> float:
+    "The highest learning rate of the last fit; where it isn't known, the learner's own"
+    recorder = getattr(learn, 'recorder', None)
+    lrs = getattr(recorder, 'lrs', None) or (getattr(recorder, 'hps', None) or {}).get('lr')
+    return float(max(lrs)) if lrs else learn.lr
+
 def _train_without(
     images:EvalSet,
     area:float, # Share of each image that is erased
@@ -150,8 +160,7 @@ def _train_without(
         torch.manual_seed(int(seeded_rng(images.seed, 'new weights').integers(2**32)))
         new = copy.copy(learn)
         new.model, new.opt = _with_new_weights(learn.model), None
-        lrs = getattr(getattr(learn, 'recorder', None), 'lrs', ())
-        new.lr = float(max(lrs)) if len(lrs) else learn.lr
+        new.lr = _last_lr(learn)
         new.create_opt()
         new.unfreeze()
         return train_scout(new, dls, steps, images.seed, 'network without it', images.progress)
@@ -170,6 +179,9 @@ def _needs_again(
     wide, others = min(_WIDER*area, 1), elsewhere_in(seen, images.seed)
     there,other = (on_copies(images, s, wide, second) for s in (seen, others))
     return necessity_test(count_right(seen.scores.label, whole, there, control=other)) is None
+
+# %% ../nbs/23_reliance.ipynb #655b3d43
+NEEDED = 0.2 # Share of what is known above chance that must be lost with a place: below there is nothing to explain
 
 # %% ../nbs/23_reliance.ipynb #4144ce93
 _SHARES = 0.025, 0.05, 0.1, 0.2, 0.4 # Of each image, that are erased for the curve
@@ -192,7 +204,7 @@ class Reliance:
 def _curve(images, seen, shares):
     "Predictions for each share, at the maps' place and elsewhere"
     others = elsewhere_in(seen, images.seed)
-    bar = progress_bar(shares, leave=False, comment='erasing') if images.progress else shares
+    bar = show_bar(shares, 'erasing') if images.progress else shares
     return {s: (on_copies(images, seen, s), on_copies(images, others, s)) for s in bar}
 
 def _class_table(names, y, whole, there, other):
@@ -228,11 +240,11 @@ def network_reliance(
         said = _curve(images, seen, sorted({*_SHARES, area}))
     y, whole, (there,other) = seen.scores.label, seen.scores.predicted, said[area]
     counts = count_right(y, whole, there, control=other)
-    verdict = necessity_test(counts) or Verdict('needed', counts, *necessity_of(counts))
+    verdict = necessity_test(counts, NEEDED) or Verdict('needed', counts, *necessity_of(counts))
     if scout is not None and verdict.name == 'needed':
         second = _train_without(images, area, scout)
         said_by_second = eval_logits(images, seen, second)[0].argmax(1).numpy()
-        verdict = sufficiency_test(count_right(y, whole, there, said_by_second, other))
+        verdict = shortfall_test(count_right(y, whole, there, said_by_second, other))
         if verdict.name == 'shortcut' and _needs_again(images, seen, area, second, said_by_second):
             verdict = replace(verdict, name='unclear', reason='again')
     curve = pd.DataFrame([(s, *(float((p == y).mean()) for p in ps)) for s,ps in said.items()],
@@ -247,25 +259,28 @@ def _some(seen, at):
                    classes=seen.classes[at], explained=seen.explained[at])
 
 # %% ../nbs/23_reliance.ipynb #a65bfccc
-_known = "It knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
+_knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
+_misses = "The first lacks {short} {short_span} of what can be learnt without it; the bound is {bound}."
 _verdicts = {
-    'needed': f"The network relies on one place of each image. {_known}. Is that the object or a shortcut? "
-              "The patches show it, and scout= tests it.",
-    'shortcut': f"Shortcut found. {_known}; a network like it that learnt without that place still knows {{second}}.",
-    'real': f"No shortcut: that place is the evidence itself. {_known}; "
-            "a network like it that learnt without knows {second}, and chance is {chance}.",
-    'spread': f"No single place carries the answer. {_known}. "
+    'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
+              "The patches show it, and a scout tests it.",
+    'shortcut': f"Shortcut found. The network {_knows}; "
+                "a network like it that learnt without that place still knows {second}.",
+    'real': f"No shortcut: that place is the evidence itself, or a part of it. The network {_knows}; "
+            f"a network like it that learnt without that place knows {{second}}. {_misses}",
+    'spread': f"No single place carries the answer. The network {_knows}. "
               "This does not rule out a cue at the border, in the colour or in the background.",
 }
 _reasons = {
     'few': "Too little data to tell: there are {n} images, at least {least} are needed.",
     'chance': "At chance: the network knows {image} of {n} images, the most frequent class alone is {chance}.",
-    'necessity': f"Too little data to tell. {_known}; that is {{needed}} {{needed_span}} of what it knows above "
-                 "chance, and the bound is {bound}.",
-    'again': f"It can't be told. {_known}; a network like it that learnt without that place knows {{second}}, "
-             "but it relies on the same place again: there was more to erase. Try a larger area=.",
-    'sufficiency': f"Too little data to tell. {_known}; a network like it that learnt without that place "
-                   "knows {second}, and chance is {chance}.",
+    'necessity': f"Too little data to tell. The network {_knows}; "
+                 "that is {needed} {needed_span} of what it knows above chance, and the bound is {bound}.",
+    'again': f"It can't be told. The network {_knows}; "
+             "a network like it that learnt without that place knows {second}, but it relies on the same place again: "
+             "there was more to erase. Try a larger area.",
+    'shortfall': f"Too little data to tell. The network {_knows}; "
+                 f"a network like it that learnt without that place knows {{second}}. {_misses}",
 }
 
 def _reliance_text(
@@ -274,4 +289,5 @@ def _reliance_text(
     "The verdict in plain words, with its numbers"
     v = r.verdict
     text = _reasons[v.reason] if v.name == 'unclear' else _verdicts[v.name]
-    return with_numbers(text, v, f"{100*r.area:.2g}%")
+    bound = SHORTFALL_THRESHOLD if v.counts.second is not None else NEEDED
+    return with_numbers(text, v, f"{100*r.area:.2g}%", bound)

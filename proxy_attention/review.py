@@ -6,6 +6,8 @@
 __all__ = ['HEIGHT', 'card_image', 'ProxyReview']
 
 # %% ../nbs/21_review.ipynb #d849ef83
+from itertools import islice
+
 import cv2
 import numpy as np
 from fastai.learner import Learner
@@ -48,7 +50,8 @@ class ProxyReview:
 
     def _fill(self):
         w,cb = self.w, proxy_cb(self.learn)
-        rows = [r for r in cb.copies.rows if r.get('review') is None and cb.copies.store.whole(r)][:self.max_n]
+        new = (r for r in cb.copies.rows if r.get('review') is None and cb.copies.store.whole(r))
+        rows = list(islice(new, self.max_n))
         self.cards = {r['id']: w.ToggleButtons(options=_choices, style=dict(button_width='max-content')) for r in rows}
         cards = []
         for row,shown in zip(rows, proxy_images(self.learn, rows)):

@@ -108,7 +108,8 @@ def scan(
                            "their indices can't be told; no copies were made. "
                            "Skip items before they get into the training set.")
     bad = dl.dataset.bad.numpy().copy()
-    # the loader is kept with the maps; shared memory would keep a file descriptor a cycle
+    # the loader is kept with the maps; shared memory would keep a file descriptor a cycle, and a list the indices drawn
+    vars(dl).pop('_DataLoader__idxs', None)
     dl.dataset.bad = torch.from_numpy(bad)
     maps = torch.zeros(len(idxs), 1, 1) if maps is None else maps
     ok = bad == 0
@@ -211,7 +212,7 @@ class TrainingLog:
         index, own = part, part < self.n
         if isinstance(dl.dataset, ProxyDataset): # copies come behind the originals that are in
             own = part < len(dl.dataset.originals)
-            index = np.array([dl.dataset.origin(i) for i in part])
+            index = dl.dataset.origins(part)
         index = index[own]
         wrong = ((pred.float().sigmoid() > thresh) != (y > 0.5)).any(1) if y.dim() == 2 else pred.argmax(1) != y
         if self.y is None: self.y = np.zeros((self.n, *y.shape[1:]), np.int64)

@@ -80,11 +80,20 @@ def shows_progress(learn) -> bool:
     "Does the learner show progress bars, and is there a terminal or a notebook for them?"
     return hasattr(learn, 'progress') and (IN_NOTEBOOK or sys.stdout.isatty())
 
+def show_bar(
+    it, # With a length
+    text:str, # What is being done
+):
+    "A progress bar with a text beside it, that is gone at its end"
+    bar = progress_bar(it, leave=False)
+    bar.comment = text # A notebook's bar takes it as an argument, a terminal's doesn't
+    return bar
+
 class _Bar(Callback):
     "A progress bar below that of the fit"
     order, run_valid = 60, False
     def __init__(self, steps, text): self.steps, self.text = steps, text
-    def before_train(self): self.bar = iter(progress_bar(range(self.steps), leave=False, comment=self.text))
+    def before_train(self): self.bar = iter(show_bar(range(self.steps), self.text))
     def after_batch(self): next(self.bar, None)
     def after_train(self): next(self.bar, None)
 

@@ -83,7 +83,7 @@ p, figcaption { max-width: 44rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid var(--line); }
 thead th { background: var(--tint); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem; min-width: 0; }

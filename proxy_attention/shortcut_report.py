@@ -21,8 +21,8 @@ from .check import item_files, training_set
 from .core import file_digest
 from .dataloaders import READ_ERRORS, as_validation
 from .patches import PATCH_SIDE, box_centre, brightest_box, cluster_patches, crop_patch, place_text
-from .reliance import EvalSet, Reliance, eval_eraser, eval_logits, network_reliance
-from .shortcut_test import PAIRED_NECESSITY_THRESHOLD, Verdict, verdict_text
+from .reliance import NEEDED, EvalSet, Reliance, eval_eraser, eval_logits, network_reliance
+from .shortcut_test import Verdict, verdict_text
 
 # %% ../nbs/24_shortcut_report.ipynb #2ddb073f
 _GROUPS = 3 # Clusters of a class that are shown
@@ -124,7 +124,7 @@ class ShortcutReport:
 def _needing(r:Reliance):
     "Classes that need what was erased"
     t,chance = r.by_class, r.verdict.counts.chance
-    lost = (t.erased_elsewhere - t.erased_there) >= PAIRED_NECESSITY_THRESHOLD*(t.accuracy - chance)
+    lost = (t.erased_elsewhere - t.erased_there) >= NEEDED*(t.accuracy - chance)
     return set(t['class'][lost & (t.accuracy > chance)])
 
 def _network_groups(r:Reliance):
@@ -140,8 +140,8 @@ def _network_groups(r:Reliance):
 def _scout_groups(cb, max_images):
     "What the scouts relied on, of the images that they made copies of"
     rows,eraser = cb.candidates
-    rows = [r for r in rows if r['index'] in eraser.at]
-    rows = [rows[k] for k in np.linspace(0, len(rows) - 1, min(max_images, len(rows))).astype(int)]
+    known = np.flatnonzero([i in eraser.at for i in rows.column('index')])
+    rows = list(rows[known[np.linspace(0, len(known) - 1, min(max_images, len(known))).astype(int)]])
     items,*rest = cut_patches(eraser, [r['index'] for r in rows], eraser.area or 0.1)
     names = {r['index']: r['predicted'] for r in rows}
     named = set(names.values()) if cb.last_verdict.name == 'shortcut' else ()
@@ -151,8 +151,8 @@ def _scout_groups(cb, max_images):
 def _duplicates(images:EvalSet):
     "Pairs of files with the same content: an image that was looked at, and a training image or one looked at before"
     files = [images.source.path(int(i)) for i in images.idxs]
-    base,n,_ = training_set(images.learn.dls)
-    train = [] if images.ds_idx == 0 else item_files(base, n)
+    none = images.ds_idx == 0 or getattr(images.learn.dls.train, 'n', None) == 0 # as of an exported learner
+    train = [] if none else item_files(*training_set(images.learn.dls)[:2])
     out, first = [(str(files[k]), f) for k,f in same_content(files, train).items()], {}
     for f in files:
         if f is None or (key := file_digest(f)) is None: continue

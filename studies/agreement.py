@@ -1,6 +1,5 @@
 """Do networks look where another network looks? Maps of finished runs beside those of a reference, such as a ViT, on the same test images."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -11,35 +10,20 @@ from proxy_attention.core import check_choice, check_number, digest, file_digest
 from proxy_attention.files import read_lines
 from proxy_attention.lab.metrics.text import aligned, command_line
 from proxy_attention.lab.compare.verdicts import check_fair, run_line
-from proxy_attention.lab.config.settings import Settings
 from proxy_attention.lab.data.loaders import test_dl
-from proxy_attention.lab.runs.job import RunContext, loaded
+from proxy_attention.lab.runs.job import finished_run, loaded
 from proxy_attention.lab.runs.measuring import loader_maps, predictions, true_masks
 from proxy_attention.lab.metrics.maps import map_agreement
 from proxy_attention.lab.metrics.classification import map_quality
 from proxy_attention.lab.report.records import is_comparison
 from proxy_attention.lab.report.run_verdict import wilson
-from proxy_attention.lab.runs.folder import Run, check_free, write_lines
+from proxy_attention.lab.runs.folder import check_free, write_lines
 from proxy_attention.lab.runs.checkpoint import RunError
-from proxy_attention.lab.runs.state import damaged_file, is_run, last_state
+from proxy_attention.lab.runs.state import is_run
 from proxy_attention.lab.runs.checkpoint import plain, provenance
 from proxy_attention.lab.metrics.stats import in_words, paired_t
 from proxy_attention.layers import attention_blocks
 from proxy_attention.saliency import saliency_methods
-
-def finished(
-    folder, # Of a run
-    data='data', # Folder for data sets that are generated or unpacked
-) -> RunContext:
-    "The images, split, settings and weights of a run that is done"
-    folder = Path(folder)
-    if not is_run(folder): raise RunError(f"{str(folder)!r} is not the folder of a run.")
-    run = Run(folder, json.loads((folder/'config.json').read_text(encoding='utf-8')))
-    run.state = last_state(folder)
-    if not run.done: raise RunError(f"the run {str(folder)!r} isn't finished. To go on with it: {run.about.get('command') or 'proxy-attention run'}")
-    if (bad := damaged_file(folder, run.state, 'weights/')) is not None:
-        raise RunError(f"the run {str(folder)!r} can't be used: {bad} is missing or damaged. Run it again from the start.")
-    return RunContext(run, Settings(**run.about['settings']), data)
 
 def arm_of(
     conf, # `Settings`
@@ -48,7 +32,7 @@ def arm_of(
     return conf.name.rpartition('/')[2] if '/' in conf.name else conf.experiment.proxy or 'erm'
 
 def images_of(
-    job, # A `RunContext`, of `finished`
+    job, # A `RunContext`, of `finished_run`
     images:int|None=None, # At most so many, evenly spaced in the order of the files, and so over the classes; None: all
 ) -> np.ndarray: # Indices of its items
     "The images that are looked at"
@@ -192,8 +176,8 @@ def agreement(
     if method is not None: check_choice('method', method, saliency_methods)
     if images is not None: check_number('images', images, 2, whole=True)
     if out is not None: check_free(out, 'agreement')
-    ref,jobs = finished(reference, data), [finished(f, data) for f in run_folders(runs)]
-    on_ = ref if on is None else finished(on, data)
+    ref,jobs = finished_run(reference, data), [finished_run(f, data) for f in run_folders(runs)]
+    on_ = ref if on is None else finished_run(on, data)
     idxs = images_of(on_, images)
     check_twice(jobs)
     for j in (ref, *jobs): check_images(j, on_, idxs) # All that is wrong is said before anything is looked at
@@ -223,7 +207,7 @@ def _row(job, on, idxs, theirs, parts, say, pick):
     return dict(kind='result', arm=arm, seed=seed, **about, method=method, **agrees(maps, theirs), **energy(maps, *parts), **trained_line(job))
 
 def trained_line(
-    job, # A `RunContext`, of `finished`
+    job, # A `RunContext`, of `finished_run`
 ) -> dict:
     "What tells which network it was, and what runs that are compared must share"
     line = run_line(arm_of(job.conf), job.conf.experiment.seed, job.run.folder)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from proxy_attention.core import check_choice, check_number, preserve_rng
 from proxy_attention.dataloaders import epoch_of
 from proxy_attention.files import read_lines
-from studies.agreement import against_erm, arm_of, by_arm, check_twice, finished, run_folders, trained_line
+from studies.agreement import against_erm, arm_of, by_arm, check_twice, run_folders, trained_line
 from proxy_attention.lab.metrics.text import aligned, command_line
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.file import SettingsFile, kinds
@@ -17,7 +17,7 @@ from proxy_attention.lab.data.sources import load_items
 from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls, test_dl
 from proxy_attention.core import deterministic
-from proxy_attention.lab.runs.job import loaded, make_learn
+from proxy_attention.lab.runs.job import finished_run, loaded, make_learn
 from proxy_attention.lab.runs.measuring import predictions
 from proxy_attention.lab.models.heads import head_keys
 from proxy_attention.lab.models.zoo import input_stats
@@ -44,7 +44,7 @@ def accuracy_on(
     return float((probs.argmax(1) == y).mean())
 
 def learn_second(
-    job, # A `Job`, of `finished`
+    job, # A `Job`, of `finished_run`
     task, # (items, splits, data configuration) of the second task
     weights:str, # A file in the run's folder: what the network has learnt so far
     steps:int, # Optimizer steps of the second task
@@ -83,7 +83,7 @@ def second_task(
     if lr is not None: check_number('lr', lr, 0, 100, open_low=True)
     if out is not None: check_free(out, 'second')
     conf = task_data(task, settings)
-    jobs = [finished(f, data) for f in run_folders(runs)]
+    jobs = [finished_run(f, data) for f in run_folders(runs)]
     check_twice(jobs)
     items = load_items(conf, Path(data))
     splits = splits_of(items, conf)

@@ -17,7 +17,7 @@ from fastai.distributed import DistributedDL
 from fastcore.basics import patch
 
 from kit import SIDE, Coded, cb_of, coded_dls, copied_files, make_learner, quiet_cb, seed_all, shapes_dls, tiny_model, wrong_files
-from proxy_attention import callback, learner, ranks, stages  # noqa: F401  (learner patches Learner)
+from proxy_attention import callback, learner, ranks, shortcut_page, stages  # noqa: F401  (learner and shortcut_page patch Learner)
 from proxy_attention.callback import ProxyAttentionCB
 
 DATA = Path(sys.argv[2])/'shapes'
@@ -201,10 +201,28 @@ def helpers():
                 first_error=caught(lambda: ranks.first_rank(failing)), then=ranks.same('well'), odd=caught(lambda: ranks.first_rank(odd)), lost=caught(lost), other=caught(other), inside=inside, outside=net.running_mean.tolist())
 
 def outside():
-    "A fit that isn't distributed though there are two processes"
-    learn = make_learner(lambda: shapes_dls(DATA), quiet_cb(path='outside'))
-    try: learn.fit(1)
-    except ValueError as e: return str(e)
+    "A fit that isn't distributed though there are two processes, and a report by two"
+    learn, said = make_learner(lambda: shapes_dls(DATA), quiet_cb(path='outside')), []
+    for ask in (lambda: learn.fit(1), learn.shortcut_report):
+        try: ask()
+        except ValueError as e: said.append(str(e))
+    return said
+
+def undone():
+    "What a learner is after an error inside of `undistributed`"
+    from fastai.callback.core import Callback
+    found = []
+    class Fails(Callback):
+        order = 80
+        def before_train(self):
+            model = self.learn.model
+            try:
+                with ranks.undistributed(self.learn): raise KeyError('inside')
+            except KeyError: found.append(self.learn.model is model and all(isinstance(dl, DistributedDL) for dl in self.learn.dls.loaders))
+    learn = make_learner(lambda: shapes_dls(DATA), quiet_cb(path='undone'))
+    learn.add_cb(Fails())
+    with distributed(learn): learn.fit(1, 1e-3)
+    return found
 
 def silent():
     "The second process comes too late; nothing can be said between the two from then on"
@@ -226,7 +244,7 @@ def killed():
     callback.scan = real
 
 SCENARIOS = dict(helpers=helpers, no_regret=no_regret, saved=lambda: proposal(True), unsaved=lambda: proposal(False), shortcut=shortcut, stages=stages_end_together,
-                 error=error, full_disk=full_disk, resume=resume, outside=outside, probe=probe, silent=silent, killed=killed)
+                 error=error, full_disk=full_disk, resume=resume, outside=outside, undone=undone, probe=probe, silent=silent, killed=killed)
 
 if __name__ == '__main__':
     os.chdir(sys.argv[2])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kit import SIDE, make_learner, quiet_cb
 from PIL import Image
 
+from proxy_attention.compact import Positions
 from proxy_attention.copies import Eraser
 from proxy_attention.dataloaders import as_validation
 from proxy_attention.erase import align_donor, erase, saliency_masks, view_grid
@@ -143,8 +144,8 @@ def test_what_the_network_sees_in_the_hole(mixed, method):
     eraser, source = cb.copies.erasers[1], cb.prepared.source
     donors = {}
     other = eraser.other
-    def noted(i, rng, among=None):
-        k,img = other(i, rng, among)
+    def noted(i, rng, mapped=False):
+        k,img = other(i, rng, mapped)
         donors[i] = k
         return k, img
     eraser.other = noted
@@ -238,5 +239,5 @@ def test_overlap(how):
     half = torch.zeros(4, 4)
     half[:2, 1:3] = 1
     eraser.seen.maps = torch.cat([eraser.seen.maps, half[None]])
-    eraser.at |= {4: 4}
+    eraser.at = Positions(np.arange(5))
     assert eraser.overlap(0, [0, 1, 4]).tolist() == [1, 0, 0.5]

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def found(folder):
     "What the scenarios of the worker found, by process"
-    names = ['helpers', *SAME, 'error', 'outside', 'silent']
+    names = ['helpers', *SAME, 'error', 'outside', 'undone', 'silent']
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(WORKER), ','.join(names), str(folder)]
     done = subprocess.run(launch, env=ENV, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -88,8 +88,13 @@ def test_an_error_ends_all_and_the_next_fit_goes_well(found):
 def test_a_full_disk_is_met_alike(found):
     assert 'max_gb' in found[0]['full_disk']['why'] and found[0]['full_disk']['copies'] == 0
 
-def test_a_fit_that_is_not_distributed_is_refused(found):
-    for f in found: assert 'distrib_ctx' in f['outside']
+def test_a_fit_that_is_not_distributed_is_refused_and_so_is_a_report_by_two(found):
+    for f in found:
+        fit,report = f['outside']
+        assert 'distrib_ctx' in fit and 'made by one process, here are 2' in report
+
+def test_an_error_leaves_the_learner_distributed(found):
+    assert all(f['undone'] == [True] for f in found)
 
 def test_a_silent_process_is_given_up(found):
     assert 'was silent for 0:00:01' in found[0]['silent']

@@ -44,7 +44,7 @@ def wrong(*args, **kw):
 
 def test_version(): assert run('--version').output.strip() == __version__
 
-commands = ['demo', 'list', 'init', 'check', 'run', 'compare', 'sweep', 'report', 'audit', 'clean']
+commands = ['demo', 'list', 'init', 'check', 'run', 'compare', 'sweep', 'report', 'diagnose', 'audit', 'clean']
 
 @pytest.mark.parametrize('args', [['--help'], ['-h'], *([c, '--help'] for c in commands)])
 def test_help(args):
@@ -629,6 +629,11 @@ def test_report(here):
 def test_clean(here):
     a,b = make_run(here/'a'), make_run(here/'b')
     (b/'notes.txt').write_text('mine')
+    logs = [here/'.jobs'/name/'20260101-000000' for name in ('a', 'b')]
+    for folder in logs:
+        folder.mkdir(parents=True)
+        for name in ('7_0_0_log.out', '7_0_result.pkl', 'submission_file_7.sh'): (folder/name).write_text('of submitit')
+    (logs[1]/'mine.txt').write_text('mine')
     (here/'photos').mkdir()
     assert 'photos' in wrong('clean', 'a', 'photos') and a.is_dir()
     got = run('clean', 'a', input='n\n')
@@ -636,6 +641,7 @@ def test_clean(here):
     assert '--yes' in answer('clean', 'a', code=2)['error']
     assert answer('clean', 'a', 'b', '--yes') == dict(deleted=['a', 'b'], left=['b'])
     assert not a.exists() and sorted(p.name for p in b.iterdir()) == ['notes.txt']
+    assert [p.name for p in (here/'.jobs').iterdir()] == ['b'] and [p.name for p in logs[1].iterdir()] == ['mine.txt']
 
 def a_folder_of_copies(folder):
     "As the library leaves one"

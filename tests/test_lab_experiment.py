@@ -30,11 +30,10 @@ from proxy_attention.labels import fold_probs
 from proxy_attention.lab.runs.stages import seen_log
 from proxy_attention.lab.runs.checkpoint import load_weights
 from proxy_attention.lab.runs.training import CheckpointCallback, MetricsRecorder, run_fits
-from proxy_attention.lab.runs.job import loaded, make_learn
+from proxy_attention.lab.runs.job import finished_run, loaded, make_learn
 from proxy_attention import callback
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.lab.runs import runner as lab
-from studies.agreement import finished
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.data.digits import make_shortcut_digits
 from proxy_attention.lab.runs.runner import run_experiment
@@ -444,7 +443,7 @@ def test_a_finished_run_keeps_no_more_than_it_needs(usual):
     state = json.loads((out/'state.json').read_text())
     assert {f.name for f in (out/'weights').iterdir()} == {state[k] for k in ('initial', 'weights', 'opt', 'seen') if state.get(k)} and 'back' not in state
     emptied(out/'weights'/state['weights'])
-    with pytest.raises(RunError, match=f"can't be used: weights/{state['weights']} is missing or damaged"): finished(out)
+    with pytest.raises(RunError, match=f"can't be used: weights/{state['weights']} is missing or damaged"): finished_run(out)
 
 # --------------------------------------------------------------------------------------------------------------------------- one process, from disk
 

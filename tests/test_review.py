@@ -48,9 +48,9 @@ def test_suspects_of_the_user_stay(shapes):
 def test_an_original_comes_back(shapes):
     learn = fitted(shapes, merge='replace')
     row = cb_of(learn).copies.rows[0]
-    assert len(learn.dls.train_ds) == 27 and learn.dls.train_ds.originals == []
+    assert len(learn.dls.train_ds) == 27 and list(learn.dls.train_ds.originals) == []
     cb_of(learn).review({row['id']: 'drop'})
-    assert learn.dls.train_ds.originals == [row['index']] and len(learn.dls.train_ds) == 27
+    assert list(learn.dls.train_ds.originals) == [row['index']] and len(learn.dls.train_ds) == 27
 
 def test_all_may_go(shapes):
     learn = fitted(shapes, share=.2)
@@ -92,7 +92,8 @@ def test_cards(shapes):
 def test_names_are_no_html(shapes):
     import ipywidgets as w
     learn = fitted(shapes)
-    cb_of(learn).copies.rows[0]['label'] = '<img src=x onerror=alert(1)>'
+    rows = cb_of(learn).copies.rows = list(cb_of(learn).copies.rows)
+    rows[0]['label'] = '<img src=x onerror=alert(1)>'
     label = learn.review_proxies(1).box.children[0].children[0]
     assert type(label) is w.Label and '<img' in label.value
 

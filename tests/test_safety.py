@@ -148,7 +148,7 @@ def test_suspects_get_no_copy_from_a_scout_either(shapes):
     learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(suspects=[4, 5], scout='2 steps', scout_test=False, select=None))
     learn.fit(1, LOW)
     assert len(learn.proxies) == 25 and set(learn.proxies['cycle']) == {0} and {r['index'] for r in cb_of(learn).copies.rows}.isdisjoint({4, 5})
-    assert learn.dls.train_ds.originals == [4, 5] and last_of(learn)['suspects'] == 2
+    assert list(learn.dls.train_ds.originals) == [4, 5] and last_of(learn)['suspects'] == 2
 
 def test_suspects_and_ever_wrong(shapes):
     learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='ever_wrong'))
@@ -163,7 +163,7 @@ def test_suspects_and_ever_wrong(shapes):
 
 def test_a_suspect_stays_in_where_copies_replace_originals(fitted):
     learn = fitted(suspects=[6], merge='replace')
-    assert learn.dls.train_ds.originals == [6] and len(learn.dls.train_ds) == 27
+    assert list(learn.dls.train_ds.originals) == [6] and len(learn.dls.train_ds) == 27
 
 @pytest.mark.parametrize('value,words', [([27], '0 to 26.*got 27'), ([True]*26, 'a mask of 26 for 27 items')], ids=['too large', 'mask'])
 def test_what_does_not_fit_the_training_set_is_told_before_training(shapes, value, words):

@@ -426,7 +426,7 @@ def test_a_shortcut_is_found_and_replaced(capsys):
     assert found.verdict.name == 'shortcut' and found.verdict.counts.image > 0.9 and found.verdict.counts.copy < 0.75
     assert re.search(r"scout: Shortcut found\..* trains on 384 erased copies in their originals' place", capsys.readouterr().out)
     ds = learn.dls.train_ds
-    assert learn.dls is not dls and len(ds) == learn.dls.train.n == 384 and ds.originals == [] and len(ds.copies) == len(learn.proxies) == 384
+    assert learn.dls is not dls and len(ds) == learn.dls.train.n == 384 and list(ds.originals) == [] and len(ds.copies) == len(learn.proxies) == 384
     assert {str(f) for f,_,_ in ds.copies} == set(learn.proxies['path']) and set(learn.proxies['cycle']) == {0} and found.live == found.proxies == 384
     learn.fit(1, 1e-3)
     assert set(learn.proxies['cycle']) == {0} and len(learn.dls.train_ds) == 384, "they stay in for later fits"
@@ -648,3 +648,10 @@ def test_the_second_region_is_erased_beside_the_first(learner, rounds_find):
 @pytest.mark.parametrize('bad', [0, -1, 1.5, 11, '2', True, None, float('nan')])
 def test_rounds_out_of_range(bad):
     with pytest.raises((ValueError, TypeError), match=f'rounds={bad!r}'): ProxyAttentionCB(rounds=bad)
+
+def test_a_terminal_shows_a_bar_with_the_scouts_name(monkeypatch, capsys):
+    monkeypatch.setattr(scout, 'shows_progress', lambda learn: True)
+    monkeypatch.setattr('fastprogress.fastprogress.printing', lambda: True)
+    learn = make_learner(coded_dls, scout_cb(verbose=True))
+    learn.fit(1)
+    assert '... scout]' in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 
 from proxy_attention.shortcut_test import (CONFIDENCE, LATER_SUFFICIENCY_THRESHOLD, MIN_HELD_OUT, NECESSITY_THRESHOLD, PAIRED_NECESSITY_THRESHOLD,
                                            SUFFICIENCY_THRESHOLD, Counts, Verdict, _above, _interval, _rates, _share, count_right, necessity_bound,
-                                           necessity_test, sufficiency_test, verdict_text)
+                                           necessity_test, shortfall_of, shortfall_test, sufficiency_test, verdict_text)
 
 def counts(n, image, copy, second=None, chance=0.5):
     "Right on the copy only where right on the image"
@@ -48,6 +48,20 @@ def test_necessity_beside_a_control_by_hand():
     found = sufficiency_test(c)
     assert found.necessity == pytest.approx((0.85 - 0.65)/(0.9 - 0.5)) and found.necessity_interval[0] < 0.5 < found.necessity_interval[1]
     assert (necessity_bound(c), necessity_bound(counts(100, 90, 50))) == (PAIRED_NECESSITY_THRESHOLD, NECESSITY_THRESHOLD)
+
+def test_the_shortfall_by_hand():
+    "What a second network knows more than the first without that place, less what any hole costs"
+    def asked(second, copy=160): return Counts(400, copy - 20, 400 - copy, 20, second, 0.1, control=360)
+    share,(low,high) = shortfall_of(asked(340))
+    assert share == pytest.approx((340 - 160 - (380 - 360))/(340 - 40)) and low < share < high
+    assert [shortfall_test(asked(k)).name for k in (340, 250, 200)] == ['shortcut', 'unclear', 'real']
+    assert shortfall_test(asked(250)).reason == 'shortfall' and shortfall_test(asked(250), 0.15).name == 'shortcut'
+    assert shortfall_of(asked(340, 200))[0] < share, "a network that needs the place less lacks less without it"
+    assert shortfall_test(asked(340)).necessity == pytest.approx((360 - 160)/(380 - 40)) and shortfall_test(asked(340)).sufficiency > 0.8
+
+def test_necessity_with_a_bound_of_its_own():
+    c = Counts(400, 240, 120, 20, None, 0.1, control=340)
+    assert necessity_test(c, 0.1) is None and necessity_test(c).name == 'spread'
 
 def test_plausible_rates_lie_around_the_counts():
     "Jeffreys' prior adds half an answer to each kind"

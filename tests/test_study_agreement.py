@@ -14,8 +14,9 @@ from test_lab_compare import SMALL
 from lab_kit import INI
 from test_lab_experiment import cache  # noqa: F401
 
-from studies.agreement import against_erm, agreement, agreement_text, agreement_verdict, arm_of, default_out, finished, images_of, judging, summarise
+from studies.agreement import against_erm, agreement, agreement_text, agreement_verdict, arm_of, default_out, images_of, judging, summarise
 from proxy_attention.lab.compare.comparison import compare
+from proxy_attention.lab.runs.job import finished_run
 from proxy_attention.lab.runs.runner import run_experiment
 from proxy_attention.lab.metrics.maps import map_agreement
 from proxy_attention.lab.metrics.classification import map_quality
@@ -109,7 +110,7 @@ def test_maps_that_erased_do_not_judge(made):
 def test_images(made):
     got = agreement(made.vit, [made.arm('erm', 0)], images=7, data=made.data)
     assert got[0]['images'] == got[1]['n'] == got[2]['n'] == 7
-    job = finished(made.vit, made.data)
+    job = finished_run(made.vit, made.data)
     some = images_of(job, 7)
     assert len(set(some)) == 7 and set(some) < set(images_of(job)) and len({job.items.labels[i] for i in some}) == 7 and (images_of(job, 99) == images_of(job)).all()
 
@@ -147,7 +148,7 @@ def test_data(made, tmp_path):
     assert (tmp_path/'elsewhere'/'shortcut_digits').is_dir() and got[2]['rank_rollout'] == agreement(made.vit, [made.arm('erm', 0)], data=made.data)[2]['rank_rollout']
 
 def test_no_test_images(made):
-    job = finished(made.vit, made.data)
+    job = finished_run(made.vit, made.data)
     job.splits['test'] = job.splits['test'][:0]
     with pytest.raises(RunError, match='no test images'): images_of(job)
 
@@ -160,7 +161,7 @@ def test_runs_are_left_as_they_are(made):
     assert files() == before and torch.equal(torch.get_rng_state(), rng)
 
 def test_names_of_arms(made):
-    assert [arm_of(finished(f, made.data).conf) for f in (made.arm('early', 0), made.arm('erm', 0), made.vit)] == ['early', 'erm', 'erm']
+    assert [arm_of(finished_run(f, made.data).conf) for f in (made.arm('early', 0), made.arm('erm', 0), made.vit)] == ['early', 'erm', 'erm']
 
 def test_runs_that_cannot_be_looked_at(made, tmp_path):
     cut = tmp_path/'cut'

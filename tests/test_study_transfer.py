@@ -11,7 +11,7 @@ from lab_kit import INI
 from test_lab_experiment import cache  # noqa: F401
 
 from studies import transfer as lab
-from studies.agreement import finished
+from proxy_attention.lab.runs.job import finished_run
 from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.runs.checkpoint import RunError
@@ -71,7 +71,7 @@ def test_the_body_is_the_runs_and_the_head_is_new(made, monkeypatch):
     monkeypatch.setattr(lab, 'make_learn', keep)
     monkeypatch.setattr(lab, 'epoch_of', spy)
     made.second([made.arm('erm', 0)])
-    job = finished(made.arm('erm', 0), made.data)
+    job = finished_run(made.arm('erm', 0), made.data)
     for (before,trained,steps),name in zip(seen, ('weights', 'initial')):
         learnt, head = load_file(job.run.weights(job.run.state[name])), head_keys(made.learn.model)
         assert head == {'1.2.weight', '1.2.bias'} and all(trained) and steps == 3

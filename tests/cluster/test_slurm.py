@@ -18,6 +18,7 @@ from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.compare.sweep import sweep
 from proxy_attention.lab.runs.checkpoint import RunError, is_cost
 from proxy_attention.lab.runs.runner import run_experiment
+from proxy_attention.lab.runs.state import clean_run, jobs_folder
 
 PROGRAMS = 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scancel', 'scontrol'
 CLUSTER = '[cluster:tests]\npartition = tests\ntime = 20\ncpus = 1\narray = 2\n[cluster:none]\npartition = nowhere\n'
@@ -73,14 +74,17 @@ def kept(folder): return [line for line in (folder/'record.jsonl').read_text().s
 def test_requeued_jobs_go_on_from_their_checkpoints(command, cache): # noqa: F811
     process = command('compare', 'try', '--arms', 'early_look', '--seeds', '1', '--out', 'there')
     arms = [Path('there')/'arms'/arm/'0' for arm in ('erm', 'early_look')]
-    before = {}
-    # As when the node is lost, and as before the end of a job's time
-    for k,how in enumerate((['scontrol', 'requeue'], ['scancel', '--signal=USR2'])):
-        wait_for(lambda: (arms[k]/'partial.pt').exists())
-        job = next(j for j in states() if j.endswith(f'_{k}'))
-        before[k] = kept(arms[k])
-        ask(*how, job)
-        at_once(job)
+    # As when the node is lost, and as before the end of a job's time; each as soon as it has a checkpoint, whichever is first
+    before, stops = {}, {0: ['scontrol', 'requeue'], 1: ['scancel', '--signal=USR2']}
+    def stop_one():
+        for k in stops.keys() - before.keys():
+            job = next((j for j in states() if j.endswith(f'_{k}')), None)
+            if job is None or not (arms[k]/'partial.pt').exists(): continue
+            before[k] = kept(arms[k])
+            ask(*stops[k], job)
+            at_once(job)
+        return len(before) == len(stops)
+    wait_for(stop_one)
     assert process.wait(500) == 0, Path('said').read_text()
     for k,folder in enumerate(arms):
         assert 0 < len(before[k]) < len(kept(folder)), "it was stopped in the middle"
@@ -109,7 +113,11 @@ def test_what_a_killed_command_left_is_cancelled_and_so_is_what_ctrl_c_stops(com
     said = Path('said').read_text()
     assert 'jobs that had not ended are cancelled' in said and re.search(r'stopped; `proxy-attention run try .*--submit slurm.*` goes on', said)
     there, alone = (run_experiment('try', 'settings.ini', out, CHANGES, cache, progress=False, say=lambda _: None) for out in ('there', 'alone'))
-    assert kept(there)[:len(before)] == before and same(final(there), final(alone)) and lines(there) == lines(alone)
+    # The epoch whose checkpoint wasn't written when the job was cancelled is trained again
+    assert kept(there)[:len(before) - 1] == before[:-1] and same(final(there), final(alone)) and lines(there) == lines(alone)
+    assert jobs_folder(there).is_dir()
+    clean_run(there)
+    assert not jobs_folder(there).parent.exists()
 
 def test_a_sweep(command, cache): # noqa: F811
     pytest.importorskip('optuna')

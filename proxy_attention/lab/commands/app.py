@@ -59,7 +59,8 @@ def _expected(e):
     tb = e.__traceback__
     while tb.tb_next: tb = tb.tb_next
     where = str(tb.tb_frame.f_globals.get('__name__'))
-    if isinstance(e, TypeError): return where == 'proxy_attention.core' # From the checks of arguments
+    # From the checks of arguments, and of learners
+    if isinstance(e, TypeError): return where in ('proxy_attention.core', 'proxy_attention.check')
     return isinstance(e, ValueError) and where.split('.')[0] == 'proxy_attention'
 
 def _version(wanted:bool):
@@ -85,6 +86,7 @@ def top(
       proxy-attention compare shortcut --arms random_erasing,early_look --seeds 5
       proxy-attention sweep find            search for a policy
       proxy-attention report runs/photos runs/shortcut --out both.html
+      proxy-attention diagnose export.pkl --data photos/valid    does a finished network rely on a shortcut?
     """
 
 # %% ../../../nbs/lab/commands/00_app.ipynb #1214d7e1

@@ -23,7 +23,7 @@ from ..config.settings import load_cluster
 from ..metrics.text import plural
 from ..runs.checkpoint import RunError
 from ..runs.folder import check_run_folder
-from ..runs.state import check_same
+from ..runs.state import check_same, jobs_folder
 
 # %% ../../../nbs/lab/compare/03_cluster.ipynb #d2b3d611
 def need_submitit():
@@ -109,7 +109,7 @@ def cluster_jobs(
     name = f'proxy-{digest(str(folder).encode())[:10]}'
     queue = SlurmQueue(name) if cluster.submit == 'slurm' else LocalQueue()
     if left := cancel_jobs(queue, []): say(f"{plural(left, 'job')} of an earlier command cancelled")
-    logs = folder.parent/'.jobs'/folder.name/time.strftime('%Y%m%d-%H%M%S')
+    logs = jobs_folder(folder)/time.strftime('%Y%m%d-%H%M%S')
     say(f"jobs of {'SLURM' if cluster.submit == 'slurm' else 'this machine'}; their logs are in {logs}")
     jobs = Jobs(_executor(cluster, logs, name, at_once), queue)
     with _heeding_interrupts():

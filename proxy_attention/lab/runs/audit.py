@@ -13,7 +13,8 @@ from pathlib import Path
 from ...audit import Audit, audit, look_alikes
 from ..data.split_file import read_split
 from ..data.splits import SplitError, file_hashes, shown, some, split_names
-from ...store import StoreError, read_manifest, read_split as split_of_copies
+from ...manifest import StoreError, read_manifest
+from ...store import read_split as split_of_copies
 
 # %% ../../../nbs/lab/runs/09_audit.ipynb #1b8afb99
 @dataclass

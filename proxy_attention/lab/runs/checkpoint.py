@@ -27,7 +27,7 @@ from ...files import write_atomic
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #5c50f690
 files = ('config.json', 'state.json', 'state.json.bak', 'record.jsonl', 'split.json', 'suspects.json', 'partial.pt',
-         'report.html', 'weights', 'proxies', 'gallery', 'tensorboard')
+         'report.html', 'diagnosis.html', 'weights', 'proxies', 'gallery', 'tensorboard')
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #cdbb7fb2
 SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them
