@@ -60,7 +60,8 @@ from proxy_attention.lab.runs.checkpoint import is_cost  # noqa: E402
 from proxy_attention.lab.runs.folder import Run  # noqa: E402
 from proxy_attention.shortcut_test import Verdict  # noqa: E402
 from proxy_attention.store import StoreError, read_manifest  # noqa: E402
-from test_lab_experiment import INI, copies, final, lines, listed  # noqa: E402
+from lab_kit import INI  # noqa: E402
+from test_lab_experiment import copies, final, lines, listed  # noqa: E402
 from test_scout import Planted, coded_dls, scout_cb  # noqa: E402
 
 RECORD = ROOT/'results'/'torture.jsonl'
@@ -302,10 +303,10 @@ class Scenario(NamedTuple):
 
 def changes(*values): return [a for v in values for a in ('--set', v)]
 
-few = changes('n_train=30', 'n_valid=10', 'n_test=10', 'bs=10', 'experiment.epochs=1')
+few = changes('experiment.epochs=1')
 run_args = ['run', 'try', *few, *changes('label_gate=true', 'label_folds=2', 'accept=true')]
 scout_args = ['run', 'try', *few, *changes('proxy=scouted', 'scout_test=true', 'probe=false', 'rounds=3', 'select=low_confidence', 'share=0.2')]
-compare_args = ['compare', 'try', '--arms', 'early_look', '--seeds', '2', *few[:-2], *changes('proxy=early', 'freeze_epochs=0', 'steps=8')]
+compare_args = ['compare', 'try', '--arms', 'early_look', '--seeds', '2', *changes('proxy=early', 'freeze_epochs=0', 'steps=8')]
 kinds = {
     'run': ("run: copies after fits, folds for labels, checkpoints", lab(*run_args), 'disk/out', run_differs),
     'scouts': ("run: scouts that find a shortcut, three rounds", finds_shortcuts(lab(*scout_args)), 'disk/out', run_differs),

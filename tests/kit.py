@@ -1,5 +1,11 @@
 """What the tests of the callback share: a tiny data set, a tiny network, learners without progress bars, and an evaluation of its own."""
+import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +18,11 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import model_meta, vision_learner
 from fastcore.basics import noop
 from PIL import Image
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet, resnet18
 
 from proxy_attention.callback import ProxyAttentionCB
 
@@ -62,6 +70,11 @@ def quiet(learn):
     "The learner, without bars and tables"
     learn.logger = noop
     return learn.remove_cb(ProgressCallback)
+
+def resnet_learner(dls, **kwargs):
+    "As `vision_learner` with a ResNet-18, new, of half its blocks"
+    def resnet10(**kwargs): return ResNet(BasicBlock, [1]*4)
+    return quiet(vision_learner(dls, resnet10, pretrained=False, path=Path.cwd(), cut=-2, splitter=model_meta[resnet18]['split'], **kwargs))
 
 def make_learner(dls, cb=None, seed=0, model=None, **kwargs):
     "A learner whose every random number follows from `seed`; `dls` may be a function, called after seeding"
@@ -179,3 +192,30 @@ def coded_dls(train=None, valid=None, bs=8, drop_last=True, **kwargs):
     train, valid = Coded() if train is None else train, Coded(9, 1, 100) if valid is None else valid
     return DataLoaders(DataLoader(train, bs=bs, shuffle=True, drop_last=drop_last, after_batch=to_float, **kwargs),
                        DataLoader(valid, bs=bs, after_batch=to_float))
+
+
+# -- processes of their own -----------------------------------------------------------------------------------------------------------------------
+
+@lru_cache
+def warm_process(): return subprocess.Popen([sys.executable, Path(__file__).with_name('warm_process.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+def ask_warm(*request):
+    warm = warm_process()
+    warm.stdin.write(json.dumps(request) + '\n')
+    warm.stdin.flush()
+    return int(warm.stdout.readline())
+
+class Forked:
+    "A script in a fork of a process that has imported torch and fastai, and nothing of ours"
+    def __init__(self, code, *argv, cwd='.', env=None):
+        self.args, self.folder = [code, *map(str, argv)], tempfile.TemporaryDirectory()
+        self.files = [Path(self.folder.name)/name for name in ('out', 'err')]
+        self.pid = ask_warm('start', [code, self.args[1:], os.path.abspath(cwd), dict(os.environ) if env is None else env, *map(str, self.files)])
+    def wait(self, seconds=900):
+        "As `subprocess.run` with `capture_output=True, text=True`; killed if it takes longer"
+        with self.folder: return subprocess.CompletedProcess(self.args, ask_warm('wait', [self.pid, seconds]), *(f.read_text() if f.exists() else '' for f in self.files))
+
+def fresh_process(code, *argv, cwd='.', env=None):
+    "As `subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *argv], capture_output=True, text=True)`, without the seconds that importing torch and fastai takes"
+    if hasattr(os, 'fork'): return Forked(code, *argv, cwd=cwd, env=env).wait()
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True)

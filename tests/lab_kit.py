@@ -9,6 +9,52 @@ import numpy as np
 from proxy_attention.gallery import overlay_heatmap
 from proxy_attention.lab.runs.checkpoint import MADE_BY
 
+# Settings of an experiment on few and small images; epochs of three steps
+INI = """\
+[data:digits]
+source = shortcut_digits
+n_train = 30
+n_valid = 10
+n_test = 10
+size = 40
+bs = 10
+[model:net]
+arch = small_cnn
+width = 4
+[proxy:unsure]
+scout = off
+select = low_confidence
+share = 0.2
+cycles = 2
+[proxy:early]
+scout = 5 steps
+scout_test = false
+scout_merge = add
+select = off
+cycles = 0
+[proxy:seen]
+scout = off
+select = ever_wrong
+share = 1
+[proxy:scouted]
+scout = 3 steps
+scout_test = false
+cycles = 1
+[proxy:tested]
+scout = 5 steps
+select = off
+cycles = 0
+[experiment:try]
+data = digits
+model = net
+proxy = unsure
+epochs = 2
+freeze_epochs = 1
+lr = 0.01
+deterministic = true
+threads = 1
+"""
+
 
 def report(rng, names, accuracy, n=300, groups=False):
     "A classification report of made-up predictions, its parts in agreement with each other"

@@ -3,8 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import traceback
 from errno import ENOSPC
 from pathlib import Path
@@ -27,13 +25,11 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, ImageDataLoaders
-from fastai.vision.learner import vision_learner
 from PIL import Image
 from torch import nn
-from torchvision.models import resnet18
 
-from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, hooks_of, label_of, last_of, logits_of,
-                 make_learner, quiet, quiet_cb, read_rgb, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
+from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, fresh_process, hooks_of, label_of, last_of, logits_of,
+                 make_learner, quiet_cb, read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
 from proxy_attention import files, saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -69,9 +65,9 @@ def fitted(shapes, tmp_path_factory):
 # -- the one line ---------------------------------------------------------------------------------------------------------------------------------
 
 def test_one_line_with_vision_learner(shapes, capsys):
-    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(64), batch_tfms=aug_transforms(),
+    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(48), batch_tfms=aug_transforms(),
                                        num_workers=0)
-    learn = quiet(vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ProxyAttentionCB()))
+    learn = resnet_learner(dls, metrics=accuracy, cbs=ProxyAttentionCB())
     learn.fine_tune(1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('cycle')]
     n = len(learn.proxies)
@@ -516,7 +512,7 @@ learn = load_learner('learner.pkl')
 with learn.no_bar(), learn.no_logging(): said, _, probs = learn.predict(sys.argv[1])
 hooks = sum(len(m._forward_hooks) for m in learn.model.modules())
 print(said, sum(m.startswith('proxy_attention') for m in sys.modules), hooks, *probs.tolist())'''
-    done = subprocess.run([sys.executable, '-c', code, str(file)], capture_output=True, text=True, env=child_env())
+    done = fresh_process(code, file, env=child_env())
     assert done.returncode == 0, done.stderr
     got = done.stdout.split()
     assert got[:3] == [said, '0', '0'] and np.allclose([float(v) for v in got[3:]], probs, atol=1e-5) and not Path('.proxies').exists()

@@ -1,9 +1,7 @@
 """The command that checks an accelerator, on a CPU: what it says where something is broken."""
-import subprocess
-import sys
-
 import pytest
 import torch
+from kit import fresh_process
 
 from proxy_attention import check_device as here
 from proxy_attention.check_device import check_device, noise_learner
@@ -50,5 +48,5 @@ def test_noise_is_drawn_by_its_seed():
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 def test_the_command():
-    got = subprocess.run([sys.executable, '-m', 'proxy_attention.check_device', 'memory', '--device', 'cpu'], capture_output=True, text=True, timeout=120)
+    got = fresh_process("import runpy; runpy.run_module('proxy_attention.check_device', run_name='__main__')", 'memory', '--device', 'cpu')
     assert got.returncode == 0 and 'not told' in got.stdout and 'torch' in got.stdout, got.stderr

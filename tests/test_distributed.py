@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import cb_of, make_learner, make_shapes, quiet_cb, shapes_dls
+from kit import Forked, cb_of, make_learner, make_shapes, quiet_cb, shapes_dls
 from proxy_attention.audit import audit
 from proxy_attention.store import read_manifest
 
@@ -118,13 +118,11 @@ def test_a_killed_process_ends_the_other_and_the_folder_can_be_resumed(folder, m
         port = str(s.getsockname()[1])
     # without torchrun, which would end the first process itself
     env = dict(ENV, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-    launch = [sys.executable, str(WORKER), 'killed', str(folder)]
-    both = [subprocess.Popen(launch, env=dict(env, RANK=r, LOCAL_RANK=r), stderr=subprocess.PIPE, text=True) for r in '01']
-    try: errors = [p.communicate(timeout=300)[1] for p in both]
-    finally:
-        for p in both: p.kill()
-    assert both[1].returncode == -9 and both[0].returncode == 1
-    assert 'RankError' in errors[0] and 'another process of this distributed fit has ended' in errors[0]
+    script = f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"
+    both = [Forked(script, 'killed', folder, env=dict(env, RANK=r, LOCAL_RANK=r)) for r in '01']
+    ended = [p.wait(300) for p in both]
+    assert [p.returncode for p in ended] == [1, -9]
+    assert 'RankError' in ended[0].stderr and 'another process of this distributed fit has ended' in ended[0].stderr
     assert len(read_manifest(folder/'killed')) == 27
     monkeypatch.chdir(folder)
     learn = make_learner(lambda: shapes_dls(folder/'shapes'), quiet_cb(path='killed', select=None))

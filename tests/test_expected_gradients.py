@@ -147,7 +147,7 @@ nets = {
     'resnet18': lambda: torchvision.models.resnet18(num_classes=10),
     'lite0': lambda: timm.create_model('tf_efficientnet_lite0', num_classes=10),
     'vit': lambda: timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=(32, 48), depth=3),
-    'swin': lambda: torchvision.models.swin_t(num_classes=10),
+    'swin': lambda: torchvision.models.SwinTransformer([4, 4], 24, [1]*4, [1, 2, 2, 4], [7, 7], num_classes=10),
     'convnext': lambda: timm.create_model('convnext_atto', num_classes=10),
 }
 

@@ -1,7 +1,5 @@
 """fastai's own tools with copies in the training loader: they speak of originals, and a learner that leaves needs nothing of ours."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from fastai.interpret import Interpretation
 from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plot_top_losses to draw images)
 from fastai.vision import widgets
 
-from kit import cb_of, logits_of, make_learner, quiet_cb, shapes_dls
+from kit import cb_of, fresh_process, logits_of, make_learner, quiet_cb, shapes_dls
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.dataloaders import ProxyDataset
 
@@ -108,7 +106,7 @@ def test_an_export_needs_nothing_of_ours(shapes, scout):
     probs = learn.predict(file)[2]
     learn.export(Path('learner.pkl').resolve())
     assert all(a is b for a,b in zip(learn.cbs, there)) and len(learn.proxies) and learn.proxy_attention_cb
-    done = subprocess.run([sys.executable, '-c', code, str(file)], capture_output=True, text=True, env={k: v for k,v in os.environ.items() if k != 'PYTHONPATH'})
+    done = fresh_process(code, file, env={k: v for k,v in os.environ.items() if k != 'PYTHONPATH'})
     assert done.returncode == 0, done.stderr
     assert np.allclose([float(v) for v in done.stdout.split()], probs, atol=1e-5)
 

@@ -115,7 +115,7 @@ def test_interrupt(monkeypatch, tmp_path):
     monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
 
-small = ['--set', 'probe=false', '--set', 'data.size=48', '--set', 'n_train=200', '--set', 'n_valid=50', '--set', 'width=4', '--set', 'bs=20']
+small = ['--set', 'probe=false', '--set', 'data.size=48', '--set', 'n_train=60', '--set', 'n_valid=20', '--set', 'n_test=30', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
@@ -124,7 +124,6 @@ def test_the_demo(tmp_path, monkeypatch, policy, more):
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
     monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     monkeypatch.chdir(tmp_path)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     args = ['demo', '--policy', policy, '--jobs', '1', *small, *more]
     got = run(*args)
     assert got.exit_code == 0, (got.output, got.exception)
@@ -520,7 +519,6 @@ tiny = ['--jobs', '1', '--set', 'steps=4', '--set', 'n_train=40']
 def test_compare(here, monkeypatch):
     "Stopped after a run, gone on with, then with other seeds; every flag arrives"
     from proxy_attention.lab.compare import comparison as lab
-    patch_name(monkeypatch, 'free_memory', lambda: None) # It ends the hooks of this very process
     real = lab.run_job
     def work(conf, folder, *args):
         if (folder.parent.name, folder.name) == ('random_erasing', '3'): raise KeyboardInterrupt

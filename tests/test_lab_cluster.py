@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import INI, cache, lines  # noqa: F401
+from test_lab_experiment import cache, lines  # noqa: F401
 from typer.testing import CliRunner
 
-from lab_kit import patch_name
+from lab_kit import INI
 from proxy_attention.files import read_lines
 from proxy_attention.lab import cli
 from proxy_attention.lab.compare import cluster as lab
@@ -156,7 +156,7 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(monkeypatch, tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------------------------- commands
 
-STEPS = ['proxy=early', 'freeze_epochs=0', 'steps=60', 'n_train=40', 'n_test=20']
+STEPS = ['proxy=early', 'freeze_epochs=0', 'steps=60', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20'] # long enough for a checkpoint
 
 @needs_submitit
 def test_killed_and_requeued_jobs_end_with_the_same_record(cache): # noqa: F811
@@ -190,7 +190,6 @@ def at_once(monkeypatch):
         asked.append((cluster.submit, str(folder), most))
         with workers(1) as pool: yield pool
     monkeypatch.setattr(lab, 'cluster_jobs', jobs)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     return asked
 
 def test_a_run_is_a_job(cache, at_once): # noqa: F811

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import INI, cache, child, ended, lines, stages  # noqa: F401
+from test_lab_experiment import cache, child, ended, lines, stages  # noqa: F401
 
-from lab_kit import patch_name
+from lab_kit import INI, patch_name
 from proxy_attention.lab.compare import comparison as lab
 from proxy_attention.lab.runs import runner as experiment
 from proxy_attention.lab.compare.arm_settings import arm_settings, arms, fair_steps
@@ -27,14 +27,13 @@ from proxy_attention.lab.runs.audit import audit_run
 from proxy_attention.lab.data.splits import make_splits
 from proxy_attention.lab.metrics.stats import not_worse, paired_t
 
-SMALL = ['proxy=early', 'freeze_epochs=0', 'steps=8', 'n_train=40', 'n_test=20']
+SMALL = ['proxy=early', 'freeze_epochs=0', 'steps=8', 'n_test=20']
 ALL = list(arms)
 
 
 @pytest.fixture
-def run(cache, monkeypatch): # noqa: F811
+def run(cache): # noqa: F811
     Path('settings.ini').write_text(INI)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     def _run(names, seeds=2, out='compared', overrides=(), **kw):
         return compare('try', names, seeds, 'settings.ini', out, [*SMALL, *overrides], cache, **{'jobs': 1, 'say': lambda *_: None, **kw})
     return _run
@@ -66,7 +65,7 @@ def test_the_arms_are_what_they_say(everything):
     for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(fill=None), "the experiment's own policy"
     assert [policy['duplicate_wrong'][k] for k in ('fill', 'repeat', 'scout_select', 'scout_merge', 'scout_test', 'share')] == ['unchanged', 5, 'wrong', 'add', False, 1]
     assert policy['early_look']['scout'] == policy['duplicate_wrong']['scout'] == '5 steps' and policy['early_look_replace']['scout_merge'] == 'replace'
-    assert [stages(everything/'arms'/a/'0', 'train')[0]['items'] for a in ('early_look', 'early_look_replace')] == [80, 40]
+    assert [stages(everything/'arms'/a/'0', 'train')[0]['items'] for a in ('early_look', 'early_look_replace')] == [60, 30]
     assert policy['recommended'] == ProxyConfig(cycles=0).model_dump() and all(policy[a]['scout'] == 'off' for a in ('masktune', 'proposal', 'thesis_blend'))
     assert (policy['masktune']['threshold'], policy['masktune']['merge'], policy['masktune']['cycle_epochs']) == ('mean+2std', 'replace', 1)
     assert policy['thesis_blend']['fill'] == 'blend' and policy['proposal']['threshold'] == '0.6' or policy['proposal']['threshold'] == 0.6
@@ -79,13 +78,13 @@ def test_what_differs_comes_out_different(everything):
 def test_duplicates_are_the_wrong_images_five_times(everything):
     out = everything/'arms'/'duplicate_wrong'/'0'
     (scout,) = lines(out, 'scout')
-    assert stages(out, 'train')[0]['items'] == 40 + 5*scout['wrong'] > 40
+    assert stages(out, 'train')[0]['items'] == 30 + 5*scout['wrong'] > 30
 
 def test_a_result_says_what_the_scouts_cost_and_found(everything):
     got = {o['arm']: o for o in results(everything)}
     assert {a: got[a]['verdict'] for a in ('erm', 'early_look', 'recommended', 'proposal')} == dict(erm=None, early_look=None, recommended='unclear', proposal=None)
     assert [got[a]['scout_steps'] for a in ('erm', 'early_look', 'recommended')] == [0, 5, 1] and got['early_look']['seconds_scout'] > 0 == got['erm']['seconds_scout']
-    assert got['early_look']['copies'] == [40] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
+    assert got['early_look']['copies'] == [30] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
 
 def test_seeds(run):
     out = run([], [3, 5])
@@ -101,7 +100,7 @@ def test_unfair_runs_are_refused():
 def test_steps_without_steps():
     Path('settings.ini').write_text(INI)
     conf = lambda *o: load_experiment('try', 'settings.ini', o)
-    assert fair_steps(conf('steps=7', 'freeze_epochs=0'), 60) == 7 and fair_steps(conf('proxy=none'), 60) == 2*3 and fair_steps(conf(), 60) == 3*2*3
+    assert fair_steps(conf('steps=7', 'freeze_epochs=0'), 30) == 7 and fair_steps(conf('proxy=none'), 30) == 2*3 and fair_steps(conf(), 30) == 3*2*3
 
 # ------------------------------------------------------------------------------------------------------------------------------------- resumed
 
@@ -279,7 +278,7 @@ def test_a_folder_of_an_earlier_version_goes_on(run, lost):
     assert [o['seed'] for o in results(run([], 2))] == [0, 1] and all(f.stat().st_mtime_ns == t for f,t in before.items())
     assert json.loads((out/'proxy_attention.json').read_text())['kind'] == 'compare'
 
-@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 3 has only 2 batches'), (['judge=bogus'], "judge='bogus'"), (['scout=9 steps'], 'longer than the fit of 8')])
+@pytest.mark.parametrize('overrides, words', [(['accumulate=8'], 'accumulate=8: Stage 3 has only 3 batches'), (['judge=bogus'], "judge='bogus'"), (['scout=9 steps'], 'longer than the fit of 8')])
 def test_what_would_be_found_after_training(run, overrides, words):
     with pytest.raises(SettingsError, match=words): run(['early_look', 'masktune'], overrides=overrides)
     assert not Path('compared').exists()
@@ -295,10 +294,9 @@ def test_sections_are_arms():
 
 def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeypatch): # noqa: F811
     "The mistake of a published predecessor: its validation images were trained on after the first stage. It looks like a gain, and the audit finds it"
-    ini = INI.replace('n_train = 60\nn_valid = 20\nn_test = 30', 'n_train = 100\nn_valid = 20\nn_test = 60\nstrength = 0').replace('width = 4', 'width = 8')
+    ini = INI.replace('n_train = 30\nn_valid = 10\nn_test = 10\nsize = 40\nbs = 10', 'n_train = 60\nn_valid = 20\nn_test = 40\nstrength = 0\nsize = 40\nbs = 20').replace('width = 4', 'width = 8')
     Path('settings.ini').write_text(ini.replace('share = 0.2\ncycles = 2', 'share = 0.2\ncycles = 1'))
-    patch_name(monkeypatch, 'free_memory', lambda: None)
-    more = ['freeze_epochs=0', 'experiment.epochs=12']
+    more = ['freeze_epochs=0', 'experiment.epochs=8']
     go = lambda out: experiment.run_experiment('try', 'settings.ini', out, more, 'own', say=lambda *_: None)
     honest = go('honest')
     assert audit_run(honest)
@@ -307,7 +305,7 @@ def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeyp
         if cycle == 1:
             first.append(job.splits)
             whole = type(job.items)(**{**vars(job.items), 'fixed': None})
-            job.splits = make_splits(whole, valid=20/180, test=60/180, seed=99)
+            job.splits = make_splits(whole, valid=20/120, test=40/120, seed=99)
             job.run.state['live'] = [] # copies of the former split's images would be refused
         real['train'](job, cycle)
     def tested(job): # On the first split's test, as it would be reported

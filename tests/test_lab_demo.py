@@ -2,7 +2,6 @@
 import json
 
 import pytest
-from lab_kit import patch_name
 from sklearn.datasets import load_digits
 
 from proxy_attention.lab.compare.verdicts import comparison_text
@@ -15,10 +14,11 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 INI = """\
 [data:few]
 source = shortcut_digits
-n_train = 200
-n_valid = 50
+n_train = 100
+n_valid = 20
+n_test = 30
 size = 48
-bs = 20
+bs = 10
 [model:tiny]
 arch = small_cnn
 width = 4
@@ -46,7 +46,6 @@ def demo(tmp_path, monkeypatch):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
     monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
-    patch_name(monkeypatch, 'free_memory', lambda: None) # Collecting garbage takes long in a process that has run many tests
     (tmp_path/'settings.ini').write_text(INI)
     def _demo(policy=None, *overrides, **kwargs):
         return read_comparison(run_demo(policy, settings=tmp_path/'settings.ini', out=tmp_path/'demo', data=tmp_path/'data',
@@ -59,7 +58,7 @@ def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
     found = demo('untested', seed=3)
     assert (found['arms'], found['seeds']) == (['erm', 'untested'], ['3'])
     plain,copies = (found['results'][arm, '3'] for arm in found['arms'])
-    assert plain['copies'] == [] and copies['copies'] == [200] and plain['steps'] == copies['steps'] == 20
+    assert plain['copies'] == [] and copies['copies'] == [100] and plain['steps'] == copies['steps'] == 20
     assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 3 and plain['scout_steps'] == 0
     (words,*_) = comparison_verdict(found)
     assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words

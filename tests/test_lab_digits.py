@@ -24,25 +24,37 @@ def draw(path, **kw): return make_shortcut_digits(path, **dict(size=40) | kw)
 def digits(tmp_path_factory): return draw(tmp_path_factory.mktemp('shortcut')/'digits')
 
 
-@pytest.fixture
-def few(monkeypatch):
-    "A data set of 300 digits, where the number doesn't matter: quicker"
+def use_few(monkeypatch):
     x,y = load_digits(return_X_y=True)
     monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:300], y[:300]))
     monkeypatch.setattr(digits_module, 'n_digits', 300)
 
+@pytest.fixture
+def few(monkeypatch):
+    "A data set of 300 digits, where the number doesn't matter: quicker"
+    use_few(monkeypatch)
 
-def test_byte_for_byte(digits, tmp_path):
+def draw_few(path, **kw): return draw(path, **dict(n_train=200, n_valid=50) | kw)
+
+@pytest.fixture(scope='module')
+def few_digits(tmp_path_factory):
+    "200 images for training, 50 for validation and 50 for the test"
+    with pytest.MonkeyPatch.context() as m:
+        use_few(m)
+        return draw_few(tmp_path_factory.mktemp('shortcut')/'few')
+
+
+def test_byte_for_byte(few, few_digits, tmp_path):
     np.random.seed(5) # Global random numbers don't matter
-    again = draw(tmp_path/'again')
-    assert contents(again) == contents(digits)
+    again = draw_few(tmp_path/'again')
+    assert contents(again) == contents(few_digits)
     assert [p.name for p in tmp_path.iterdir()] == ['again'], "a temporary folder was left"
 
-def test_the_seed_matters(digits, tmp_path):
-    other = contents(draw(tmp_path/'other', seed=1))
-    assert other.keys() != contents(digits).keys() # Another split
-    shared = [k for k in other if k.endswith('.png') and not k.startswith('.') and (digits/k).is_file()]
-    assert shared and all(other[k] != (digits/k).read_bytes() for k in shared)
+def test_the_seed_matters(few, few_digits, tmp_path):
+    other = contents(draw_few(tmp_path/'other', seed=1))
+    assert other.keys() != contents(few_digits).keys() # Another split
+    shared = [k for k in other if k.endswith('.png') and not k.startswith('.') and (few_digits/k).is_file()]
+    assert shared and all(other[k] != (few_digits/k).read_bytes() for k in shared)
 
 def test_numbers_and_splits(digits):
     numbers = {s: [f.stem for f in split_files(digits, s)] for s in splits}
@@ -52,16 +64,16 @@ def test_numbers_and_splits(digits):
         count = np.bincount([int(f.parent.name) for f in split_files(digits, s)], minlength=10)
         assert count.max() - count.min() <= 0.015*len(numbers[s]) + 2
 
-def test_split_depends_on_the_seed_only(digits, tmp_path):
-    weaker = draw(tmp_path/'weaker', strength=0.5)
+def test_split_depends_on_the_seed_only(few, few_digits, tmp_path):
+    digits, weaker = few_digits, draw_few(tmp_path/'weaker', strength=0.5)
     names = lambda p: [f.relative_to(p) for s in splits for f in split_files(p, s)]
     assert names(weaker) == names(digits)
     name = split_files(digits, 'train')[7].relative_to(digits)
     for one,other in zip(truth_masks(digits/name), truth_masks(weaker/name)): assert (one == other).all()
 
-@pytest.mark.parametrize('strength', [0.95, 0.3])
-def test_strength_respected(tmp_path, strength):
-    path = draw(tmp_path/'d', strength=strength, seed=3)
+@pytest.mark.parametrize('strength, n', [(0.95, 1200), (0.3, 400)])
+def test_strength_respected(tmp_path, strength, n):
+    path = draw(tmp_path/'d', strength=strength, seed=3, n_train=n, n_test=10)
     for split in ('train', 'valid'):
         hits = told(split_files(path, split))
         assert abs(hits.mean() - strength) < 4*np.sqrt(strength*(1-strength)/len(hits))
@@ -70,14 +82,14 @@ def test_strength_respected(tmp_path, strength):
     expected = offset.sum()/9
     assert ((offset-expected)**2/expected).sum() < 28, "wrong colours are not equally frequent" # chi-square, 8 degrees of freedom, p < 0.0005
 
-def test_no_shortcut(tmp_path):
-    path = draw(tmp_path/'d', strength=None)
-    assert draw(path, strength=0) == path # The same
+def test_no_shortcut(few, tmp_path):
+    path = draw_few(tmp_path/'d', strength=None)
+    assert draw_few(path, strength=0) == path # The same
     for split in splits: assert told(split_files(path, split)).mean() <= 0.1
     assert json.loads((path/'recipe.json').read_text())['strength'] == 0
 
-def test_colour_never_helps_in_the_test(tmp_path):
-    path = make_shortcut_digits(tmp_path/'d', strength=1, seed=1, n_train=700, n_valid=100)
+def test_colour_never_helps_in_the_test(few, tmp_path):
+    path = make_shortcut_digits(tmp_path/'d', strength=1, seed=1, n_train=100, n_valid=50)
     table = np.zeros((10, 10), int)
     for f in split_files(path, 'test'): table[int(f.parent.name), shown_colour(f)] += 1
     assert np.trace(table) <= 0.1*table.sum()
@@ -174,9 +186,9 @@ def test_moved_folder_is_the_same(digits, tmp_path):
     shutil.copytree(digits, moved)
     assert make_shortcut_digits(moved) == moved
 
-def test_fewer_test_images(digits, tmp_path):
-    few = make_shortcut_digits(tmp_path/'few', n_test=100)
-    assert [len(split_files(few, s)) for s in splits] == [1200, 200, 100]
+def test_fewer_test_images(few, few_digits, tmp_path):
+    digits, few = few_digits, draw_few(tmp_path/'few', n_test=30)
+    assert [len(split_files(few, s)) for s in splits] == [200, 50, 30]
     count = np.bincount([int(f.parent.name) for f in split_files(few, 'test')], minlength=10)
     assert count.max() - count.min() <= 1, "stratified"
     names = {f.name for f in split_files(digits, 'test')}
@@ -187,9 +199,9 @@ def test_fewer_test_images(digits, tmp_path):
 def test_recipes_from_before_n_test(digits, tmp_path):
     assert 'n_test' not in json.loads((digits/'recipe.json').read_text()), "what was made before is what is made now"
     with pytest.raises(ValueError, match='n_test=None instead of 100'): make_shortcut_digits(digits, n_test=100)
-    few = make_shortcut_digits(tmp_path/'few', n_test=100)
-    with pytest.raises(ValueError, match='n_test=100 instead of None'): make_shortcut_digits(few)
-    assert make_shortcut_digits(few, n_test=100) == few
+    few = draw_few(tmp_path/'few', n_test=100)
+    with pytest.raises(ValueError, match='n_test=100 instead of None'): draw_few(few)
+    assert draw_few(few, n_test=100) == few
 
 @pytest.mark.parametrize('n_test', [9, 392, 1.5, '100'])
 def test_bad_n_test(tmp_path, n_test):

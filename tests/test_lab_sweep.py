@@ -21,7 +21,6 @@ from test_lab_experiment import cache, child, ended, lines  # noqa: F401
 
 from lab_kit import patch_name
 from proxy_attention.lab.config.settings import Settings
-from proxy_attention.lab.runs import runner as experiment
 from proxy_attention.lab.config.search import Range, SweepConfig
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.config.settings import load_sweep
@@ -41,11 +40,11 @@ INI = """\
 area = 0.3
 [data:digits]
 source = shortcut_digits
-n_train = 40
-n_valid = 20
-n_test = 30
+n_train = 20
+n_valid = 10
+n_test = 10
 size = 40
-bs = 20
+bs = 10
 [model:net]
 arch = small_cnn
 width = 4
@@ -79,10 +78,9 @@ merge = add
 
 
 @pytest.fixture
-def search(cache, monkeypatch): # noqa: F811
+def search(cache): # noqa: F811
     "A function: the sweep with these changes; its folder"
     Path('settings.ini').write_text(INI)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     def _search(*overrides, out='swept', **kw):
         return sweep('find', 'settings.ini', out, data=cache, overrides=overrides, **{'jobs': 1, 'say': lambda *_: None, **kw})
     return _search
@@ -114,9 +112,7 @@ def found(cache, tmp_path_factory): # noqa: F811
     folder = tmp_path_factory.mktemp('found')
     (folder/'settings.ini').write_text(INI)
     said = []
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda: None)
-        out = sweep('find', folder/'settings.ini', folder/'out', 2, 1, cache, ['sweep.experiment=try, plain', 'sweep.seeds=2', 'experiment.seed=5'], said.append)
+    out = sweep('find', folder/'settings.ini', folder/'out', 2, 1, cache, ['sweep.experiment=try, plain', 'sweep.seeds=2', 'sweep.probe=false', 'experiment.seed=5'], said.append)
     return out, said
 
 def test_the_record(found):
@@ -125,7 +121,7 @@ def test_the_record(found):
     assert [o['kind'] for o in (head, *tried, best)] == ['sweep', 'trial', 'trial', 'best'] and [o['number'] for o in tried] == [0, 1]
     assert head['command'].startswith('proxy-attention sweep find --trials 2 --out ') and len(head['settings_sha256']) == 64 and 'commit' in head and head['settings']['file'] == 'settings.ini'
     assert head['settings']['experiments']['plain']['file'] == 'settings.ini', "no path of this machine"
-    assert head['space'] == dict(select=['all', 'low_confidence'], share=dict(low=.5, high=1., log=False), area=dict(low=.05, high=.4, log=True), merge=['add'], scout=['1 steps', '2 steps', 'off'])
+    assert head['space'] == dict(select=['all', 'low_confidence'], share=dict(low=.5, high=1., log=False), area=dict(low=.05, high=.4, log=True), merge=['add'], probe=[False], scout=['1 steps', '2 steps', 'off'])
     assert (head['trials'], head['steps'], head['seeds'], head['objective']) == (2, dict(plain=3, **{'try': 4}), dict(plain=[5, 6], **{'try': [5, 6]}), 'test_accuracy')
     for o in tried:
         assert o['state'] == 'done' and o['audit_ok'] is True and o['error'] is None and o['seconds'] > 0 and o['params'].keys() == head['space'].keys()
@@ -289,10 +285,10 @@ def test_killed_between_its_steps(search, monkeypatch):
 @pytest.mark.filterwarnings('ignore:.*fork.*')
 def test_killed(search):
     start = time.monotonic()
-    whole = search(out='whole', trials=3)
+    whole = search('sweep.probe=false', out='whole', trials=3)
     took,kills = time.monotonic() - start, 0
     for share in (.1, .3, .2, .4, .3, .5, 1, 2, 4):
-        pid = child(lambda: search(out='killed', trials=3))
+        pid = child(lambda: search('sweep.probe=false', out='killed', trials=3))
         status = ended(pid, share*took)
         if status is not None: break
         os.kill(pid, signal.SIGKILL)
@@ -309,7 +305,7 @@ def test_half_a_line_in_the_journal(search, monkeypatch):
 
 def test_in_two_processes(search):
     said = []
-    here,there = search(out='here'), search(out='there', jobs=2, say=said.append)
+    here,there = search('sweep.probe=false', out='here'), search('sweep.probe=false', out='there', jobs=2, say=said.append)
     assert '2 at a time' in said[0] and drawn(here) == drawn(there), "blind draws don't depend on each other"
     assert sorted(free(there)[:-1], key=lambda o: o['number']) == free(here)[:-1]
 

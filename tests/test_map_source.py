@@ -3,11 +3,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from fastai.vision.learner import vision_learner
 from torch import nn
-from torchvision.models import resnet18
 
-from kit import cb_of, make_learner, quiet, quiet_cb, seed_all, shapes_dls
+from kit import cb_of, make_learner, quiet_cb, resnet_learner, seed_all, shapes_dls
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.core import no_footprint
 from proxy_attention.layers import map_shape
@@ -108,7 +106,7 @@ def test_unknown_methods(bad):
 
 def tiny_resnet(shapes, cb):
     seed_all()
-    return quiet(vision_learner(shapes_dls(shapes), resnet18, pretrained=False, cbs=cb))
+    return resnet_learner(shapes_dls(shapes), cbs=cb)
 
 def test_what_was_chosen_is_printed_once(shapes, capsys):
     learn = tiny_resnet(shapes, quiet_cb(method='auto', select='all', verbose=True, samples=2, path='run'))

@@ -37,10 +37,12 @@ def cued(root, strength=1., per_class=36):
 @pytest.fixture(scope='module')
 def dots(tmp_path_factory): return cued(tmp_path_factory.mktemp('dots')/'images')
 
+def scout_found_spread(c): return Verdict('spread', c, 0.1, (0., 0.2))
+
 @pytest.fixture
 def spread(monkeypatch):
     "A scout's necessity test says spread; a probe's is its own"
-    monkeypatch.setattr(callback, 'necessity_test', lambda c: Verdict('spread', c, 0.1, (0., 0.2)))
+    monkeypatch.setattr(callback, 'necessity_test', scout_found_spread)
 
 def sorted_dls(root):
     "As `shapes_dls`, in whatever order the folders are listed: what a probe finds in so few images depends on which are held out"
@@ -54,8 +56,19 @@ def fitted(root, **kwargs):
 
 def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()])
 
-def test_a_dot_is_found_and_erased(dots, spread):
-    learn = fitted(dots)
+@pytest.fixture(scope='module')
+def found(dots, tmp_path_factory):
+    "A learner whose probe has found the dots, for reading only; `asked`: for a place that all images share"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(callback, 'necessity_test', scout_found_spread)
+        asked, real = [], probe_test.shared_map
+        m.setattr(probe_test, 'shared_map', lambda *args: asked.append(1) or real(*args))
+        learn = fitted(dots, path=tmp_path_factory.mktemp('found')/'run')
+        learn.asked = asked
+        return learn
+
+def test_a_dot_is_found_and_erased(found):
+    learn = found
     cb, report = cb_of(learn), cb_of(learn).last_report
     assert cb.last_verdict.name == 'shortcut' and cb.last_verdict.counts.control is not None and 'linear probe' in report.text
     assert len(learn.proxies) == report.proxies == 81 and set(learn.proxies['method']) == {'probe'}
@@ -96,8 +109,8 @@ def test_no_trace_where_it_finds_nothing(tmp_path, dots, spread, monkeypatch, wh
     assert not any(m._forward_hooks for m in learn.model.modules()) and cb_of(learn).last_verdict.name == 'spread'
     assert cb_of(learn).last_report.verdict.counts.control is None, "what is reported is the scout's"
 
-def test_the_same_seed_makes_the_same_copies(dots, spread):
-    made = [fitted(dots, path=p).proxies.drop(columns='path') for p in ('a', 'b')]
+def test_the_same_seed_makes_the_same_copies(found, dots, spread):
+    made = [learn.proxies.drop(columns='path') for learn in (found, fitted(dots, path='b'))]
     assert made[0].equals(made[1])
 
 def test_suspects_get_no_copy(dots, spread):
@@ -143,18 +156,16 @@ def test_the_smallest_window_that_tells_as_much(dots, spread, monkeypatch, more,
     assert len(asked) == (2 if more > 0 else 3)
     assert np.allclose([r['area'] for r in cb_of(learn).copies.store.rows.values()], area) and f'{100*area:g}% of each image' in cb_of(learn).last_report.text
 
-def test_detectors_find_more_of_the_dots(dots, spread, monkeypatch):
+def test_detectors_find_more_of_the_dots(found, dots, spread, monkeypatch):
     "Evidence alone misses some"
-    def covered():
-        learn = fitted(dots, path='found')
+    def covered(learn):
         shares = []
         for r in learn.proxies.itertuples():
             before, after = read_rgb(r.original), read_rgb(r.path)
             shares.append((before != after).any(-1)[before.max(-1) == 250].mean())
         return np.mean(shares)
-    ours = covered()
     monkeypatch.setattr(probe_test, 'fit_detectors', lambda model, dls, base, idxs, by, *args: by)
-    assert ours > covered()
+    assert covered(found) > covered(fitted(dots))
 
 def placed(root):
     "Noise with faint stripes that tell the class, all over, and a white dot whose place tells it too"
@@ -182,8 +193,8 @@ def test_a_place_that_tells_gets_another_images_dot(places, spread, fill, used):
         assert np.mean(np.array(shown) > DOT*DOT/2) > 0.8, "a dot, at another place"
     assert audit(cb.run_path, near=None)
 
-def test_a_place_that_does_not_tell_is_filled_as_asked(dots, spread):
-    assert {r['fill'] for r in cb_of(fitted(dots)).copies.store.rows.values()} == {'context'}
+def test_a_place_that_does_not_tell_is_filled_as_asked(found):
+    assert {r['fill'] for r in cb_of(found).copies.store.rows.values()} == {'context'}
 
 
 # -- a place that all images share ----------------------------------------------------------------------------------------------------------------
@@ -221,9 +232,7 @@ def test_a_frame_is_found_and_erased(frames, spread):
 def test_a_frame_that_tells_nothing_is_none(tmp_path, spread):
     assert not len(fitted(framed(tmp_path/'images', strength=0.)).proxies)
 
-def test_a_window_comes_first(dots, spread, monkeypatch):
-    monkeypatch.setattr(probe_test, 'shared_map', lambda *args: pytest.fail('asked'))
-    assert set(fitted(dots).proxies['method']) == {'probe'}
+def test_a_window_comes_first(found): assert not found.asked and set(found.proxies['method']) == {'probe'}
 
 @pytest.mark.parametrize('copy, name, found', [(0.30, 'shortcut', True), (0.60, 'shortcut', False), (0.30, 'real', False)])
 def test_enough_must_be_erased(frames, spread, monkeypatch, copy, name, found):

@@ -20,12 +20,10 @@ from fastai.losses import BCEWithLogitsLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import OptimWrapper
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
-from fastai.vision.learner import vision_learner
 from torch import nn
-from torchvision.models import resnet18
 
-from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet, quiet_cb,
-                 read_rgb, same_weights, seed_all, shapes_dls, tiny_model, weights)
+from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet_cb,
+                 read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, tiny_model, weights)
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -36,8 +34,8 @@ from proxy_attention.shortcut_test import Verdict
 pytestmark = pytest.mark.filterwarnings('ignore:.*(CUDA|cuda).*')
 
 def scout_cb(**kwargs):
-    "A callback that sends a scout of two steps and makes no copies after a fit"
-    return quiet_cb(**(dict(scout='2 steps', fill='context', select=None) | kwargs))
+    "A callback that sends a scout of two steps, asks no probe unless told to, and makes no copies after a fit"
+    return quiet_cb(**(dict(scout='2 steps', probe=False, fill='context', select=None) | kwargs))
 
 @pytest.fixture
 def sent(monkeypatch):
@@ -117,7 +115,7 @@ def test_a_verdict_without_copies_leaves_no_trace(shapes, sent, verdict, fit, wa
 def test_the_verdict_of_the_test_itself_leaves_no_trace_either(shapes, verdict, name):
     "Of 27 images three are held out: too few; then two fits one after the other"
     seen = []
-    for cb in (None, scout_cb()):
+    for cb in (None, scout_cb(probe=True)):
         if name == 'real': verdict(name)
         learn = fitted(shapes, cb)
         learn.fit(1, 1e-3)
@@ -129,10 +127,9 @@ def test_the_verdict_of_the_test_itself_leaves_no_trace_either(shapes, verdict, 
 def test_a_vision_learner_is_fine_tuned_as_without(shapes, verdict, way):
     verdict('real')
     seen = []
-    for cb in (None, scout_cb(layer='0.5')):
+    for cb in (None, scout_cb(layer='0.5', probe=way == 'plain')):
         seed_all()
-        dls = shapes_dls(shapes, batch_tfms=aug_transforms())
-        learn = quiet(vision_learner(dls, resnet18, pretrained=False, cbs=cb, path=Path.cwd()))
+        learn = resnet_learner(shapes_dls(shapes, batch_tfms=aug_transforms()), cbs=cb)
         learn.fine_tune(1, 1e-2, cbs=ways[way]['cbs']() if way != 'plain' else None)
         seen.append(footprint(learn))
     assert cb_of(learn).last_verdict.name == 'real'
@@ -140,7 +137,7 @@ def test_a_vision_learner_is_fine_tuned_as_without(shapes, verdict, way):
 
 def test_the_first_fit_is_the_same_where_copies_of_wrong_images_follow(shapes):
     seen = []
-    for cb in (None, scout_cb(select='wrong')):
+    for cb in (None, scout_cb(select='wrong', probe=True)):
         learn = fitted(shapes, cb)
         state = footprint(learn)
         seen.append({k: state[k] for k in ('weights', 'optimizer', 'recorder', 'python', 'numpy', 'torch', 'loader')})
@@ -376,11 +373,11 @@ def test_full_disk_costs_the_copies_and_not_the_fit(learner, verdict):
     assert 'max_gb' in last_of(learn)['why'] and not len(learn.proxies)
 
 def test_maps_of_one_cell_cost_the_copies_and_not_the_fit(shapes, capsys):
-    "A ResNet-18 at 32 pixels, whose last layer is named"
+    "A ResNet at 32 pixels, whose last layer is named"
     seen = []
-    for cb in (None, scout_cb(layer='0', probe=False, verbose=True)):
+    for cb in (None, scout_cb(layer='0', verbose=True)):
         seed_all()
-        learn = quiet(vision_learner(shapes_dls(shapes), resnet18, pretrained=False, cbs=cb, path=Path.cwd()))
+        learn = resnet_learner(shapes_dls(shapes), cbs=cb)
         learn.fit_one_cycle(2, 1e-3)
         seen.append(footprint(learn))
     same_footprint(seen[1], seen[0])
@@ -416,10 +413,10 @@ class Planted(Coded):
             if cue: img[y:y+5, x:x+5] = (255, 0, 0) if c else (0, 0, 255)
             self.items.append((torch.from_numpy(img.astype(np.uint8)).permute(2, 0, 1).contiguous(), c))
 
-def planted_learner(**kwargs):
+def planted_learner(n=384, **kwargs):
     seed_all()
     cb = scout_cb(**(dict(scout='100%', method='gradcam', area=0.2, path='run') | kwargs))
-    return make_learner(lambda: coded_dls(Planted(384), Planted(32, 1, False), bs=16), cb, model=tiny_model(2))
+    return make_learner(lambda: coded_dls(Planted(n), Planted(32, 1, False), bs=16), cb, model=tiny_model(2))
 
 def test_a_shortcut_is_found_and_replaced(capsys):
     learn = planted_learner(verbose=True) # Two epochs of 24 steps
@@ -435,15 +432,16 @@ def test_a_shortcut_is_found_and_replaced(capsys):
     assert set(learn.proxies['cycle']) == {0} and len(learn.dls.train_ds) == 384, "they stay in for later fits"
     assert all(Path(p).is_file() for p in learn.proxies['path'])
 
-def test_copies_of_wrong_images_stand_beside_those_of_the_scout():
-    learn = planted_learner(select='low_confidence')
+def test_copies_of_wrong_images_stand_beside_those_of_the_scout(verdict):
+    verdict('shortcut')
+    learn = planted_learner(64, select='low_confidence')
     learn.fit_one_cycle(2, 2e-2)
     for cycle in (1, 2):
-        assert (learn.proxies['cycle'] == 0).sum() == 384 and (learn.proxies['cycle'] == cycle).sum() == 384
-        assert len(learn.dls.train_ds) == 768 and {str(f) for f,_,_ in learn.dls.train_ds.copies} == set(learn.proxies['path'])
+        assert (learn.proxies['cycle'] == 0).sum() == 64 and (learn.proxies['cycle'] == cycle).sum() == 64
+        assert len(learn.dls.train_ds) == 128 and {str(f) for f,_,_ in learn.dls.train_ds.copies} == set(learn.proxies['path'])
         learn.fit(1, 1e-3)
     learn.remove_proxies()
-    assert len(learn.dls.train_ds) == 384 and isinstance(learn.dls.train_ds, Planted)
+    assert len(learn.dls.train_ds) == 64 and isinstance(learn.dls.train_ds, Planted)
 
 def test_a_run_with_a_scouts_copies_is_clean(own_shapes, verdict):
     verdict('shortcut')
@@ -455,13 +453,13 @@ def test_copies_are_tested_a_few_at_a_time(learner, monkeypatch):
     "However many that are, the counts are the same"
     def counts(size):
         seed_all()
-        learn = learner(scout_cb(path=f'run{size}', probe=False))
+        learn = learner(scout_cb(path=f'run{size}'))
         old = callback.check_task
-        monkeypatch.setattr(callback, 'check_task', lambda *args: old(*args)._replace(chunk_size=size))
         seen, init = [], InMemoryCopies.__init__
-        monkeypatch.setattr(InMemoryCopies, '__init__', lambda self, source, images, *args: (seen.append(len(images)), init(self, source, images, *args))[1])
-        learn.fit(1, 1e-3)
-        monkeypatch.undo()
+        with monkeypatch.context() as m:
+            m.setattr(callback, 'check_task', lambda *args: old(*args)._replace(chunk_size=size))
+            m.setattr(InMemoryCopies, '__init__', lambda self, source, images, *args: (seen.append(len(images)), init(self, source, images, *args))[1])
+            learn.fit(1, 1e-3)
         return cb_of(learn).last_verdict.counts, seen
     (few, sizes), (many, size) = counts(2), counts(32)
     assert few == many and max(sizes) == 2 and size == [few.n]

@@ -91,7 +91,7 @@ def test_which_images(learn, report):
     assert train.doubts is None and 'has learnt' in train.doubts_text
 
 def test_scouts_come_first(root):
-    learn = trained(root, ProxyAttentionCB(scout='50%', verbose=False))
+    learn = trained(root, ProxyAttentionCB(scout='50%', probe=False, verbose=False))
     report = learn.shortcut_report()
     assert report.scout == learn.proxy_attention_cb.last_verdict
     assert str(report).startswith('Scouts, before training: ')

@@ -14,11 +14,11 @@ from studies.study import comparisons, run_study
 INI = """\
 [data:digits]
 source = shortcut_digits
-n_train = 40
-n_valid = 20
-n_test = 20
+n_train = 20
+n_valid = 10
+n_test = 10
 size = 40
-bs = 20
+bs = 10
 [model:net]
 arch = small_cnn
 width = 4
@@ -156,7 +156,6 @@ def command(monkeypatch, *args):
 def test_commands(tmp_path, monkeypatch, capsys):
     "Run, gone on with from the records alone, and reported; every flag arrives"
     monkeypatch.chdir(tmp_path)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     Path('mine.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing', 'arms = random_erasing'))
     where = '--settings', 'mine.ini', '--records', 'kept', '--data', 'pictures'
     command(monkeypatch, 'run', 'weak', *where, '--out', 'away', '--jobs', 1)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from test_study import command
 from test_lab_compare import SMALL
-from test_lab_experiment import INI, cache  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache  # noqa: F401
 
 from studies.agreement import against_erm, agreement, agreement_text, agreement_verdict, arm_of, default_out, images_of, judging, summarise
 from proxy_attention.lab.compare.comparison import compare
@@ -43,10 +44,7 @@ class Made:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, cache): # noqa: F811
-    from proxy_attention.lab.runs import runner as experiment
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda: None)
-        yield Made(tmp_path_factory.mktemp('agreement'), cache)
+    return Made(tmp_path_factory.mktemp('agreement'), cache)
 
 @pytest.fixture(scope='module')
 def lines(made): return agreement(made.vit, [made.compared], data=made.data)

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from test_study import command
 from test_lab_compare import SMALL
-from test_lab_experiment import INI, cache  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache  # noqa: F401
 
 from studies import transfer as lab
 from proxy_attention.lab.runs.job import finished_run
@@ -42,10 +43,7 @@ class Made:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, cache): # noqa: F811
-    from proxy_attention.lab.runs import runner as experiment
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(experiment, 'free_memory', lambda: None)
-        yield Made(tmp_path_factory.mktemp('second'), cache)
+    return Made(tmp_path_factory.mktemp('second'), cache)
 
 @pytest.fixture(scope='module')
 def lines(made): return made.second()

@@ -1,12 +1,12 @@
 """The tutorials run from beginning to end, on fewer photos and epochs, and open in Colab."""
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fastcore.nbio import read_nb
+from kit import fresh_process
 
 if sys.version_info < (3, 11): import tomli as tomllib
 else: import tomllib
@@ -29,7 +29,7 @@ print(nb.cells[-1].source)
 def test_tutorial_runs(name, request, tmp_path):
     photos = {'ASL_DIGITS': str(request.getfixturevalue('data_dir')/'asl_digits')} if name == 'asl_digits.ipynb' else {} # the others make their own images
     env = {**os.environ, **photos, 'QUICK': '1', 'PYTHONPATH': str(NBS.parent)}
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', RUN, str(NBS/'tutorials'/name)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = fresh_process(RUN, NBS/'tutorials'/name, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list((tmp_path/'.proxies').glob('*/*.png')), "the tutorial purges its copies"
 

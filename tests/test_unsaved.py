@@ -17,14 +17,15 @@ from proxy_attention.store import StoreError, decode_maps, encode_maps, purge, r
 FILLS = ['black', 'noise', 'context', 'swap', 'blend']
 untested = dict(scout='2 steps', scout_test=False, scout_merge='replace')
 
+def one(make_dls, save=False, **conf):
+    "A fit, and copies that are files or not"
+    learn = make_learner(make_dls, quiet_cb(save=save, path=f'{save}_{len(files_in())}', **conf))
+    learn.fit(1, 3e-2)
+    return learn
+
 def two(make_dls, **conf):
     "The same fit with files and without"
-    out = []
-    for save in (True, False):
-        learn = make_learner(make_dls, quiet_cb(save=save, path=f'{save}_{len(files_in())}', **conf))
-        learn.fit(2, 3e-2)
-        out.append(learn)
-    return out
+    return [one(make_dls, save, **conf) for save in (True, False)]
 
 def copies_of(learn):
     "Pixels of all copies, as the training set gives them"
@@ -71,7 +72,7 @@ def test_the_manifest_has_the_same_lines(shapes):
     assert saved.proxies[columns].equals(unsaved.proxies[columns]) and unsaved.proxies['path'].isna().all()
 
 def test_audit_and_gallery(shapes, capsys):
-    _,learn = two(lambda: shapes_dls(shapes), select='all', share=.5, fill='context')
+    learn = one(lambda: shapes_dls(shapes), select='all', share=.5, fill='context')
     found = audit(cb_of(learn).run_path)
     assert found and found.proxies == 13 and found.held_out == 9
     fig = learn.show_proxies(3, return_fig=True)
@@ -84,7 +85,7 @@ def test_audit_and_gallery(shapes, capsys):
 @pytest.mark.parametrize('fill', ['noise', 'context'])
 def test_resume(shapes, fill):
     "Another process makes the same copies of the maps in the folder"
-    _,first = two(lambda: shapes_dls(shapes), select='all', share=.5, fill=fill)
+    first = one(lambda: shapes_dls(shapes), select='all', share=.5, fill=fill)
     path,before = cb_of(first).run_path, copies_of(first)
     cb_of(first).copies.store.close()
     again = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', fill=fill, save=False, path=path))
@@ -96,20 +97,20 @@ def test_resume(shapes, fill):
     assert len(again.proxies) == 27
 
 def test_resume_of_other_data(shapes, own_shapes):
-    _,first = two(lambda: shapes_dls(shapes), select='all')
+    first = one(lambda: shapes_dls(shapes), select='all')
     cb_of(first).copies.store.close()
     again = make_learner(lambda: shapes_dls(own_shapes), quiet_cb(save=False, path=cb_of(first).run_path))
     with pytest.raises(ValueError, match='holds copies of other images'): cb_of(again).resume()
 
 def test_maps_that_are_lost(shapes):
     "Their copies leave the training set, and it is said"
-    _,learn = two(lambda: shapes_dls(shapes), select='all', share=.5)
+    learn = one(lambda: shapes_dls(shapes), select='all', share=.5)
     (cb_of(learn).run_path/cb_of(learn).copies.rows[0]['file']).unlink()
     with pytest.warns(UserWarning, match='13 of 13 copies .* are missing or damaged'): learn.fit(1, 1e-3)
 
 def test_an_original_that_is_gone_in_an_epoch(own_shapes):
     "As with any damaged original: fastai's own error where the user's dataset raises it, and the fit goes on where only the donor is gone"
-    _,learn = two(lambda: shapes_dls(own_shapes), select='all', share=.2, fill='context')
+    learn = one(lambda: shapes_dls(own_shapes), select='all', share=.2, fill='context')
     ds = learn.dls.train.dataset
     lost = Path(cb_of(learn).copies.rows[0]['original'])
     maker = ds.copies[0][0]
@@ -122,11 +123,11 @@ def test_an_original_that_is_gone_in_an_epoch(own_shapes):
     lost.write_bytes(data)
 
 def test_remove_and_purge(shapes):
-    _,learn = two(lambda: shapes_dls(shapes), select='all')
+    learn = one(lambda: shapes_dls(shapes), select='all')
     path,dls = cb_of(learn).run_path, cb_of(learn).prepared.dls
     learn.remove_proxies(purge=True)
     assert learn.dls is dls and not path.exists()
-    _,learn = two(lambda: shapes_dls(shapes), select='all')
+    learn = one(lambda: shapes_dls(shapes), select='all')
     path = cb_of(learn).run_path
     cb_of(learn).copies.store.close()
     assert purge(path) == 1 and not path.exists()
@@ -183,7 +184,7 @@ def test_bad_arguments(given, error, words):
 
 def test_an_eraser_can_be_pickled(shapes):
     "As loaders do where processes aren't forked"
-    _,learn = two(lambda: shapes_dls(shapes), select='all', fill='context')
+    learn = one(lambda: shapes_dls(shapes), select='all', fill='context')
     maker = learn.dls.train.dataset.copies[0][0]
     again = pickle.loads(pickle.dumps(maker))
     assert np.array_equal(again(3), maker(3))
@@ -191,15 +192,16 @@ def test_an_eraser_can_be_pickled(shapes):
 def test_few_grids_are_kept(shapes):
     "One is as large as an image: with as many sizes as images they would be a second data set in memory"
     from proxy_attention.copies import _GRIDS
-    _,learn = two(lambda: shapes_dls(shapes), select='all', fill='context')
+    learn = one(lambda: shapes_dls(shapes), select='all', fill='context')
     e = learn.dls.train.dataset.copies[0][0].eraser
     assert len(e.views) > _GRIDS == len(e.grids) and all(v.shape == (3, 2) for v in e.views.values())
 
 # -- the file of maps ---------------------------------------------------------------------------------------------------------------------------
 
-@pytest.fixture
-def maker(shapes):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', save=False))
+@pytest.fixture(scope='module')
+def maker(shapes, tmp_path_factory):
+    "What makes the copies of a fit, for reading only"
+    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', save=False, path=tmp_path_factory.mktemp('maps')/'run'))
     learn.fit(1, 1e-2)
     return learn.dls.train.dataset.copies[0][0]
 

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import INI, cache, final, lines, same  # noqa: F401
+from lab_kit import INI
+from test_lab_experiment import cache, final, lines, same  # noqa: F401
 
 from proxy_attention.files import read_lines
 from proxy_attention.lab.compare.comparison import compare
@@ -21,7 +22,7 @@ from proxy_attention.lab.runs.state import clean_run, jobs_folder
 
 PROGRAMS = 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scancel', 'scontrol'
 CLUSTER = '[cluster:tests]\npartition = tests\ntime = 20\ncpus = 1\narray = 2\n[cluster:none]\npartition = nowhere\n'
-CHANGES = ['proxy=early', 'freeze_epochs=0', 'steps=400', 'n_train=40', 'n_test=20']
+CHANGES = ['proxy=early', 'freeze_epochs=0', 'steps=400', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20']
 
 
 @pytest.fixture(scope='module')

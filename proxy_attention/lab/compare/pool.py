@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -70,12 +71,19 @@ def workers(jobs:int): # How many
     "A context of what `submit` runs jobs in"
     return contextlib.nullcontext(_ThisProcess()) if jobs == 1 else processes(jobs)
 
+def _context():
+    "How processes start: on Linux as forks of one that has imported what a run needs, and has not used a GPU"
+    if sys.platform != 'linux': return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['proxy_attention.lab.runs.runner'])
+    return context
+
 @contextlib.contextmanager
 def processes(
     jobs:int, # How many
 ):
     "A pool of processes that end with this one or when the block is interrupted; their work goes on the next time"
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=_context(), initializer=_follow_parent) as pool:
         try: yield pool
         except BaseException:
             for p in list((pool._processes or {}).values()): p.terminate()
