@@ -10,7 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
-from common import save_record
+from common import ROOT, save_record
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument('--items', type=int, nargs='+', default=[10_000, 100_000, 1_000_000])
@@ -18,6 +18,7 @@ p.add_argument('--folder', help='where files go: some 800 bytes an item, on a di
 p.add_argument('--fill', default='context')
 p.add_argument('--files', action='store_true', help='items are files (links to a thousand small ones), not drawn when asked for')
 p.add_argument('--save', action='store_true', help='write results/bench_scale.json (bench_scale_files.json with --files)')
+p.add_argument('--report', action='store_true', help='print the table of the record, run nothing')
 p.add_argument('--one', type=int, help=argparse.SUPPRESS)
 args = p.parse_args()
 
@@ -157,11 +158,14 @@ def table(sizes):
         yield f"{'peak: ' + name:32}"[:32].ljust(26) + ''.join(f'{c:>24}' for c in cells)
 
 
+NAME = 'scale_files' if args.files else 'scale'
 if args.one: one(args.one)
+elif args.report:
+    print('\n'.join(table(json.loads((ROOT/'results'/f'bench_{NAME}.json').read_text())['figures']['sizes'])))
 else:
     sizes = []
     for n in args.items:
         sizes.append(measure(n))
         print(f"{n:,} items: {sum(p['seconds'] for p in sizes[-1]['phases'].values()):.0f} s", flush=True)
     print('\n'.join(table(sizes)))
-    save_record('scale_files' if args.files else 'scale', dict(fill=args.fill, sizes=sizes), args.save)
+    save_record(NAME, dict(fill=args.fill, sizes=sizes), args.save)
