@@ -35,7 +35,7 @@ from .core import check_choice, digest, file_digest
 from .compact import IntMap, digest_key, text_key
 from .files import is_file_list, parse_json, read_json, write_atomic
 from .manifest import COPY_NAME, MANIFEST, SCHEMA, Lines, Manifest, StoreError, WaitingRows
-from .manifest import add_rows, json_bytes, read_manifest
+from .manifest import add_rows, is_unsaved, json_bytes, read_manifest
 
 # %% ../nbs/05_store.ipynb #c3bfdf31
 formats = {'png': [], 'jpg': [cv2.IMWRITE_JPEG_QUALITY, 95]}
@@ -234,7 +234,13 @@ def _state_key(name, stat, sha256):
 @patch
 def which_whole(self:ProxyStore, rows:Lines) -> np.ndarray:
     "(n,) bool: which copies are on disk, with the content that was written?"
-    return np.fromiter((r is not None and self.whole(r) for r in rows.readable()), bool, len(rows))
+    of_maps = {} # Many copies share a file of maps
+    def whole(row):
+        if row is None or not is_unsaved(row): return row is not None and self.whole(row)
+        key = row['file'], row['sha256'], row['bytes']
+        if key not in of_maps: of_maps[key] = self.whole(row)
+        return of_maps[key]
+    return np.fromiter(map(whole, rows.readable()), bool, len(rows))
 
 @patch(as_prop=True)
 def bytes(self:ProxyStore) -> int:
