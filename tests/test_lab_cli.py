@@ -632,7 +632,7 @@ def test_clean(here):
     logs = [here/'.jobs'/name/'20260101-000000' for name in ('a', 'b')]
     for folder in logs:
         folder.mkdir(parents=True)
-        for name in ('7_0_0_log.out', '7_0_result.pkl', 'submission_file_7.sh'): (folder/name).write_text('of submitit')
+        for name in ('7_0_0_log.out', '7_0_result.pkl', '7_submission.sh', '.submission_file_7.sh'): (folder/name).write_text('of submitit')
     (logs[1]/'mine.txt').write_text('mine')
     (here/'photos').mkdir()
     assert 'photos' in wrong('clean', 'a', 'photos') and a.is_dir()

@@ -77,7 +77,8 @@ def _remove_empty(folder):
 def _clean_jobs(folder):
     "Delete what submitit has written of a run's jobs"
     for started in (d for d in folder.glob('*') if d.is_dir()):
-        for pattern in ('*_log.out', '*_log.err', '*_submitted.pkl', '*_result.pkl', 'submission_file_*.sh'):
+        for pattern in ('*_log.out', '*_log.err', '*_submitted.pkl', '*_result.pkl', '*_submission.sh',
+                        '.submission_file_*.sh'):
             for file in started.glob(pattern): file.unlink()
         _remove_empty(started)
     _remove_empty(folder)
