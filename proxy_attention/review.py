@@ -58,7 +58,7 @@ class ProxyReview:
             # The bytes of a picture and plain text: names of classes are no HTML here
             wide = w.Layout(height=f'{HEIGHT}px', width='max-content')
             picture = w.Image(value=encode_image(card_image(*shown)), format='png', layout=wide)
-            classes = f"{row['predicted']} → {row['label']}  ({row['confidence']:.2f})"
+            classes = f"predicted {row['predicted']}, label {row['label']} (its probability: {row['confidence']:.2f})"
             below = w.Layout(margin='0 0 16px 0')
             cards.append(w.VBox([w.Label(classes), picture, self.cards[row['id']]], layout=below))
         if not cards and not self.said.value: self.said.value = "There are no copies to review."
