@@ -64,9 +64,9 @@ def wait_for(what, within=300):
 def ask(*words): return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 def states(): return dict(line.split() for line in ask('squeue', '--noheader', '--array', '--format=%i %T').splitlines())
 def at_once(job):
-    "A job that was put back waits for two minutes unless it is told not to"
+    "A job that was put back waits for two minutes unless it is told not to; in the second in which it was killed its credential would be refused"
     wait_for(lambda: states().get(job) == 'PENDING')
-    ask('scontrol', 'update', f'JobId={job}', 'StartTime=now')
+    ask('scontrol', 'update', f'JobId={job}', 'StartTime=now+3')
 
 def n_same(a, b): return next((k for k,(x,y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 def kept(folder): return [line for line in (folder/'record.jsonl').read_text().splitlines() if '"epoch"' in line]
