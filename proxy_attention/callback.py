@@ -502,8 +502,8 @@ def _write_copies(self:ProxyAttentionCB, report, model, seen, eraser, rows, cloc
             store.prune(r['id'] for r in self.copies.rows)
         start, spent = time.perf_counter(), clock.total
         with as_validation(data.items.base), store.writer(self.save) as put:
-            for start in self._progress(range(0, len(rows), some)):
-                part, make = list(rows[start:start+some]), eraser
+            for first in self._progress(range(0, len(rows), some)):
+                part, make = list(rows[first:first+some]), eraser
                 if self.accept: part, make = self._accepted(report, model, part, seen, eraser, clock)
                 put(part, make)
                 still_working()

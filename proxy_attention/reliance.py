@@ -52,6 +52,7 @@ def make_eval_set(
     if n_ranks() > 1:
         raise ValueError(f"a report is made by one process, here are {n_ranks()}: leave distrib_ctx() first.")
     loaders = learn.dls.loaders
+    if ds_idx == 1 == len(loaders): raise ValueError("ds_idx=1: these DataLoaders have no validation set.")
     check_number('ds_idx', ds_idx, 0, len(loaders) - 1, whole=True)
     check_number('max_images', max_images, 1, whole=True)
     base = training_set(learn.dls).base if ds_idx == 0 else loaders[ds_idx].dataset
@@ -197,6 +198,7 @@ class Reliance:
     curve: pd.DataFrame # For each share: accuracy where it is erased at that place, and elsewhere
     by_class: pd.DataFrame # The same for each class, for `area`
     patch_area: float # The smallest share that costs nearly as much as `area`
+    in_vain: bool = False # Was a second network asked for, and none trained?
 
     def __str__(self): return _reliance_text(self)
     def __repr__(self): return str(self)
@@ -250,7 +252,8 @@ def network_reliance(
     curve = pd.DataFrame([(s, *(float((p == y).mean()) for p in ps)) for s,ps in said.items()],
                          columns=['erased', 'there', 'elsewhere'])
     table = _class_table(images.task.names, y, whole, there, other)
-    return Reliance(images, seen, verdict, area, curve, table, _patch_area(curve, area))
+    in_vain = scout is not None and verdict.counts.second is None
+    return Reliance(images, seen, verdict, area, curve, table, _patch_area(curve, area), in_vain)
 
 def _some(seen, at):
     "Of a scan the entries `at`"
@@ -259,28 +262,32 @@ def _some(seen, at):
                    classes=seen.classes[at], explained=seen.explained[at])
 
 # %% ../nbs/23_reliance.ipynb #a65bfccc
-_knows = "knows {image} of {n} images, {copy} where {area} is erased at that place, {control} where it is elsewhere"
-_misses = "The first lacks {short} {short_span} of what can be learnt without it; the bound is {bound}."
+_knows = ("is right on {image} of {n} images, on {copy} where {area} is erased at the place it looks at, "
+          "on {control} where it is elsewhere")
+_misses = ("Of what can be learnt without it the first has not learnt {short} {short_span}, "
+           "and the bound is {bound}.")
 _verdicts = {
     'needed': f"The network relies on one place of each image: it {_knows}. Is that the object or a shortcut? "
-              "The patches show it, and a scout tests it.",
+              "The patches show it, and scout= tests it: a second network that learns without that place.",
     'shortcut': f"Shortcut found. The network {_knows}; "
-                "a network like it that learnt without that place still knows {second}.",
+                "a network like it that learnt without that place is still right on {second}.",
     'real': f"No shortcut: that place is the evidence itself, or a part of it. The network {_knows}; "
-            f"a network like it that learnt without that place knows {{second}}. {_misses}",
+            f"a network like it that learnt without that place is right on {{second}}. {_misses}",
     'spread': f"No single place carries the answer. The network {_knows}. "
               "This does not rule out a cue at the border, in the colour or in the background.",
 }
 _reasons = {
     'few': "Too little data to tell: there are {n} images, at least {least} are needed.",
-    'chance': "At chance: the network knows {image} of {n} images, the most frequent class alone is {chance}.",
+    'chance': "At chance: the network is right on {image} of {n} images, and the most frequent class alone is "
+              "{chance}. Train it longer.",
     'necessity': f"Too little data to tell. The network {_knows}; "
-                 "that is {needed} {needed_span} of what it knows above chance, and the bound is {bound}.",
+                 "that is {needed} {needed_span} of what it knows above chance, an interval that spans the bound of "
+                 "{bound}. More images would tell.",
     'again': f"It can't be told. The network {_knows}; "
-             "a network like it that learnt without that place knows {second}, but it relies on the same place again: "
-             "there was more to erase. Try a larger area.",
+             "a network like it that learnt without that place is right on {second}, but relies on the same place "
+             "again: there was more to erase. Try a larger area.",
     'shortfall': f"Too little data to tell. The network {_knows}; "
-                 f"a network like it that learnt without that place knows {{second}}. {_misses}",
+                 f"a network like it that learnt without that place is right on {{second}}. {_misses}",
 }
 
 def _reliance_text(
@@ -289,5 +296,6 @@ def _reliance_text(
     "The verdict in plain words, with its numbers"
     v = r.verdict
     text = _reasons[v.reason] if v.name == 'unclear' else _verdicts[v.name]
+    if r.in_vain: text += " No second network was trained, since it isn't shown that one place is needed."
     bound = SHORTFALL_THRESHOLD if v.counts.second is not None else NEEDED
     return with_numbers(text, v, f"{100*r.area:.2g}%", bound)

@@ -61,6 +61,8 @@ def scout_steps(
 ) -> int:
     "Steps of a scout; raises a `ValueError` if it would be longer than the fit"
     epochs, per_epoch = learn.n_epoch, -(-len(learn.dls.train)//n_ranks())
+    if not per_epoch:
+        raise ValueError(f"dls.train has no whole batch: {learn.dls.train.n} images, bs={learn.dls.train.bs}.")
     steps = steps_of(length, epochs, per_epoch, 'scout')
     if is_frozen(learn) and '%' in str(length): return max(steps, FROZEN_STEPS)
     if steps > epochs*per_epoch:

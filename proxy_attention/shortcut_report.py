@@ -26,6 +26,7 @@ from .shortcut_test import Verdict, verdict_text
 
 # %% ../nbs/24_shortcut_report.ipynb #2ddb073f
 _GROUPS = 3 # Clusters of a class that are shown
+_MIN_PATCHES = 5 # That a class must have
 _MIN_SHARE = 0.1 # Of a class's patches, that a cluster must have to be shown
 _EXAMPLES = 6 # Patches of a cluster that are shown
 
@@ -76,6 +77,7 @@ def group_patches(
     out, names = [], np.array([str(n) for n in names], object)
     for name in sorted(set(names)):
         at = np.flatnonzero(names == name)
+        if len(at) < _MIN_PATCHES: continue
         clusters = cluster_patches(patches[at], centres[at])
         for k in range(min(_GROUPS, clusters.max() + 1)):
             mine = at[clusters == k]
@@ -112,12 +114,12 @@ class ShortcutReport:
     def __repr__(self): return str(self)
 
     def __str__(self):
-        lines = [f"Scouts, before training: {self.scout_text}"] if self.scout_text else []
-        lines.append(f"The network as it is: {self.network}" if lines else str(self.network))
-        for g in self.groups:
-            if g.named: lines.append(f"  {g.name}: {100*g.share:.0f}% of {g.of} patches look alike, {g.place}")
+        def named(of_scouts): return [f"  class {g.name}: {100*g.share:.0f}% of {g.of} patches look alike, {g.place}"
+                                      for g in self.groups if g.named and (g.origin == 'scout') == of_scouts]
+        lines = [f"Scouts, before training: {self.scout_text}", *named(True)] if self.scout_text else []
+        lines += [f"The network as it is: {self.network}" if lines else str(self.network), *named(False)]
         if self.duplicates: lines.append(f"{len(self.duplicates)} images have a duplicate with the same content.")
-        if self.doubts is not None and len(self.doubts): lines.append(f"{len(self.doubts)} labels are in doubt.")
+        if self.doubts is not None and len(self.doubts): lines.append(f"{len(self.doubts)} labels may be wrong.")
         return '\n'.join(lines)
 
 # %% ../nbs/24_shortcut_report.ipynb #9631589d
@@ -160,10 +162,15 @@ def _duplicates(images:EvalSet):
         first.setdefault(key, f)
     return out
 
+_MIN_ACCURACY = 0.8 # That a network must have for its errors to say something of labels
+
 def _doubts(r:Reliance):
     "Labels that are probably wrong by what the network says of images it hasn't learnt, or why they aren't known"
     images = r.images
     if images.ds_idx == 0: return None, "The network has learnt these images' labels, so that it can't doubt them."
+    right = r.verdict.counts.image
+    if right < _MIN_ACCURACY:
+        return None, f"The network is right on {100*right:.0f}% of these images only, too few to doubt labels by it."
     from proxy_attention.labels import find_label_errors # slow to import
     logits,y = eval_logits(images, r.seen, images.learn.model)
     probs, y = logits.softmax(1).numpy(), y.numpy()

@@ -140,7 +140,7 @@ def shortfall_of(
     "Of what a second network has learnt above chance without the evidence, the share that the network lacks"
     image,copy,second,control = _rates(c)
     share = float(_share(c.second_image - c.copy - (c.image - c.elsewhere), c.second_image - c.chance))
-    return share, _interval(_share(second - copy - (image - control), second - c.chance))
+    return share, _interval(np.clip(_share(second - copy - (image - control), second - c.chance), -1, 1))
 
 def shortfall_test(
     c:Counts, # As in `shortfall_of`

@@ -178,6 +178,11 @@ def test_early_stopping_acts(learner):
     assert len(learn.recorder.values) == 2 and cb_of(learn).copies.cycle == 1
     assert copied_files(learn) == wrong_now(learn, dls) != set()
 
+def test_what_each_part_took_adds_up_to_the_step(fitted):
+    report = cb_of(fitted).last_report
+    parts = [report.seconds_score, report.seconds_saliency, report.seconds_erase, report.seconds_write]
+    assert min(parts) > 0 and sum(parts) <= report.seconds
+
 def test_new_copies_take_the_place_of_the_old(learner):
     learn = learner(quiet_cb())
     dls = learn.dls

@@ -28,14 +28,14 @@ def make_images(root):
             Image.fromarray(img).save(root/split/name/f'{k}.png')
     return root
 
-def trained(root, cbs=None):
+def trained(root, cbs=None, epochs=8):
     seed_all()
     dls = ImageDataLoaders.from_folder(root, train='train', valid='valid', bs=20, num_workers=0, seed=0,
                                        batch_tfms=[Normalize.from_stats(*imagenet_stats)])
     body = nn.Sequential(ConvLayer(3, 8), ConvLayer(8, 16, stride=2))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
     learn = quiet(Learner(dls, nn.Sequential(body, head), cbs=cbs))
-    learn.fit_one_cycle(8, 1e-2)
+    if epochs: learn.fit_one_cycle(epochs, 1e-2)
     return learn
 
 @pytest.fixture(scope='module')
@@ -120,7 +120,24 @@ def test_figure(report):
     fig = report.plot()
     assert len(fig.axes) > 8 or len(fig.subfigs) == 2
 
+def test_few_patches_are_no_cluster(report):
+    assert min(g.of for g in report.groups) >= 5 and all(len(g.items) == g.n for g in report.groups)
+
+def test_a_second_network_that_is_not_trained_is_said(learn):
+    asked, silent = (str(learn.shortcut_report(scout=s, max_images=5)) for s in ('1 steps', None))
+    assert 'No second network was trained' in asked and 'No second network' not in silent
+
+def test_a_network_that_is_often_wrong_doubts_no_labels(root):
+    report = trained(root, epochs=0).shortcut_report()
+    assert report.doubts is None and 'too few to doubt labels' in report.doubts_text
+
+def test_the_title_is_the_networks_own(learn, report, tmp_path):
+    page = report.save(tmp_path/'page.html').read_text()
+    assert '<h1>One place is relied on</h1>' in page
+    assert "<h1>It can't be told" in learn.shortcut_report(max_images=5).save(tmp_path/'few.html').read_text().replace('&#x27;', "'")
+
 @pytest.mark.parametrize('bad, words', [
+    (dict(save='.'), "save='.' is a folder"), (dict(save=True), 'save=True is no file name'), (dict(sav='x'), "Did you mean 'save'"),
     (dict(ds_idx=2), 'ds_idx=2'), (dict(area=0), 'area=0'), (dict(scout='10%'), 'give epochs'), (dict(scout='x'), 'scout='),
     (dict(max_images=0), 'max_images=0'), (dict(seed=-1), 'seed=-1')])
 def test_bad_arguments(learn, bad, words):
