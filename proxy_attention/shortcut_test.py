@@ -168,8 +168,9 @@ _unclear = {
 _words = {
     'shortcut': "Shortcut found. Erasing {area} drops a scout from {image} to {copy}; "
                 "trained without that evidence, a second scout still reaches {second}.",
-    'real': "No shortcut: what was erased is the evidence itself. Erasing {area} drops a scout from {image} to {copy}; "
-            "trained without it, a second scout reaches {second}, and chance is {chance}.",
+    'real': "No shortcut is shown. Erasing {area} drops a scout from {image} to {copy}; "
+            "trained without it, a second scout reaches {second}, and chance is {chance}: "
+            "what was erased is the evidence itself, or the scouts were too short to learn more.",
     'spread': "No single region carries the answer: erasing {area} drops a scout from {image} to {copy}, "
               "which is {needed} of what it knows above chance (bound {bound}). "
               "This does not rule out a cue at the border, in the colour or in the background.",
