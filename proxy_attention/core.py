@@ -110,7 +110,8 @@ def steps_of(
     if isinstance(length, str):
         m = re.fullmatch(r'\s*([0-9]+(?:\.[0-9]+)?)\s*(%|steps?)\s*', length)
         if not m:
-            raise ValueError(f"{name}={length!r} is neither a number of epochs, nor 'N steps', nor 'P%' of the epochs.")
+            raise ValueError(f"{name}={length!r} is neither a number of epochs, nor 'N steps', nor 'P%' of the epochs, "
+                             "such as 2, '60 steps' or '15%'.")
         number = check_number(name, float(m[1]), 0, 100 if m[2] == '%' else float('inf'), open_low=True)
         return max(1, round(number if m[2] != '%' else number/100*epochs*per_epoch))
     return max(1, round(check_number(name, length, 0, open_low=True)*per_epoch))

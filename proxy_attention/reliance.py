@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 
 from .callback import PreparedData, ProxyAttentionCB
@@ -55,6 +56,9 @@ def make_eval_set(
     if ds_idx == 1 == len(loaders): raise ValueError("ds_idx=1: these DataLoaders have no validation set.")
     check_number('ds_idx', ds_idx, 0, len(loaders) - 1, whole=True)
     check_number('max_images', max_images, 1, whole=True)
+    if not isinstance(loaders[ds_idx], DataLoader):
+        raise TypeError(f"ds_idx={ds_idx}: a loader of {type(loaders[ds_idx]).__module__} can't be asked; "
+                        "build it with fastai's own DataLoader.")
     base = training_set(learn.dls).base if ds_idx == 0 else loaders[ds_idx].dataset
     items = TrainingSet(base, len(base), None)
     if items.n < 2: raise ValueError(f"ds_idx={ds_idx!r}: this data set has {items.n} images; there must be two.")

@@ -62,7 +62,7 @@ def _percent(v): return f"{100*v:.0f}%"
 
 def _card(g):
     "A cluster of patches"
-    title = f"{g.name}: {_percent(g.share)} of {g.of} patches, {g.place}"
+    title = f"class {g.name}: {_percent(g.share)} of {g.of} patches, {g.place}"
     examples = [picture(img, 'one of them') for img in g.examples]
     mark = [P('called a shortcut', cls='mark')] if g.named else []
     return Figure(Figcaption(title), *mark, Div(picture(g.mean, 'their mean', 'mean'), *examples, cls='row'))
@@ -92,7 +92,8 @@ thead th { background: var(--tint); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem; min-width: 0; }
 figcaption { font-size: .92rem; margin-bottom: .4rem; }
 .row { display: flex; flex-wrap: wrap; gap: .3rem; align-items: end; }
-.row img { width: 2.1rem; height: 2.1rem; image-rendering: pixelated; } .row img.mean { width: 4.5rem; height: 4.5rem; }
+.row img { width: 2.1rem; height: 2.1rem; image-rendering: pixelated; border: 1px solid var(--line); }
+.row img.mean { width: 4.5rem; height: 4.5rem; }
 """
 
 _ORIGINS = {

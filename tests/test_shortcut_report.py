@@ -136,6 +136,17 @@ def test_the_title_is_the_networks_own(learn, report, tmp_path):
     assert '<h1>One place is relied on</h1>' in page
     assert "<h1>It can't be told" in learn.shortcut_report(max_images=5).save(tmp_path/'few.html').read_text().replace('&#x27;', "'")
 
+def test_loaders_that_cannot_be_asked(learn):
+    import torch
+    from fastai.data.core import DataLoaders
+    whole = learn.dls
+    try:
+        learn.dls = DataLoaders(whole.train, torch.utils.data.DataLoader(whole.valid_ds))
+        with pytest.raises(TypeError, match="ds_idx=1: a loader of torch.* can't be asked"): learn.shortcut_report()
+        learn.dls = DataLoaders(whole.train)
+        with pytest.raises(ValueError, match='ds_idx=1: these DataLoaders have no validation set'): learn.shortcut_report()
+    finally: learn.dls = whole
+
 @pytest.mark.parametrize('bad, words', [
     (dict(save='.'), "save='.' is a folder"), (dict(save=True), 'save=True is no file name'), (dict(sav='x'), "Did you mean 'save'"),
     (dict(ds_idx=2), 'ds_idx=2'), (dict(area=0), 'area=0'), (dict(scout='10%'), 'give epochs'), (dict(scout='x'), 'scout='),
