@@ -202,7 +202,7 @@ class Reliance:
     curve: pd.DataFrame # For each share: accuracy where it is erased at that place, and elsewhere
     by_class: pd.DataFrame # The same for each class, for `area`
     patch_area: float # The smallest share that costs nearly as much as `area`
-    in_vain: bool = False # Was a second network asked for, and none trained?
+    scout_skipped: bool = False # Was a second network asked for, and none trained?
 
     def __str__(self): return _reliance_text(self)
     def __repr__(self): return str(self)
@@ -256,8 +256,8 @@ def network_reliance(
     curve = pd.DataFrame([(s, *(float((p == y).mean()) for p in ps)) for s,ps in said.items()],
                          columns=['erased', 'there', 'elsewhere'])
     table = _class_table(images.task.names, y, whole, there, other)
-    in_vain = scout is not None and verdict.counts.second is None
-    return Reliance(images, seen, verdict, area, curve, table, _patch_area(curve, area), in_vain)
+    scout_skipped = scout is not None and verdict.counts.second is None
+    return Reliance(images, seen, verdict, area, curve, table, _patch_area(curve, area), scout_skipped)
 
 def _some(seen, at):
     "Of a scan the entries `at`"
@@ -300,6 +300,6 @@ def _reliance_text(
     "The verdict in plain words, with its numbers"
     v = r.verdict
     text = _reasons[v.reason] if v.name == 'unclear' else _verdicts[v.name]
-    if r.in_vain: text += " No second network was trained, since it isn't shown that one place is needed."
+    if r.scout_skipped: text += " No second network was trained, since it isn't shown that one place is needed."
     bound = SHORTFALL_THRESHOLD if v.counts.second is not None else NEEDED
     return with_numbers(text, v, f"{100*r.area:.2g}%", bound)
