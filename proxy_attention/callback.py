@@ -46,8 +46,7 @@ from .scan import draw_baselines, join_scans, layer_of, merge_scans, predict_cla
 from .scout import held_out_items, scout_steps, shows_progress, train_scout
 from .select import Scores, item_indices, select_items
 from .shortcut_test import LATER_SUFFICIENCY_THRESHOLD, SUFFICIENCY_THRESHOLD
-from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test
-from .shortcut_test import verdict_text
+from .shortcut_test import Verdict, count_right, necessity_test, sufficiency_test, verdict_text
 from .manifest import REVIEWS, Lines, RowsToMake, StoreError, is_unsaved
 from .store import ProxyStore, decode_image, encode_maps, formats
 from .store import purge_run, write_split
@@ -841,8 +840,11 @@ def _inject(self:ProxyAttentionCB):
     copies.makers = {f: e for f,e in copies.makers.items() if f in listed}
     items,out = self._copy_items(copies.rows)
     originals = np.flatnonzero(~out) if out.any() else range(data.items.n)
-    copies.dls = inject(data.dls, *data.items, items*self.repeat, originals) if len(items) else None
-    if copies.dls is not None: # for a learner whose callback is gone, as after fit(cbs=…)
+    before, copies.dls = copies.dls, inject(data.dls, *data.items, items*self.repeat, originals) if len(items) else None
+    if copies.dls is not None:
+        # the order goes on: each fit has its own, also after one that was undone
+        if before is not None: copies.dls.train.rng.setstate(before.train.rng.getstate())
+        # for a learner whose callback is gone, as after fit(cbs=…)
         copies.dls.before_proxies, copies.dls.proxy_rows = data.dls, copies.rows
         copies.dls.proxy_path = copies.store.path
     self.learn.dls = copies.dls or data.dls
