@@ -247,7 +247,7 @@ def __copy__(self:ProxyAttentionCB):
 def __deepcopy__(self:ProxyAttentionCB, memo): return copy(self)
 
 # %% ../nbs/16_callback.ipynb #8b2d4709
-class _EarlyStart(Callback):
+class _ProxyAttentionStart(Callback):
     "Calls `start` before any other callback has prepared the epoch"
     order, run_valid, _only_train_loop, remove_on_fetch = -70, False, True, True
     def __init__(self, start): self.start = start
@@ -258,7 +258,7 @@ class _EarlyStart(Callback):
 @patch
 def before_fit(self:ProxyAttentionCB):
     self.fit_state.trained = False
-    if not self.learn._grab_cbs(_EarlyStart): self.learn.add_cb(_EarlyStart(self.start))
+    if not self.learn._grab_cbs(_ProxyAttentionStart): self.learn.add_cb(_ProxyAttentionStart(self.start))
 
 @patch
 def start(self:ProxyAttentionCB):
@@ -286,7 +286,7 @@ def after_pred(self:ProxyAttentionCB):
 @patch
 def after_fit(self:ProxyAttentionCB):
     fit = self.fit_state
-    self.learn.remove_cbs(self.learn._grab_cbs(_EarlyStart))
+    self.learn.remove_cbs(self.learn._grab_cbs(_ProxyAttentionStart))
     if not fit.trained or fit.paused or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
     fit.trained = False # validate(), tta() and summary() end in after_fit too
     if self.select is not None: self.make_proxies()
@@ -1060,6 +1060,6 @@ def remove_proxies(self:Learner,
     for cb in self._grab_cbs(ProxyAttentionCB):
         cb.remove(purge)
         self.remove_cb(cb)
-    self.remove_cbs(self._grab_cbs(_EarlyStart))
+    self.remove_cbs(self._grab_cbs(_ProxyAttentionStart))
     self.dls = vars(self.dls).get('before_proxies', self.dls)
     return self

@@ -388,6 +388,19 @@ def test_list(here):
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
+def test_a_comment_of_the_first_key_is_not_the_sections(here):
+    (here/'settings.ini').write_text(ini.replace('[model:net]\n', '[model:net]\n# Its kind\n# of layers\n', 1)
+                                     .replace('width', '# Channels\nwidth', 1))
+    assert [m['comment'] for m in answer('list')['networks']] == ['']
+    (here/'settings.ini').write_text(ini.replace('[model:net]\n', '[model:net]\n# A small one. Indeed\n', 1))
+    assert [m['comment'] for m in answer('list')['networks']] == ['A small one']
+
+def test_the_packages_own_settings_are_named_as_such(here):
+    assert "the package's own" not in run('check').output
+    (here/'settings.ini').unlink()
+    got = run('check')
+    assert got.exit_code == 0 and "the package's own: there is no settings.ini here" in got.output
+
 def test_what_needs_no_network_is_light(here):
     code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
            "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"

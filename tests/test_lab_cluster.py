@@ -67,7 +67,7 @@ def test_one_of_several_is_named():
     with pytest.raises(SettingsError, match=r'no section \[cluster:c\]. Clusters: a, b'): load_cluster('c', two)
 
 @pytest.mark.parametrize('key,value,said', [('time', 'soon', 'must be minutes, as 90, or hours'), ('time', '1:60:00', 'as 1:30:00'), ('time', '0', 'greater than or equal to 1'),
-                                            ('memory_gb', '0', 'greater than 0'), ('gpus', '-1', 'greater than or equal to 0'), ('cpus', 'two', 'valid integer'),
+                                            ('memory_gb', '0', 'greater than 0'), ('gpus', '-1', 'greater than or equal to 0'), ('cpus', 'two', 'not a whole number'),
                                             ('array', '0', 'greater than or equal to 1'), ('partion', 'gpu', "Did you mean 'partition'?"), ('memory', '8', "Did you mean 'memory_gb'?")])
 def test_bad_sections(key, value, said):
     with pytest.raises(SettingsError) as e: load_cluster(None, settings('[cluster:a]', f'{key} = {value}'))

@@ -526,6 +526,17 @@ SCOUTED = ['proxy=scouted', 'cycles=0', 'freeze_epochs=0']
 @pytest.fixture(scope='module')
 def usual_scout(unchanging): return lines(unchanging(*SCOUTED), 'epoch')
 
+def test_scouts_are_announced_and_their_verdict_is_said(cache):
+    Path('settings.ini').write_text(INI)
+    def said(*overrides):
+        out = []
+        run_experiment('try', 'settings.ini', overrides[-1], (*SCOUTED, *overrides[:-1]), cache, say=out.append)
+        return [line.strip() for line in out]
+    told = said('scouted')
+    at = told.index('scouts train first')
+    assert told[at+1].startswith('scout: ') and told[at+2].startswith('epoch 1 ')
+    assert 'scouts train first' not in said('proxy=unsure', 'cycles=1', 'other')
+
 @pytest.mark.parametrize('override', ['scout=4 steps', 'scout_select=wrong', 'scout_merge=add', 'scout_test=true', 'repeat=2', 'fill=black', 'area=0.3', 'method=layercam', 'place=random'])
 def test_every_key_of_a_scout_changes_what_is_trained(run, usual_scout, override):
     assert lines(run(*SCOUTED, override), 'epoch') != usual_scout

@@ -7,7 +7,6 @@ __all__ = ['problems_of']
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #16a818e6
 import re
-import warnings
 from difflib import get_close_matches
 
 from ..config.file import check_section, kinds, refs
@@ -159,7 +158,6 @@ def problems_of(
     file, # `SettingsFile`
 ) -> list: # Of `Problem`, by line
     "All that is wrong with a settings file, as far as it is known without reading or downloading anything"
-    warnings.filterwarnings('ignore', category=FutureWarning)
     found = _Found(file)
     _check_experiments(found, _check_sections(found))
     return sorted(found.problems, key=lambda p: p.line or 0)

@@ -6,7 +6,6 @@
 __all__ = ['check_page_free', 'report', 'audit', 'clean']
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #6b7d65f8
-import warnings
 from pathlib import Path
 from typing import List, Optional
 
@@ -92,7 +91,6 @@ def audit(
 
 def _audited(folder, near):
     "The audit of a lab's run, or of a folder of copies"
-    warnings.filterwarnings('ignore', category=FutureWarning)
     if (folder/'config.json').is_file():
         if not (folder/'split.json').is_file():
             raise ValueError(f"{folder} has no split.json: without it nothing can be proven.")
