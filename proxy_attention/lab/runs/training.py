@@ -202,7 +202,7 @@ def train(job, cycle:int):
                for c in range(cycle, 1 + (0 if p is None else p.cycles))]
     watch = MetricsRecorder(run, learn.dls.vocab, cycle, planned[0], sum(planned[1:]))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
-    if cbs and not cycle and p.scout is not None and run.partial() is None: run.say(' '*10 + "scouts train first")
+    if cbs and not cycle and cbs[0].scout is not None and run.partial() is None: run.say(' '*10 + "scouts train first")
     with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.failed: raise RunError(watch.failed)
     if watch.scout is not None: run.record('scout', copies=len(watch.scout['ids']), **watch.scout['report'])
