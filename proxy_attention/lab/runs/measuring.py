@@ -16,8 +16,8 @@ from ...core import Clock, no_footprint
 from ...files import read_lines
 from ..data.loaders import test_dl
 from ..metrics.classification import CostMeter, classification_report, copies_mb
-from ..metrics.classification import map_quality, time_to_target
-from ..metrics.maps import compared
+from ..metrics.classification import time_to_target
+from ..metrics.maps import compared, map_quality
 from .audit import audit_run
 from .job import loaded
 from ...saliency import saliency_maps
