@@ -13,8 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean
 
-import matplotlib.pyplot as plt
-
 from ...core import check_number
 from ...files import read_lines
 from .arm_settings import fair_steps, train_size
@@ -108,13 +106,11 @@ def sweep(
             write() # Before the first trial and after each
             _search(study, conf, steps, out, data, command, jobs, say, write, cluster)
             write(key_importance(study, about['space']))
+            lines = read_lines(out)
+            if lines[-1]['failed'] == lines[-1]['trials']:
+                raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
+            plot_sweep(study, about, out/'sweep.png')
     finally: lock.release()
-    fig = plot_sweep(out)
-    fig.savefig(out/'sweep.png', dpi=110)
-    plt.close(fig)
-    lines = read_lines(out)
-    if lines[-1]['failed'] == lines[-1]['trials']:
-        raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
     return out
 
 def _seeds(conf, sweep): return list(range(conf.experiment.seed, conf.experiment.seed + sweep.seeds))

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['num', 'written', 'share', 'count', 'secs', 'points', 'interval_text', 'bound_text', 'duration', 'scout_text',
-           'plural', 'aligned', 'command_line', 'ticks', 'span']
+           'plural', 'aligned', 'command_line']
 
 # %% ../../../nbs/lab/metrics/00_text.ipynb #959b1b28
-import math
 import shlex
 
 # %% ../../../nbs/lab/metrics/00_text.ipynb #608b2cf7
@@ -78,31 +77,3 @@ def command_line(
         value,default = v if isinstance(v, tuple) else (v, None)
         if value is not None and str(value) != str(default): given += [f"--{k.replace('_', '-')}", str(value)]
     return shlex.join([*program, *words, *given, *(w for o in overrides or () for w in ('--set', str(o)))])
-
-# %% ../../../nbs/lab/metrics/00_text.ipynb #6dcef412
-def ticks(
-    low:float, # Where the axis begins
-    high:float, # Where it ends
-    n:int=5, # About how many
-) -> list:
-    "Round numbers between `low` and `high`"
-    raw = max(high-low, 1e-9)/n
-    size = 10**math.floor(math.log10(raw))
-    step = next(m*size for m in (1, 2, 5, 10, 20) if m*size >= raw*0.999)
-    return [round(k*step, 12) for k in range(math.ceil(low/step - 1e-6), math.floor(high/step + 1e-6) + 1)]
-
-def span(
-    values, # Numbers
-    top=None, # Of the axis; None: the largest value
-    least:float=0.1, # Smallest length of the axis
-) -> tuple: # low, high
-    "A round axis that holds all values; it begins at 0 unless they all lie in its upper part"
-    values = [v for v in values if num(v) is not None]
-    if not values: return 0., top or 1.
-    high = max(values) if top is None else top
-    low = min(min(values), high - max(least, abs(high)/1e6))
-    if low < high/2: low = min(low, 0.)
-    step = (high-low)/5
-    size = 10**math.floor(math.log10(max(step, 1e-9)))
-    low,high = math.floor(low/size + 1e-9)*size, high if top is not None else math.ceil(high/size - 1e-9)*size
-    return low, high if high > low else low+1

@@ -15,7 +15,7 @@ import proxy_attention
 from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
 from ..metrics.text import bound_text, command_line, count, interval_text, num, secs, share, written
-from .compare_charts import compare_curves, forest_of, strokes
+from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, distinct, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
@@ -192,7 +192,7 @@ def write_compare_report(
     curves = [(f'By {words}', svg)
               for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds'))
               if (svg := compare_curves(found, against))]
-    legend = [dict(number=i, colour=i % 6, stroke=strokes[i//6 % 3], name=a) for i,a in enumerate(arms)]
+    legend = [dict(number=i, colour=i % 6, stroke=i//6 % 3, name=a) for i,a in enumerate(arms)]
     page = template('compare.html').render(
         name=found['name'], sentences=sentences, warn=bool(bad or found['missing'] or unfair_parts(found)),
         table=verdict_table(found), n_arms=len(arms), n_seeds=len(found['seeds']), plots=plots, curves=curves,

@@ -38,14 +38,12 @@ def run_pieces(
     pieces,marks,x,cycle = [], [], 0, None
     for e in records['epochs']:
         if not pieces or num(e.get('cycle')) != cycle:
-            if pieces: marks.append((x, f"cycle {count(e.get('cycle'))}"))
+            if pieces: marks.append(x)
             cycle = num(e.get('cycle'))
             pieces.append(dict(points=[], faint=cycle in undone))
             if against == 'seconds': x += mining.get(cycle, 0)
         x += 1 if against == 'epochs' else num(e.get('seconds_train')) or 0
-        if num(e.get(key)) is not None:
-            pieces[-1]['points'].append((
-                x, e[key], f"{records['name']}, cycle {count(cycle)}, epoch {count(e.get('epoch'))}: {e[key]:.4g}"))
+        pieces[-1]['points'].append((x, e.get(key)))
     return pieces, marks
 
 def run_curves(
@@ -59,9 +57,9 @@ def run_curves(
         xlabel = {'epochs': 'epochs', 'seconds': 'seconds of training and making proxies'}[against]
         title = f'{title}, by {against}'
         return dict(title=title, svg=line_chart(lines, xlabel, title, marks=marks, **kw))
-    accuracy,loss = ([('accuracy', 'validation', 'solid')],
-                     [('valid_loss', 'validation', 'solid'), ('train_loss', 'training', 'dashed')])
-    out = ([chart('Accuracy on validation', accuracy, a, top=1, percent=True) for a in ('epochs', 'seconds')]
+    accuracy,loss = ([('accuracy', 'validation', '-')],
+                     [('valid_loss', 'validation', '-'), ('train_loss', 'training', '--')])
+    out = ([chart('Accuracy on validation', accuracy, a, percent=True) for a in ('epochs', 'seconds')]
            + [chart('Loss', loss, a) for a in ('epochs', 'seconds')])
     return [o for o in out if o['svg']]
 
