@@ -146,8 +146,8 @@ def test_unfinished(tmp_path, until):
     assert not s['done'] and s['next'] and s['test_accuracy'] is None and s['experiment'] == 'try'
     table_text(read_records(run))
 
-@pytest.mark.parametrize('todo, words', [(['prepare'], 'Stage 0'), (['find_lr'], 'learning rate'), (['train', 0], 'Stage 1'), (['proxies', 2], 'Stage 2 of cycle 2'),
-                                         (['train', 2], 'Stage 3 of cycle 2'), (['test'], 'the test'), (None, 'later'), ('x', 'later')])
+@pytest.mark.parametrize('todo, words', [(['prepare'], 'Stage 0'), (['find_lr'], 'learning rate'), (['train', 0], 'Stage 1'), (['proxies', 2], 'Stage 2, cycle 2'),
+                                         (['train', 2], 'Stage 3, cycle 2'), (['test'], 'come to Test'), (None, 'later')])
 def test_what_comes_next(tmp_path, todo, words):
     run = make_run(tmp_path/'try', until=8)
     (run/'state.json').write_text(json.dumps(dict(next=todo)))

@@ -16,7 +16,6 @@ from ..config.settings import Settings
 from ..data.split_file import split_digest
 from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
-from ..metrics.stats import not_worse_in_words
 from ..metrics.text import aligned, bound_text, interval_text, plural, scout_text
 from ..runs.checkpoint import RunError
 from ..runs.folder import write_lines
@@ -98,7 +97,6 @@ def verdicts(
             if margin is None: continue
             shown,bound = not_worse(*values, margin, interval=interval, n_images=images)
             got['not_worse'] = dict(margin=margin, shown=shown, bound=bound)
-            got['words'] += f"; {not_worse_in_words(margin, shown, bound, other)}"
         out.append(row)
     return out
 

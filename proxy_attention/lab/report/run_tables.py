@@ -6,7 +6,7 @@
 __all__ = ['cost_keys', 'proxy_keys', 'quality_columns', 'cost_columns', 'stage_rows', 'loss_text', 'extra_columns', 'table_text']
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #bf9c509d
-from ..metrics.text import aligned, count, num, scout_text, secs, share, written
+from ..metrics.text import aligned, count, num, scout_text, secs, share, step_text, written
 from .records import at
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #870e075d
@@ -40,10 +40,9 @@ def stage_rows(
     "A row a stage, and one for the test"
     out = [_row('Scouts', s, None, note=scout_text(s)) for s in records['scouts']]
     for s in records['stages']:
-        cycle = count(s.get('cycle'))
-        if s.get('stage') == 'proxies': out.append(_row(f'Stage 2, cycle {cycle}', s, None, note=_looked(s)))
-        else: out.append(_row('Stage 1' if s.get('cycle') == 0 else f'Stage 3, cycle {cycle}', s, s.get('valid'),
-                              undone=s.get('rolled_back') is True))
+        name = step_text(s.get('stage'), s.get('cycle'))
+        if s['stage'] == 'proxies': out.append(_row(name, s, None, note=_looked(s)))
+        else: out.append(_row(name, s, s.get('valid'), undone=s.get('rolled_back') is True))
     end = records['end']
     # The end's line has the sums of these
     whole = ('steps', 'scout_steps', 'proxies_made', *(f'seconds_{k}' for k in cost_keys if k != 'test'))

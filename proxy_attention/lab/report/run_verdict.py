@@ -8,7 +8,7 @@ __all__ = ['wilson', 'audit_of', 'verdict', 'summary']
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #106bfad5
 import math
 
-from ..metrics.text import count, num, plural, points, scout_text, share, written
+from ..metrics.text import count, num, plural, points, scout_text, share, step_text, written
 from .records import at, read_records
 
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #8426881c
@@ -22,13 +22,7 @@ def wilson(
     return max(0., (mid-half)/(1 + z*z/n)), min(1., (mid+half)/(1 + z*z/n))
 
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #1d46d5c8
-def _stage_after(records):
-    "What a run that isn't finished comes to next, in words"
-    todo = records['next'] if isinstance(records['next'], list) else []
-    name,cycle = todo[0] if todo else None, todo[1] if len(todo) > 1 else None
-    if name == 'train': return 'Stage 1' if cycle == 0 else f'Stage 3 of cycle {cycle}'
-    return {'prepare': 'Stage 0', 'find_lr': 'Stage 0, the learning rate', 'labels': 'the labels in doubt',
-            'proxies': f'Stage 2 of cycle {cycle}', 'test': 'the test'}.get(name, 'a later stage')
+def _stage_after(records): return step_text(*records['next']) if records['next'] else 'a later stage'
 
 def _unfinished(records):
     goes_on = str(records['config'].get('command') or 'proxy-attention run')

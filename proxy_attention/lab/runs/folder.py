@@ -14,6 +14,7 @@ from pathlib import Path
 from ... import __version__
 from ...core import digest, file_digest
 from ...files import read_json, read_lines, remove_half_written, write_atomic
+from ..metrics.text import step_text
 from .checkpoint import MADE_BY, SCHEMA, RunError, load_state, pack, plain
 from .state import check_same, comes_before_copies, delete_files, files_needed, first_damage
 from .state import is_run, lock_folder, read_state
@@ -89,8 +90,8 @@ class Run:
                            "files are whole. Run it again from the start (--again), or delete it with "
                            "proxy-attention clean.")
         if wrong:
-            step = ' '.join(map(str, state['next']))
-            self.say(f"{self.folder}: {_listed(wrong)}; goes on from {step}, the last step whose files are whole")
+            self.say(f"{self.folder}: {_listed(wrong)}; goes on from {step_text(*state['next'])}, "
+                     "the last step whose files are whole")
             if comes_before_copies(*state['next']): shutil.rmtree(self/'proxies', ignore_errors=True)
             write_atomic(self/'state.json', json.dumps(state, indent=1))
         return state

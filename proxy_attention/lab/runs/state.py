@@ -19,6 +19,7 @@ from ...core import digest, file_digest
 from ...files import read_json
 from ..config.file import kinds
 from ..config.schema import InsideName
+from ..metrics.text import STEPS
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
 from ...manifest import StoreError, read_manifest
 
@@ -154,13 +155,11 @@ def comes_before_copies(name, cycle=0):
 def _is_step(value):
     "A step of a run and, of those that come again, how often it has come"
     name,*args = value
-    if name not in _steps: raise ValueError(f"no step is called {name!r}")
-    if not all(isinstance(a, int) and a >= 0 for a in args): raise ValueError("a step's number must be whole")
-    if len(args) != (name in _numbered): raise ValueError(f"{name} takes {int(name in _numbered)} number")
+    whole = all(isinstance(a, int) and a >= 0 for a in args)
+    if name not in STEPS or len(args) != STEPS[name].count('{}') or not whole:
+        raise ValueError(f"there is no step {value!r}")
     return value
 
-_steps = ('prepare', 'find_lr', 'train', 'labels', 'proxies', 'test', 'done')
-_numbered = ('train', 'labels', 'proxies')
 _Step = Annotated[list[Union[str, int]], Field(min_length=1), AfterValidator(_is_step)]
 
 class State(BaseModel):
