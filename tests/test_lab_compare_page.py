@@ -143,7 +143,7 @@ def test_the_table_is_the_record(tmp_path):
     d = found['verdicts']['early_look']['against_erm']
     assert row[1:4] == ['proxies', f'{mean:.1%}', f"+{100*d['mean']:.1f} [{100*d['low']:.1f}, {100*d['high']:.1f}]"] and '1,200' in row
     assert len(verdict_table(found)['heads']) + 2 == len(row) and 'Saliency on shortcut' in verdict_table(found)['heads'] and 'Worst group' in verdict_table(found)['heads']
-    assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention audit runs/compared/arms/erm/0' in page and str(tmp_path) not in page
+    assert '45 of 45 runs have a clean audit' in page and '720 optimizer steps' in page and 'proxy-attention compare shortcut' in page and str(tmp_path) not in page
     took = [found['results']['early_look', str(s)]['seconds'] for s in range(5)]
     assert f'{min(took):.1f} to {max(took):.1f}</td>' in page
     assert 'SHA-256 of the three lists 5f1e5f1e5f1e5f1e' in page and 'shortcut_digits' in page and page.count('class="gain"') + page.count('n gain') == sum(
@@ -232,7 +232,9 @@ def test_any_record(tmp_path_factory, changes):
     for i,key,v in changes:
         if i % len(lines) or key != 'kind': lines[i % len(lines)][key] = v
     (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    check(write_compare_report(folder).read_text())
+    try: page = write_compare_report(folder)
+    except ValueError: return # It is damaged, and refused as such
+    check(page.read_text())
 
 # -- in a browser ---------------------------------------------------------------------------------------------------------------------------------
 

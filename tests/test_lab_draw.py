@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy_attention.lab.metrics.text import count, num, secs, share
-from proxy_attention.lab.report.svg import ARM_COLOURS, bars, confused_pairs, confusion_table, draw_svg, line_chart, matrix_of, meter, reliability_chart
+from proxy_attention.lab.report.pages import template
+from proxy_attention.lab.report.run_page import confused_pairs
+from proxy_attention.lab.report.svg import ARM_COLOURS, draw_svg, line_chart, reliability_chart
+
+parts = template('parts.html').module
+bars,meter,confusion_table = parts.bars, parts.meter, parts.confusion_table
 
 hostile = '<script>alert(1)</script>"\'&{{ 7*7 }}'
-numbers = st.one_of(st.none(), st.just('x'), st.booleans(), st.integers(-10**6, 10**6), st.floats())
+numbers = st.none() | st.floats(-1e6, 1e6)
 
 
 def parsed(markup):
@@ -32,7 +37,7 @@ def test_missing_numbers(v, words): assert share(v) == words and (count(v) == '�
 @given(st.lists(st.lists(numbers, max_size=8), max_size=4), st.booleans())
 def test_any_line_stays_in_its_frame(lines, percent):
     svg = line_chart([line(ys, name=f'{hostile}{i}', number=i) for i,ys in enumerate(lines)], hostile, hostile, percent=percent, marks=[1])
-    known = sum(num(y) is not None for ys in lines for y in ys)
+    known = sum(y is not None for ys in lines for y in ys)
     assert '<script' not in svg and (svg == '') == (known == 0)
     if known:
         (w,h),dots = frame(svg), [p for p in places(svg) if p[0]]
@@ -60,14 +65,13 @@ def test_drawings_have_the_page_s_colours_and_no_ids_that_clash():
     assert not set(re.findall(' id="([^"]+)"', svg)) & set(re.findall(' id="([^"]+)"', other))
     assert list(frame(draw_svg(lambda ax: None, 't', 3., 2.))) == [216, 144]
 
-@pytest.mark.parametrize('v, width', [(.5, 50), (0, 0), (1, 100), (7, 100), (-1, 0), (None, 0)])
-def test_meter(v, width): assert f'width:{float(width):g}%' in meter(v).replace('.0%', '%', 1) and 'f3' in meter(v, 'f3')
+@pytest.mark.parametrize('v, width', [(.5, '50.0'), (0, '0'), (1, '100'), (None, '0')])
+def test_meter(v, width): assert f'width:{width}%' in meter(v) and 'f3' in meter(v, 'f3') and share(v) in meter(v)
 
 def test_bars():
-    got = bars([('a', 10, 'ten'), (hostile, 5, hostile), ('c', None, '–')])
+    got = bars([('a', 10, 'ten'), (hostile, 5, hostile), ('c', 0, '–')])
     widths = [i.get('style') for i in parsed(got).iter('i')]
-    assert widths == ['width:72.0%', 'width:36.0%', 'width:0.0%'] and '<script' not in got and 'f2' in bars([('a', 1, '')], 'f2')
-    parsed(bars([]))
+    assert [float(w[6:-1]) for w in widths] == [72, 36, 0] and '<script' not in got
 
 @given(st.integers(1, 6).flatmap(lambda c: st.lists(st.lists(st.integers(0, 50), min_size=c, max_size=c), min_size=c, max_size=c)))
 @settings(max_examples=40, deadline=None)
@@ -75,7 +79,7 @@ def test_confusion_table(rows):
     names = [f'{hostile}{i}' for i in range(len(rows))]
     cells = [int(td.text) for td in parsed(confusion_table(rows, names)).iter('td')]
     assert cells == [v for r in rows for v in r]
-    pairs = confused_pairs(rows, names, 3)
+    pairs = confused_pairs(dict(confusion=rows, per_class=dict.fromkeys(names)), 3)
     off = sorted((v for i,r in enumerate(rows) for j,v in enumerate(r) if i != j and v), reverse=True)
     assert [p['n'] for p in pairs] == off[:3] and all(p['of'] == sum(rows[names.index(p['true'])]) and p['true'] != p['seen'] for p in pairs)
 
@@ -83,13 +87,9 @@ def test_confusion_colours():
     table = parsed(confusion_table([[9, 1], [0, 0]], ['a', 'b']))
     assert [(td.get('class'), td.get('style')) for td in table.iter('td')] == [('diag hot', '--h:0.9'), ('off', '--h:0.1'), ('zero', '--h:0'), ('zero', '--h:0')]
 
-@pytest.mark.parametrize('bad', [None, 'x', 3, [1], [[1, 2]], [[1, None], [2, 3]], [[1], [2]], {}])
-def test_no_matrix(bad): assert matrix_of(bad) == [] and confusion_table(bad, ['a', 'b']) == '' and confused_pairs(bad, ['a']) == []
-
 def test_reliability():
-    svg = reliability_chart([dict(n=10, confidence=.9, accuracy=.5), dict(n=90, confidence=.9, accuracy=.9), dict(n=0, confidence=None, accuracy=None), 'x', dict(n='y')])
+    svg = reliability_chart([dict(n=10, confidence=.9, accuracy=.5), dict(n=90, confidence=.9, accuracy=.9), dict(n=0, confidence=None, accuracy=None)])
     assert '90.0% sure, 50.0% right (10); 90.0% sure, 90.0% right (90)' in svg
     dots = [[float(v) for v in re.findall(r'[\d.]+', d)] for d in re.findall(r'<path d="(M [^"]*z)\s*"[^>]*fill: var\(--arm0\)', svg)]
     (low,wide),(high,wider) = ((max(d[1::2]), max(d[::2]) - min(d[::2])) for d in dots)
     assert low > high and wide < wider
-    for nothing in (None, [], 'x', [dict(n=0)]): assert reliability_chart(nothing) == ''

@@ -9,10 +9,9 @@ __all__ = ['arm_colours', 'strokes', 'pairs', 'forest', 'forest_of', 'mean_curve
 from markupsafe import Markup
 
 from ..compare.arms import arm_kind
-from ..metrics.text import interval_text, num, points
+from ..metrics.text import interval_text, points
 from .compare_verdict import arm_results, best_control, difference, in_order
 from .compare_verdict import mean_known
-from .records import at
 from .svg import ARM_COLOURS, PAPER, SOFT, TEXT, draw_svg, line_chart
 
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #9daf655b
@@ -24,9 +23,8 @@ def pairs(
     other:str,
 ) -> list: # (seed, difference)
     "Differences of test accuracy, seed by seed"
-    def value(a, s): return num(at(found['results'].get((a, s)), 'test_accuracy'))
-    return [(s, value(arm, s) - value(other, s)) for s in found['seeds']
-            if value(arm, s) is not None and value(other, s) is not None]
+    right = {k: o['test_accuracy'] for k,o in found['results'].items() if o['test_accuracy'] is not None}
+    return [(s, right[arm, s] - right[other, s]) for s in found['seeds'] if {(arm, s), (other, s)} <= right.keys()]
 
 def forest(
     rows:list, # Dicts: name, kind, diff (as of `difference`, or None), dots [(seed, difference)]
@@ -73,13 +71,6 @@ def forest_of(found, against):
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #ceaf1753
 strokes = ('-', '--', ':')
 
-def _points(result, against):
-    "A run's validation accuracy: (x, accuracy)"
-    i = dict(steps=0, seconds=1)[against]
-    rows = result.get('curve') if isinstance(result.get('curve'), list) else []
-    return [(r[i], r[2]) for r in rows
-            if isinstance(r, list) and len(r) > 2 and num(r[i]) is not None and num(r[2]) is not None]
-
 def mean_curve(
     curves:list, # A list of (x, y) a seed
 ) -> list: # (x, y)
@@ -95,9 +86,9 @@ def compare_curves(
     against:str='steps', # Or seconds
 ) -> Markup:
     "Validation accuracy of every arm"
-    lines = []
+    lines,x = [], dict(steps=0, seconds=1)[against]
     for i,arm in enumerate(in_order(found)):
-        each = [_points(o, against) for o in arm_results(found, arm)]
+        each = [[(o[x], o[2]) for o in result.get('curve') or ()] for result in arm_results(found, arm)]
         look = dict(number=i, style=strokes[i//6 % 3])
         if len(each) > 1:
             lines.append(dict(look, name='', gid=f'curve seed arm{i}', width=.6, pieces=[dict(points=p) for p in each]))

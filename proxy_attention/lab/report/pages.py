@@ -11,19 +11,24 @@ from pathlib import Path
 import jinja2
 
 import proxy_attention
+from ..metrics.text import count, loss_text, share
 
 # %% ../../../nbs/lab/report/02_pages.ipynb #37663900
-def settings_rows(config):
-    "The resolved settings as (section, [(key, value)])"
-    conf = config.get('settings')
-    conf = conf if isinstance(conf, dict) else {}
-    out = [(k, [(n, v) for n,v in val.items() if v is not None]) for k,val in conf.items() if isinstance(val, dict)]
-    env = ([(k, v) for k,v in config.items() if k not in ('settings', 'made_by')]
-           + [(k, v) for k,v in conf.items() if not isinstance(v, dict)])
-    return out + [('run', env)]
+def settings_rows(about):
+    "The resolved settings as (section, [(key, value)]), and all else that is known of a run or a comparison"
+    settings = about.get('settings') or {}
+    def flat(v):
+        if isinstance(v, dict): v = [f'{a} {b}' for a,b in v.items()]
+        return ', '.join(map(str, v)) if isinstance(v, list) else v
+    rest = {k: flat(v) for k,v in about.items() if k not in ('kind', 'made_by', 'settings', 'classes')}
+    return [*((k, [(n, v) for n,v in part.items() if v is not None]) for k,part in settings.items()
+              if isinstance(part, dict)),
+            ('run', [*rest.items(), *((k, v) for k,v in settings.items() if not isinstance(v, dict))])]
 
 def template(name):
     "A template of this package; every value is escaped"
     loader = jinja2.FileSystemLoader(Path(proxy_attention.__file__).parent/'lab'/'report')
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True).get_template(name)
+    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                             lstrip_blocks=True)
+    env.filters |= dict(share=share, count=count, loss=loss_text)
+    return env.get_template(name)
