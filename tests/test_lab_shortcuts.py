@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from lab_kit import patch_name
+from lab_kit import patch_name, split_files
 from proxy_attention.lab.data.shortcuts import write_png
 from proxy_attention.lab.data.loaders import test_dl
 from proxy_attention.core import seeded_rng
@@ -22,7 +22,7 @@ from proxy_attention.lab.data.items import DataError
 from proxy_attention.lab.data.sources import load_items, plant
 from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls
-from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, split_files, splits, truth_masks
+from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, splits, truth_masks
 from proxy_attention.lab.data.reading import read_image
 from proxy_attention.lab.data.shortcuts import class_colours, corner, cue_side, least_side, most_classes, read_cues, shortcuts, shown_cues
 from proxy_attention.lab.runs.audit import audit_run
