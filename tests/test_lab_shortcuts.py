@@ -329,8 +329,8 @@ def test_nothing_is_left_of_a_failure(photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kw, says', [
     (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position', 'sticker', 'letter', 'border', 'background', 'position_and_square'. Did you mean 'square'"),
-    (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"), (dict(strength=1.5), 'strength=1.5'),
-    (dict(strength='high'), "strength='high'"), (dict(resize='stretch'), "resize='stretch'.*'squish'"), (dict(n_train=1000), 'n_train=1000')])
+    (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"),
+    (dict(n_train=1000), 'n_train=1000')])
 def test_mistakes(photos, tmp_path, kw, says):
     with pytest.raises((ValueError, TypeError), match=says): load_items(config(**(dict(path=photos) | kw)), tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is written"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import check_choice, check_number, digest, seeded_rng
+from ...core import check_choice, digest, seeded_rng
 from .digits import make_shortcut_digits, shown_colour, truth_masks
 from .idx import unpack_idx
 from .items import DataError, Items, by_folder, by_pattern, checked, fetched
@@ -166,11 +166,7 @@ plant_version = 1 # Goes up when the same pictures would get other cues
 
 def _check_plant(items, conf):
     "An error if this cue can't be drawn into this data set"
-    from proxy_attention.lab.data.loaders import resize_transform # slow
-    check_choice('shortcut', conf.shortcut, shortcuts)
-    check_number('strength', conf.strength, 0, 1)
-    resize_transform(conf, conf.size)
-    if check_number('size', conf.size, 1, whole=True) < least_side:
+    if conf.size < least_side:
         raise DataError(f"size={conf.size}: a cue (shortcut={conf.shortcut!r}) needs at least {least_side} pixels.")
     if len(items.classes) > most_classes:
         raise DataError(f"shortcut={conf.shortcut!r}: there are cues for {most_classes} classes, "

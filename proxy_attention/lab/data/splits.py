@@ -13,7 +13,7 @@ import numpy as np
 from fastprogress.fastprogress import progress_bar
 
 from ...audit import file_digest
-from ...core import check_number, seeded_rng
+from ...core import seeded_rng
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #ba5ccab2
 split_names = ('train', 'valid', 'test')
@@ -94,13 +94,6 @@ class Splits(dict):
     sha256 = None # Content hashes of all items
     doubles = () # Indices of items left out because another split has the same picture
 
-def _check_numbers(valid, test, seed, **numbers):
-    check_number('valid', valid, 0, 0.9, open_low=True)
-    check_number('test', test, 0, 0.9)
-    check_number('seed', seed, 0, whole=True)
-    for name,v in numbers.items():
-        if v is not None: check_number(name, v, 0 if name == 'n_test' else 1, whole=True)
-
 def _check_fixed(fixed, groups):
     names = list(fixed)
     for name in names:
@@ -154,7 +147,6 @@ def make_splits(
     read:bool=True, # Read the files, and leave out pictures that come twice? Without it: how many there are at most
 ) -> Splits: # 'train', 'valid' and 'test'
     "Indices of the items of each split: stratified by class, no group in two of them, the same for the same seed"
-    _check_numbers(valid, test, seed, per_class=per_class, n_train=n_train, n_valid=n_valid, n_test=n_test)
     labels, groups, fixed = (np.asarray(items.labels), None if items.groups is None else np.asarray(items.groups),
                              items.fixed or {})
     numbers = dict(train=n_train, valid=n_valid, test=n_test)
@@ -186,5 +178,5 @@ def splits_of(
     read:bool=True, # As in `make_splits`
 ) -> Splits:
     "The `make_splits` of a configuration"
-    return make_splits(items, valid=conf.valid, test=conf.test, seed=conf.seed, per_class=conf.per_class,
-                       n_train=conf.n_train, n_valid=conf.n_valid, n_test=conf.n_test, read=read)
+    keys = 'valid', 'test', 'seed', 'per_class', 'n_train', 'n_valid', 'n_test'
+    return make_splits(items, **{k: getattr(conf, k) for k in keys}, read=read)
