@@ -155,9 +155,7 @@ def _check_experiments(found, splits):
             found.tell(kind, name if kind == 'experiment' else getattr(conf.experiment, kind), [problem])
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #74118d8a
-def problems_of(
-    file, # `SettingsFile`
-) -> list: # Of `Problem`, by line
+def problems_of(file) -> list: # Of `Problem`, by line
     "All that is wrong with a settings file, as far as it is known without reading or downloading anything"
     warnings.filterwarnings('ignore', category=FutureWarning)
     found = _Found(file)

@@ -52,10 +52,7 @@ def fair_steps(conf, n_train):
     if p is None: return conf.epochs*per_epoch
     return (1 + p.cycles)*conf.epochs*per_epoch
 
-def fair_settings(
-    conf, # `Settings` of a run
-    steps:int, # Of all its stages together
-) -> Settings:
+def fair_settings(conf, steps:int) -> Settings:
     "The same run with so many steps, and without anything that could end it earlier or undo a part of it"
     return conf.model_copy(update=dict(experiment=conf.experiment.model_copy(update=dict(
         steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))

@@ -79,9 +79,7 @@ def _context():
     return context
 
 @contextlib.contextmanager
-def processes(
-    jobs:int, # How many
-):
+def processes(jobs:int):
     "A pool of processes that end with this one or when the block is interrupted; their work goes on the next time"
     with ProcessPoolExecutor(jobs, mp_context=_context(), initializer=_follow_parent) as pool:
         try: yield pool
@@ -116,9 +114,7 @@ def as_they_end(
         for f in done: yield running.pop(f), f.exception()
 
 # %% ../../../nbs/lab/compare/02_pool.ipynb #8b64aed9
-def steps_done(
-    folder, # Of a run
-) -> int:
+def steps_done(folder) -> int:
     "Optimizer steps of a run, as far as its record goes"
     ended,since = 0, 0
     for o in read_lines(folder):
@@ -128,10 +124,7 @@ def steps_done(
 
 class Progress:
     "How far several runs have come, and how long the rest will take"
-    def __init__(self,
-        folders:list, # Of the runs
-        steps:int, # Of each
-    ):
+    def __init__(self, folders:list, steps:int):
         self.folders, self.steps, self.start = folders, steps, time.perf_counter()
         self.before = self.done()
     def done(self): return sum(min(steps_done(f), self.steps) for f in self.folders)

@@ -45,18 +45,14 @@ def _ends(space):
     "The choices of a key, or the ends of its range"
     return (space.low, space.high) if isinstance(space, Range) else space
 
-def wrong_choices(
-    sweep, # A [sweep:...] section
-) -> list: # Of (key, value, message)
+def wrong_choices(sweep) -> list: # Of (key, value, message)
     "Unknown names among the values that a sweep would try"
     from proxy_attention.lab.runs.plan import wrong_names
     tried = [(key, value) for key,space in sweep.space.items() for value in _ends(space) if value is not None]
     return [(key, value, message.removeprefix(f'{key}='))
             for key,value in tried for *_,message in wrong_names('proxy', ProxyConfig(**{key: value}))]
 
-def check_space(
-    conf, # `SweepSettings`
-) -> list: # Of `Problem`
+def check_space(conf) -> list: # Of `Problem`
     "What the settings file's own check can't know: names of methods, selectors, fills"
     file = SettingsFile(conf.file)
     return [file.problem(message, file.origin['sweep', conf.name].get(key, f'sweep:{conf.name}'), key, str(value))

@@ -38,10 +38,7 @@ def setting_text(v):
 
 def objective_text(v, objective): return written('.4f', v) if lower_is_better(objective) else share(v)
 
-def policy_section(
-    name:str, # Of the policy
-    params:dict, # Values of its keys
-) -> str:
+def policy_section(name:str, params:dict) -> str:
     "A policy as a section of a settings file"
     return '\n'.join([f'[proxy:{name}]',
                       *(f"{k} = {setting_text(v) if not isinstance(v, float) else repr(v)}" for k,v in params.items())])
@@ -82,9 +79,7 @@ def sweep_text(
                  "that the search hasn't seen.", '', policy_section('found', best['params'])]
     return '\n'.join(text)
 
-def sweep_summary(
-    out, # Folder of a sweep
-) -> dict:
+def sweep_summary(out) -> dict:
     "A sweep in short, as plain values"
     lines = read_lines(out)
     head,best = lines[0], lines[-1]

@@ -23,11 +23,7 @@ from ..runs.state import is_run
 from ...files import read_lines
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
-def run_line(
-    arm:str,
-    seed:int,
-    folder, # Of the run
-) -> dict|None:
+def run_line(arm:str, seed:int, folder) -> dict|None:
     "What a run came to, in one line; None if it isn't done"
     lines = read_lines(folder) if is_run(folder) else []
     if not lines or lines[-1]['kind'] != 'end': return None
@@ -128,9 +124,7 @@ def _not_worse_lines(rows, best):
     return ['', *aligned(table), '',
             margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
 
-def comparison_text(
-    out, # Folder of a comparison, or its record
-) -> str:
+def comparison_text(out) -> str:
     "The table of a comparison, for a terminal"
     lines = read_lines(out)
     head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']

@@ -140,9 +140,7 @@ def make_shortcut_digits(
     return made(Path(path), recipe, lambda tmp: _write_digits(tmp, recipe), 'make_shortcut_digits')
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #b40108f2
-def truth_masks(
-    file, # An image of a data set made by `make_shortcut_digits`
-):
+def truth_masks(file):
     "Boolean masks (digit, shortcut) of `file`"
     file = Path(file)
     masks = read_masks(file.parents[2] if len(file.parents) > 2 else Path(), Path(*file.parts[-3:]),

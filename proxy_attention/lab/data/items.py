@@ -46,10 +46,7 @@ class Items:
     @cached_property
     def names(self) -> list: return relative_names(self.files, self.root)
 
-def checked(
-    items:Items,
-    source:str, # Its name, for errors
-) -> Items:
+def checked(items:Items, source:str) -> Items:
     "`items` if a network can learn from them, else a `DataError`"
     twice = [f for f,n in Counter(map(str, items.files)).items() if n > 1]
     if twice: raise DataError(f"data source={source!r}: {len(twice)} files are listed twice: {some(twice)}.")
@@ -60,9 +57,7 @@ def checked(
     return items
 
 # %% ../../../nbs/lab/data/05_items.ipynb #f1d1714d
-def search_paths(
-    source:str, # Name of the data set
-) -> list:
+def search_paths(source:str) -> list:
     "Folders in which a known data set is looked for if no path is given"
     named = os.environ.get('PROXY_ATTENTION_DATA')
     return ([Path(named)/source] if named else []) + [Path('data')/source]

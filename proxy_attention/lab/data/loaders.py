@@ -68,11 +68,6 @@ def make_dls(
     dls = block.dataloaders(train + valid, path=Path(path), bs=bs, num_workers=conf.num_workers, device='cpu')
     return dls.to(default_device() if device is None else device)
 
-def test_dl(
-    dls, # From `make_dls`
-    items:Items,
-    splits,
-    split:str='test', # A key of `splits`
-):
+def test_dl(dls, items:Items, splits, split:str='test'):
     "The labelled images of a split in the order of the files, as validation sees them: never shuffled or augmented"
     return dls.test_dl(_entries(items, splits[split]), with_labels=True)

@@ -27,9 +27,7 @@ least_side = 28 # Pixels; in a smaller picture a cue would be a few dots
 colours = np.array([[230, 25, 25], [250, 140, 10], [235, 225, 20], [110, 210, 20], [10, 120, 50],
                     [20, 210, 200], [25, 95, 240], [130, 40, 210], [245, 60, 220], [120, 70, 25]], dtype=np.uint8)
 
-def class_colours(
-    n:int, # Number of classes
-) -> np.ndarray: # (n,3), RGB
+def class_colours(n:int) -> np.ndarray: # (n,3), RGB
     "A colour a class: those of `colours`; for more classes hues around the circle, by turns bright, dark and pale"
     if n <= len(colours): return colours[:n]
     hsv = [(180*k//n, 110 if k % 3 == 2 else 255, 120 if k % 3 == 1 else 245) for k in range(n)]
@@ -118,9 +116,7 @@ def draw_texture(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
     return out, mask
 
 # %% ../../../nbs/lab/data/00_shortcuts.ipynb #5f54cc26
-def mark_side(
-    size:int, # Smaller side of the picture
-) -> int:
+def mark_side(size:int) -> int:
     "Side of the mark that `draw_position` draws; it lies a pixel from the edge"
     return cue_side(size, 0.15)
 
@@ -241,9 +237,7 @@ def write_cues(
     "The table of the cues"
     (root/'cues.json').write_text(json.dumps(cues, indent=0, ensure_ascii=False) + '\n', encoding='utf-8')
 
-def read_cues(
-    root:Path, # Folder of the data set
-) -> dict:
+def read_cues(root:Path) -> dict:
     "What `write_cues` wrote"
     return json.loads((root/'cues.json').read_text(encoding='utf-8'))
 

@@ -79,10 +79,7 @@ def signer_blocks(
     return [f"signer {block[i]:03}" for i in range(len(names))]
 
 # %% ../../../nbs/lab/data/07_sources.ipynb #b6892541
-def asl_digits(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def asl_digits(conf, cache:Path) -> Items:
     "Photos of hands that show the digits 0 to 9; a group is a person"
     root = find_folder(conf, 'asl_digits')
     if root is None:
@@ -110,17 +107,11 @@ def _published(conf, source, published, names=None):
     items.labels = [(names or {}).get(c, c) for c in items.labels]
     return items
 
-def cifar10(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def cifar10(conf, cache:Path) -> Items:
     "CIFAR-10, or a part of it"
     return _published(conf, 'cifar10', 'CIFAR')
 
-def imagenette(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def imagenette(conf, cache:Path) -> Items:
     "Imagenette, at 160 pixels where it is fetched"
     return _published(conf, 'imagenette', 'IMAGENETTE_160', imagenette_names)
 

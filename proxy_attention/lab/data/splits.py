@@ -32,9 +32,7 @@ def some(names, n:int=3) -> str:
     return ', '.join(names[:n]) + (f" and {len(names)-n} more" if len(names) > n else '')
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #921b758e
-def file_hashes(
-    files, # Files
-) -> list: # None where a file can't be read
+def file_hashes(files) -> list: # None where a file can't be read
     "SHA-256 of the content of each file"
     files = list(files)
     with ThreadPoolExecutor(4) as pool: return list(shown(pool.map(file_digest, files), len(files)))

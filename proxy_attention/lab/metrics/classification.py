@@ -73,10 +73,7 @@ def _per_group(right, groups):
     return dict(per_group=rows, worst_group_accuracy=min(r['accuracy'] for r in rows.values()))
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #d0f3dd0f
-def model_cost(
-    model:nn.Module, # An image classifier
-    size:int, # Side of the image
-) -> dict:
+def model_cost(model:nn.Module, size:int) -> dict:
     "Parameters, those of them that are trained, and multiply-adds for one image; the model is left as it was"
     model,like = unwrap(model), next(model.parameters())
     x = torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)
@@ -102,9 +99,7 @@ def time_to_target(
         if row['accuracy'] >= target: return dict(epochs=epochs, seconds=spent)
     return dict(epochs=None, seconds=None)
 
-def copies_mb(
-    folder, # Of copies
-) -> float:
+def copies_mb(folder) -> float:
     "What copies take on disk. Their manifest, which is longer after a run that was stopped, isn't counted"
     return sum(f.stat().st_size for f in Path(folder).rglob('*.*') if f.suffix in ('.png', '.jpg', '.npz'))/1e6
 

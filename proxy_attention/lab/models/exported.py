@@ -88,9 +88,7 @@ def _check_known(labels, classes, what):
                         "there must be images of two classes at least.")
 
 # %% ../../../nbs/lab/models/05_exported.ipynb #9e135c28
-def exported_classes(
-    learn, # From `load_exported`
-) -> list:
+def exported_classes(learn) -> list:
     "The classes that the learner tells apart; a `ValueError` if it doesn't give each image one of them"
     return list(_categorize(learn)[1].vocab)
 

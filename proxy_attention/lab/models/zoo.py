@@ -36,10 +36,7 @@ class OwnNet:
                            f"or a file that holds weights of {self.name}.")
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #35d803aa
-def reachable(
-    url:str, # Any address of the server
-    timeout:float=5, # Seconds
-) -> bool:
+def reachable(url:str, timeout:float=5) -> bool:
     "Does the server answer, with whatever?"
     try:
         request = urllib.request.Request(url, method='HEAD') # noqa: S310  (a constant of a model's class)
@@ -119,10 +116,7 @@ class Lite0Net(TimmNet):
         return fit_weights(model, dict(zip(names, theirs)), file, say=False)
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #ec792699
-def with_channels(
-    model:nn.Module, # Made for three channels
-    n_in:int, # Channels of the images
-) -> nn.Module:
+def with_channels(model:nn.Module, n_in:int) -> nn.Module:
     "`model`, with a new first convolution where the images don't have three channels"
     if n_in == 3: return model
     name = first_conv(model)
@@ -221,10 +215,7 @@ def weights_kind(weights):
     return weights if weights in ('none', 'imagenet') else Path(weights)
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #db1bc549
-def check_weights(
-    arch:str, # As in `make_model`
-    weights, # As in `make_model`
-):
+def check_weights(arch:str, weights):
     "An error if `arch` has no such weights, or the file isn't there; nothing is read or fetched"
     kind = weights_kind(weights)
     if kind == 'imagenet': find_net(arch).check_weights()

@@ -17,11 +17,7 @@ from .svg import ARM_COLOURS, PAPER, SOFT, TEXT, draw_svg, line_chart
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #9daf655b
 arm_colours = dict(control=5, baseline=3, proxies=0) # Numbers of the page's colours
 
-def pairs(
-    found, # What `read_comparison` returns
-    arm:str,
-    other:str,
-) -> list: # (seed, difference)
+def pairs(found, arm:str, other:str) -> list: # (seed, difference)
     "Differences of test accuracy, seed by seed"
     right = {k: o['test_accuracy'] for k,o in found['results'].items() if o['test_accuracy'] is not None}
     return [(s, right[arm, s] - right[other, s]) for s in found['seeds'] if {(arm, s), (other, s)} <= right.keys()]
@@ -81,10 +77,7 @@ def mean_curve(
     return [(mean_known(x for x,_ in c), mean_known(y for _,y in c))
             for c in [*zip(*(c[:n] for c in curves)), [c[-1] for c in curves]]]
 
-def compare_curves(
-    found, # What `read_comparison` returns
-    against:str='steps', # Or seconds
-) -> Markup:
+def compare_curves(found, against:str='steps') -> Markup:
     "Validation accuracy of every arm"
     lines,x = [], dict(steps=0, seconds=1)[against]
     for i,arm in enumerate(in_order(found)):

@@ -34,9 +34,7 @@ def _extra(found):
         out['Worst group'] = 'test_worst_group_accuracy'
     return out
 
-def verdict_table(
-    found, # What `read_comparison` returns
-) -> dict: # heads, rows; a cell is its text and its CSS class
+def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS class
     "A row an arm: accuracies, differences, costs"
     best = best_control(found)
     def mean(key, write): return lambda a: (write(average(found, a, key)), '')

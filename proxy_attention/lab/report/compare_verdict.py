@@ -52,9 +52,7 @@ def in_order(found) -> list:
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #8d7f22ea
 @refuse_damaged
-def read_comparison(
-    folder, # Folder of a comparison, or its `record.jsonl`
-) -> dict: # name, folder, about, arms, seeds, results, verdicts, missing
+def read_comparison(folder) -> dict: # name, folder, about, arms, seeds, results, verdicts, missing
     "The record of a comparison, as far as it came"
     if not is_comparison(folder):
         raise ValueError(f"{folder} is not the folder of a comparison: it has no record.jsonl of one.")
@@ -206,9 +204,7 @@ def unfair_parts(found):
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #ef71d856
 @refuse_damaged
-def comparison_verdict(
-    found, # What `read_comparison` returns
-) -> list: # Sentences, the first is the verdict
+def comparison_verdict(found) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
     bad,unfair = unclean_runs(found), unfair_parts(found)
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
@@ -219,9 +215,7 @@ def comparison_verdict(
     return out + (_by_validation(found) if len(in_order(found)) > 1 else [])
 
 @refuse_damaged
-def comparison_summary(
-    found, # What `read_comparison` returns
-) -> dict:
+def comparison_summary(found) -> dict:
     "A comparison in short, as plain values"
     a,done,of = found['about'], len(found['results']), len(found['arms'])*len(found['seeds'])
     return dict(comparison=found['name'], folder=str(found['folder']), done=not found['missing'],

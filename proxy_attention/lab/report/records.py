@@ -27,9 +27,7 @@ def refuse_damaged(f):
     return wrapped
 
 @refuse_damaged
-def read_records(
-    folder, # Folder of a run, or its `record.jsonl`
-) -> dict: # name, folder, config, run, next, epochs, scouts, stages, end
+def read_records(folder) -> dict: # name, folder, config, run, next, epochs, scouts, stages, end
     "The records of a run, as far as it came"
     folder = Path(folder)
     if folder.is_file() and folder.suffix != '.jsonl':
@@ -44,16 +42,12 @@ def read_records(
                 next=read_json(folder/'state.json').get('next'), epochs=of('epoch'), scouts=of('scout'),
                 stages=of('stage'), end=(of('end') or [None])[-1])
 
-def record_kind(
-    folder, # Folder, or a `record.jsonl`
-) -> str|None: # compare, sweep, run, ...; None if there is no record
+def record_kind(folder) -> str|None: # compare, sweep, run, ...; None if there is no record
     "What the first line of a record says that it is"
     file = Path(folder)/'record.jsonl' if Path(folder).is_dir() else Path(folder)
     if file.suffix != '.jsonl' or not file.is_file(): return None
     with open(file, 'rb') as f: return at(parse_json(f.readline()), 'kind')
 
-def is_comparison(
-    folder, # Folder, or a `record.jsonl`
-) -> bool:
+def is_comparison(folder) -> bool:
     "Did `proxy-attention compare` make this record?"
     return record_kind(folder) == 'compare'

@@ -63,9 +63,7 @@ def run_curves(
     return [o for o in out if o['svg']]
 
 # %% ../../../nbs/lab/report/05_run_page.ipynb #eb81bbf7
-def class_rows(
-    report, # A classification report
-) -> list: # Dicts: name, n, precision, recall, f1; the worst first
+def class_rows(report) -> list: # Dicts: name, n, precision, recall, f1; the worst first
     "Precision and recall of every class"
     return sorted((dict(name=k, **v) for k,v in report['per_class'].items()), key=lambda r: r['f1'])
 

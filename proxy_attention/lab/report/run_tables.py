@@ -30,9 +30,7 @@ def _looked(s):
                       *(f"{count(s[k])} {what}" for k,what in words.items()
                         if s.get(k) or k in s and k in ('candidates', 'proxies'))])
 
-def stage_rows(
-    records, # What `read_records` returns
-) -> list: # Dicts: what, note, undone, and values
+def stage_rows(records) -> list: # Dicts: what, note, undone, and values
     "A row a stage, and one for the test"
     out = [_row('Scouts', s, note=scout_text(s)) for s in records['scouts']]
     for s in records['stages']:
@@ -72,9 +70,7 @@ def extra_columns(rows) -> list:
         r['worst_group_accuracy'] is not None for r in rows)
 
 @refuse_damaged
-def table_text(
-    records, # What `read_records` returns
-) -> str:
+def table_text(records) -> str:
     "The table of a run, for a terminal"
     rows = stage_rows(records)
     keys = quality_columns + extra_columns(rows)

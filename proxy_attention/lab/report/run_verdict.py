@@ -12,10 +12,7 @@ from ..metrics.text import count, plural, points, scout_text, share, step_text
 from .records import at, read_records, refuse_damaged
 
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #8426881c
-def wilson(
-    right:float, # Share that is right
-    n:int, # Of so many
-) -> tuple: # low, high
+def wilson(right:float, n:int) -> tuple: # low, high
     "95% interval of a share"
     z = 1.959964
     mid,half = right + z*z/(2*n), z*math.sqrt(right*(1-right)/n + z*z/(4*n*n))
@@ -103,9 +100,7 @@ def _audited(end):
             f"{'; '.join(found[:2])}."]
 
 @refuse_damaged
-def verdict(
-    records, # What `read_records` returns
-) -> list: # Sentences, the first is the verdict
+def verdict(records) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
     end = records['end']
     if not end: return _unfinished(records)
@@ -115,9 +110,7 @@ def verdict(
 
 # %% ../../../nbs/lab/report/04_run_verdict.ipynb #e2fb844d
 @refuse_damaged
-def summary(
-    folder, # Folder of a run, or its `record.jsonl`
-) -> dict:
+def summary(folder) -> dict:
     "A run in short, as plain values"
     r = read_records(folder)
     end,config,kept = r['end'] or {}, r['config'], _kept(r)

@@ -37,9 +37,7 @@ MADE_BY = 'proxy_attention run'
 class RunError(ValueError):
     "A run's folder can't be used: it is taken, somebody else's, or was made with other settings"
 
-def is_cost(
-    key:str, # Of a record's line
-) -> bool:
+def is_cost(key:str) -> bool:
     "Is it a cost, which no two runs have the same?"
     return key.startswith(('seconds', 'images_per_second', 'peak_')) or key in ('started', 'command', 'commit')
 

@@ -30,9 +30,7 @@ def _first_signs(name):
     "Is it a file that a run has before its config.json?"
     return name == '.lock' or name.startswith('.config.json.') and name.endswith('.tmp')
 
-def check_run_folder(
-    folder, # Of a run that is to be made or gone on with
-):
+def check_run_folder(folder):
     "An error if the folder is a file, or holds what no run has made"
     folder = Path(folder)
     if folder.exists() and not folder.is_dir(): raise RunError(f"{str(folder)!r} is a file; give the name of a folder.")
@@ -210,10 +208,7 @@ def check_folder(
     if strange:
         raise RunError(f"{str(folder)!r} is a folder with something else in it (no {kind} made it); give another name.")
 
-def mark_folder(
-    folder, # As in `check_folder`
-    kind:str,
-):
+def mark_folder(folder, kind:str):
     "Make the folder ours, with a mark that says so"
     check_folder(folder, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -157,10 +157,7 @@ def finished_run(
                        "Run it again from the start.")
     return RunContext(run, Settings(**run.about['settings']), cache)
 
-def finished_learner(
-    folder, # Of a run
-    cache='data', # As in `finished_run`
-):
+def finished_learner(folder, cache='data'):
     "The learner of a run that is done: its images, its network with the weights that were tested, its learning rate"
     job = finished_run(folder, cache)
     learn = loaded(job, job.run.state['weights'])

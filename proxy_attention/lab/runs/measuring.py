@@ -24,10 +24,7 @@ from ...saliency import saliency_maps
 from ...scan import plain_batch, predict
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #95369595
-def predictions(
-    model,
-    dl, # Labelled
-) -> tuple: # probabilities (N,C), targets (N,)
+def predictions(model, dl) -> tuple: # probabilities (N,C), targets (N,)
     "What the network says of every image of a loader, in its order"
     logits,y = predict(model, dl)
     return logits.softmax(1).numpy(), y.numpy()

@@ -38,10 +38,7 @@ def stage_steps(
                             f"and {cycles} more stages. Raise steps.")
     return each if cycle else first
 
-def even_epochs(
-    steps:int, # Of a stage
-    per_epoch:int, # Batches of a real epoch
-) -> int:
+def even_epochs(steps:int, per_epoch:int) -> int:
     "The number of equal parts of `steps` whose length comes nearest to `per_epoch`"
     return min((n for n in range(1, steps+1) if steps % n == 0), key=lambda n: (abs(math.log(steps/n/per_epoch)), n))
 
@@ -69,9 +66,7 @@ def stage_fits(
             dict(frozen=False, epochs=epochs, lr=slice(lr/200, lr/2), steps=None, more=dict(pct_start=0.3, div=5.))]
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a674b071
-def allowed_judge(
-    conf, # `Settings`
-):
+def allowed_judge(conf):
     "An error unless the network allows the method that judges maps: tried on a blank image, with random weights"
     method = check_choice('judge', conf.experiment.judge, saliency_methods)
     _try_judge(method, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
@@ -96,10 +91,7 @@ def named_fits(
     name = {True: f'{stage}, the head alone', False: stage, None: stage}
     return [(name[f['frozen']], f['epochs']*(f['steps'] or per_epoch)) for f in fits]
 
-def run_batches(
-    conf, # `Settings`
-    n:int, # Training images
-) -> list: # Of (what, batches)
+def run_batches(conf, n:int) -> list: # Of (what, batches)
     "How many batches each fit of a run has, at least: copies may add to them"
     e,p,per_epoch,out = conf.experiment, conf.proxy, n//min(conf.data.bs, n), []
     for cycle in range(1 if p is None else p.cycles + 1):
@@ -119,10 +111,7 @@ def check_batches(
     raise SettingsError(f"accumulate={accumulate}: {what} has only {n} {'batch' if n == 1 else 'batches'}, so it would "
                         "not make one optimizer step. Lower accumulate, or train longer.")
 
-def long_scout(
-    conf, # `Settings`
-    n:int, # Training images
-) -> str: # '' if there is no scout, or a short one
+def long_scout(conf, n:int) -> str: # '' if there is no scout, or a short one
     "What is said of a scout that is longer than the fit it goes before"
     if conf.proxy is None or conf.proxy.policy.get('scout') is None: return ''
     per_epoch = n//min(conf.data.bs, n)
@@ -137,9 +126,7 @@ def known_images(data) -> int|None: # Training images; None: not known yet
     "What the section of a data set alone says: at most so many"
     return 1200 if data.source == 'shortcut_digits' and data.n_train is None else data.n_train
 
-def known_amounts(
-    conf, # `Settings`
-) -> tuple: # (n, folds, why), as in `wrong_amounts`
+def known_amounts(conf) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What the settings alone say of the training images: at most so many"
     d,n = conf.data, known_images(conf.data)
     if d.group is not None: return n, n, f"there are only {n} training images"
@@ -235,9 +222,7 @@ def _trials(kind, section):
         if section.precision in ('fp16', 'bf16'): yield 'precision', partial(_precision_here, section.precision)
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
-def wrong_judge(
-    conf, # `Settings`
-) -> list: # Of (key, value, message)
+def wrong_judge(conf) -> list: # Of (key, value, message)
     "Is the method that judges maps one that the network doesn't allow? Unknown names are no matter of this"
     judge = conf.experiment.judge
     if judge not in saliency_methods or wrong_names('model', conf.model): return []
@@ -263,9 +248,7 @@ def wrong_names(
         except (ValueError, TypeError, ImportError) as e: out.setdefault(str(e), (key, key and getattr(section, key)))
     return [(key, value, message) for message,(key,value) in out.items()] # The same words twice are one mistake
 
-def check_names(
-    conf, # `Settings`
-) -> list: # Of (kind, key, value, message)
+def check_names(conf) -> list: # Of (kind, key, value, message)
     "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
     sections = dict(data=conf.data, model=conf.model, proxy=conf.proxy, experiment=conf.experiment)
     out = [(kind, *found) for kind,s in sections.items() if s is not None for found in wrong_names(kind, s)]

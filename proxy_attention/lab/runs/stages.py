@@ -78,9 +78,7 @@ def labels(job, fold:int):
     run.commit(**changes, seconds=st['seconds'] + took, seconds_labels=st.get('seconds_labels', 0.) + took)
 
 # %% ../../../nbs/lab/runs/07_stages.ipynb #aea6d801
-def disk_error(
-    report:dict, # Of the callback
-) -> str:
+def disk_error(report:dict) -> str:
     "Why copies could not be written, if that has to do with the disk and not with the images; else ''"
     why = str(report.get('why') or '')
     return why if why.startswith('path=') else ''

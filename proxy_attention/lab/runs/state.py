@@ -107,9 +107,7 @@ def lock_folder(folder):
 # %% ../../../nbs/lab/runs/01_state.ipynb #a60b8f2d
 weight_keys = ('initial', 'weights', 'opt', 'seen', 'said') # Keys of the state that name files in `weights/`
 
-def last_state(
-    folder, # Of a run
-) -> dict:
+def last_state(folder) -> dict:
     "How far a run came, as far as that can be read"
     found = (read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak'))
     return next((s for s in found if s is not None), dict(next=['prepare'], record_bytes=0))
@@ -199,9 +197,7 @@ def read_state(file) -> dict|None:
     except ValidationError: return None
     return got
 
-def has_trained(
-    folder, # Of a run
-) -> bool:
+def has_trained(folder) -> bool:
     "Is there anything in the folder that training has made, or may have made?"
     folder = Path(folder)
     if (folder/'partial.pt').exists(): return True
