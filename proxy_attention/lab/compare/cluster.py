@@ -22,7 +22,7 @@ from ..config.sections import ClusterConfig
 from ..config.settings import load_cluster
 from ..metrics.text import plural
 from ..runs.checkpoint import RunError
-from ..runs.folder import check_run_folder
+from ..runs.folder import check_folder
 from ..runs.state import check_same, jobs_folder
 
 # %% ../../../nbs/lab/compare/03_cluster.ipynb #d2b3d611
@@ -141,7 +141,7 @@ def run_as_job(
     say, # What is told goes there
 ) -> Path: # Folder of the run
     "As `run_settings`, in a job of a cluster"
-    check_run_folder(out)
+    check_folder(out)
     check_same(out, conf)
     if run_end(out) is not None:
         say(f"{out} is done already")

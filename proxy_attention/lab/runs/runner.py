@@ -17,7 +17,7 @@ from ...core import preserve_rng
 from ..config.settings import load_experiment
 from ..metrics.text import command_line, count, step_text
 from .checkpoint import RunError, provenance
-from .folder import Run, check_run_folder
+from .folder import Run, check_folder
 from ...core import deterministic
 from .job import RunContext, find_lr, prepare
 from .measuring import test
@@ -77,7 +77,7 @@ def run_settings(
     "Stages 0 to 3 of checked settings, or what is left of them"
     check_settings(conf)
     out,threads = Path(out), torch.get_num_threads()
-    check_run_folder(out)
+    check_folder(out)
     if not is_run(out) or not has_trained(out): check_amounts(conf, data)
     bars = progress and (IN_NOTEBOOK or sys.stdout.isatty())
     try:
