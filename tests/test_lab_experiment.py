@@ -801,7 +801,7 @@ def test_judges_that_the_network_allows(run):
 
 @pytest.mark.parametrize('overrides, words', [
     (['label_gate=true', 'label_folds=4'], r'\[proxy:unsure\] label_folds=4: the smallest class has at most 3'), (['label_gate=true', 'label_folds=3', 'data.per_class=2'], 'label_folds=3.*at most 2'),
-    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1, the head alone has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
+    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1 has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
     (['proxy=early', 'scout=4 steps'], r"\[proxy:early\] scout='4 steps' is 4 steps, longer than the fit of 3"), (['proxy=tested', 'scout=21 steps', 'freeze_epochs=0', 'steps=20'], 'longer than the fit of 20'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
     (['accumulate=4', 'label_gate=true', 'label_folds=2', 'freeze_epochs=0', 'label_epochs=3'], 'accumulate=4: the network of a fold has only 3 batches')])
 @needs_cleanlab

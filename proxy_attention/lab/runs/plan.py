@@ -87,16 +87,13 @@ def named_fits(
     per_epoch:int, # Batches of an epoch
 ) -> list: # Of (what, batches)
     "How many batches each fit of a stage has"
-    stage = 'Stage 3' if cycle else 'Stage 1'
-    name = {True: f'{stage}, the head alone', False: stage, None: stage}
-    return [(name[f['frozen']], f['epochs']*(f['steps'] or per_epoch)) for f in fits]
+    return [('Stage 3' if cycle else 'Stage 1', f['epochs']*(f['steps'] or per_epoch)) for f in fits]
 
 def run_batches(conf, n:int) -> list: # Of (what, batches)
     "How many batches each fit of a run has, at least: copies may add to them"
-    e,p,per_epoch,out = conf.experiment, conf.proxy, n//min(conf.data.bs, n), []
-    for cycle in range(1 if p is None else p.cycles + 1):
-        fits = stage_fits(conf, cycle, 0., per_epoch, accumulate=e.accumulate)
-        out += named_fits(fits, cycle, per_epoch)
+    e,p,per_epoch = conf.experiment, conf.proxy, n//min(conf.data.bs, n)
+    out = [fit for cycle in range(1 if p is None else p.cycles + 1)
+           for fit in named_fits(stage_fits(conf, cycle, 0., per_epoch, accumulate=e.accumulate), cycle, per_epoch)]
     if p is None or not p.label_gate: return out
     left = n - -(-n//p.label_folds) # What the network of the largest fold is trained on
     return out + [('the network of a fold', (p.label_epochs or conf.epochs)*(left//min(conf.data.bs, left)))]
