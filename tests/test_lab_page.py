@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab_kit import make_run
 
-from proxy_attention.lab.report import run_page as report
 from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report, write_run_report
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_tables import stage_rows, table_text
@@ -285,7 +285,7 @@ def test_summary(tmp_path):
 def test_reading_a_record_is_light(tmp_path):
     run = make_run(tmp_path/'try', pictures=1)
     code = f"import sys; from proxy_attention.lab.report.run_page import write_report; write_report({str(run)!r}); assert not {{'torch', 'fastai', 'pandas'}} & set(sys.modules)"
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=report.Path(report.proxy_attention.__file__).parent.parent)
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent)
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     run = make_run(tmp_path/'try')

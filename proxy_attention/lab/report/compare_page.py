@@ -8,10 +8,6 @@ __all__ = ['verdict_table', 'write_compare_report']
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #ac1a425d
 from pathlib import Path
 
-from markupsafe import Markup
-
-import proxy_attention
-from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
 from ..metrics.text import bound_text, count, interval_text, secs, share, written
 from .compare_charts import compare_curves, forest_of
@@ -19,9 +15,9 @@ from .compare_verdict import arm_results, average, best_control, comparison_verd
 from .compare_verdict import copies_trained_on, difference, in_order
 from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
 from .compare_verdict import unclean_runs, unfair_parts
-from .pages import settings_rows, template
+from .pages import settings_rows, write_page
 from .records import at, refuse_damaged
-from .run_page import content_policy, gallery
+from .run_page import gallery
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
 def _extra(found):
@@ -92,30 +88,6 @@ def _run_rows(found):
     return dict(heads=heads, rows=rows)
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #90b5a93a
-_pointing = """
-for (const b of document.querySelectorAll('.pick button')) {
-  const charts = document.querySelector('.curves'), n = b.dataset.arm;
-  const show = on => {
-    for (const e of charts.querySelectorAll('.lit')) e.classList.remove('lit');
-    charts.classList.toggle('one', on);
-    if (on) for (const e of charts.querySelectorAll('.arm' + n)) e.classList.add('lit');
-  };
-  const held = () => document.querySelector('.pick button[aria-pressed=true]');
-  const rest = () => { const h = held(); if (h) h.dispatchEvent(new Event('show')); else show(false); };
-  b.addEventListener('show', () => show(true));
-  b.addEventListener('mouseenter', () => show(true));
-  b.addEventListener('focus', () => show(true));
-  b.addEventListener('mouseleave', rest);
-  b.addEventListener('blur', rest);
-  b.addEventListener('click', () => {
-    const was = b.getAttribute('aria-pressed') === 'true', h = held();
-    if (h) h.setAttribute('aria-pressed', 'false');
-    b.setAttribute('aria-pressed', String(!was));
-    rest();
-  });
-}
-"""
-
 def _same(found):
     "What all runs share, in sentences"
     results,unfair,out = found['results'], unfair_parts(found), []
@@ -155,15 +127,12 @@ def write_compare_report(
     curves = [(f'By {words}', svg)
               for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds'))
               if (svg := compare_curves(found, against))]
-    page = template('compare.html').render(
-        name=found['name'], sentences=comparison_verdict(found), arms=verdict_table(found), plots=plots, curves=curves,
-        warn=bool(bad or found['missing'] or unfair_parts(found)), n_seeds=len(found['seeds']),
+    out = found['folder']/'report.html' if out is None else Path(out)
+    write_page(
+        out, 'compare', name=found['name'], sentences=comparison_verdict(found), arms=verdict_table(found), plots=plots,
+        curves=curves, warn=bool(bad or found['missing'] or unfair_parts(found)), n_seeds=len(found['seeds']),
         legend=[dict(number=i, colour=i % 6, stroke=i//6 % 3, name=a) for i,a in enumerate(arms)], few=len(arms) <= 3,
         cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad, n_runs=len(found['results']),
         margin=found['about'].get('margin'), runs=_run_rows(found), command=found['about']['command'],
-        settings=settings_rows(found['about']), galleries=_galleries(found), interval=found['about']['interval'],
-        script=Markup(_pointing), policy=content_policy(_pointing), # noqa: S704  (a constant)
-        version=proxy_attention.__version__)
-    out = found['folder']/'report.html' if out is None else Path(out)
-    write_atomic(out, page.encode(errors='replace'))
+        settings=settings_rows(found['about']), galleries=_galleries(found), interval=found['about']['interval'])
     return out

@@ -177,13 +177,8 @@ def _gaps(found):
     "What is missing"
     if not found['missing']: return []
     n,of = len(found['results']), len(found['arms'])*len(found['seeds'])
-    alike = {}
-    for a,m in found['missing'].items(): alike.setdefault(tuple(m), []).append(a)
-    def seeds(m):
-        return ('every seed' if len(m) == len(found['seeds'])
-                else f"{'seed' if len(m) == 1 else 'seeds'} {join_words(m)}")
-    which = '; '.join(f"{seeds(m)} of {'every arm' if len(arms) == len(found['arms']) > 1 else join_words(arms)}"
-                      for m,arms in alike.items())
+    which = '; '.join(f"{'every seed' if len(m) == len(found['seeds']) else f'seeds {join_words(m)}'} of {a}"
+                      for a,m in found['missing'].items())
     return [f"This comparison is not finished: {count(n)} of {plural(of, 'run')} {'is' if n == 1 else 'are'} done.",
             f"Missing: {which}. An arm is judged by the seeds that it shares with the other one.",
             f"To go on: {found['about']['command']}"]
