@@ -104,42 +104,31 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     write_lines(file, [dict(kind='compare', **about), *results,
                        *(verdicts(results, interval=interval, margin=margin) if results else [])])
 
-def _short(v):
-    "A verdict in two cells: what it is, and the numbers"
-    if v is None: return '', ''
+def _cells(v, asked):
+    "A verdict in cells: the numbers and what they are, and, if that was asked, whether a loss is ruled out"
+    if v is None: return ('', '', '')[:2 + asked]
     kind = {1: 'gain', 0: 'no effect shown', -1: 'loss'}[effect_sign(v['low'], v['high'], v['n'])]
-    return interval_text(v), kind
-
-def _not_worse_lines(rows, best):
-    "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
-    asked = [v for row in rows for k in ('erm', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
-    if not asked: return []
-    others = dict(erm='erm') | (dict(best=best) if best not in (None, 'erm') else {})
-    def cell(v): return bound_text(v['not_worse']) if 'not_worse' in v else ''
-    table = [('arm', *(f'not worse than {o}' for o in others.values())),
-             *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
-    few = min(v['n'] for v in asked)
-    margin = (f"Not worse: a loss of {100*asked[0]['not_worse']['margin']:.4g} points or more is ruled out by the "
-              "one-sided 95% bound, in brackets.")
-    return ['', *aligned(table), '',
-            margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
+    return (interval_text(v), kind, *([bound_text(v['not_worse'])] if asked else []))
 
 def comparison_text(out) -> str:
     "The table of a comparison, for a terminal"
-    lines = read_lines(out)
-    head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
-    results = [o for o in lines if o['kind'] == 'result']
-    best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
-    kinds = ('erm',) if best in (None, 'erm') else ('erm', 'best')
-    shown = [k for k in kinds if any(f'against_{k}' in v for v in rows)]
-    against = [text for k in shown for text in (f'against {best if k == "best" else k}', '')]
-    table = [('arm', 'mean', 'lowest', 'highest', 'seconds', *against)]
+    head,*lines = read_lines(out)
+    results,rows = ([o for o in lines if o['kind'] == k] for k in ('result', 'verdict'))
+    best,margin = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None), head.get('margin')
+    others = {'erm': 'erm'} | ({} if best in (None, 'erm') else {'best': best})
+    others = {k: other for k,other in others.items() if any(f'against_{k}' in v for v in rows)}
+    asked = margin is not None
+    table = [('arm', 'mean', 'lowest', 'highest', 'seconds',
+              *(t for o in others.values() for t in (f'against {o}', '', f'not worse than {o}')[:2 + asked]))]
     for v in rows:
         values = [x for x in v['values'].values() if x is not None]
         table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}",
-                      *(cell for k in shown for cell in _short(v.get(f'against_{k}')))))
-    paired = (f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
-              f"for the number of arms; {best} is the best control. " if best else '')
-    note = (f"Test accuracy of {plural(len(head['seeds']), 'seed')}, {head['steps']} optimizer steps each. {paired}"
-            f"Audits: {sum(r['audit_ok'] for r in results)} of {plural(len(results), 'run')} clean.")
-    return '\n'.join([*aligned(table, range(1, 5)), '', note, *_not_worse_lines(rows, best)])
+                      *(cell for k in others for cell in _cells(v.get(f'against_{k}'), asked))))
+    note = (f"Test accuracy of {plural(len(head['seeds']), 'seed')}, {head['steps']} optimizer steps each. "
+            + (f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
+               f"for the number of arms; {best} is the best control. " if best else '')
+            + f"Audits: {sum(r['audit_ok'] for r in results)} of {plural(len(results), 'run')} clean.")
+    if asked:
+        note += (f"\nNot worse: a loss of {100*margin:.4g} points or more is ruled out by the one-sided 95% bound, in "
+                 "brackets. Fewer than 10 seeds rarely can show it.")
+    return '\n'.join([*aligned(table, range(1, 5)), '', note])

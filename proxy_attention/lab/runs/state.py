@@ -40,9 +40,9 @@ def _with_defaults(settings):
              for kind,cls in kinds.items()}
     return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
-def delete_files(folder):
-    "Delete what a run has written, its `config.json` last: the mark that it is ours"
-    for name in sorted(files, key=lambda f: f == 'config.json'):
+def delete_files(folder, keep=()):
+    "Delete what a run has written but what is to be kept, its `config.json` last: the mark that it is ours"
+    for name in sorted(set(files).difference(keep), key=lambda f: f == 'config.json'):
         if (folder/name).is_dir(): shutil.rmtree(folder/name)
         else: (folder/name).unlink(missing_ok=True)
 
