@@ -16,9 +16,9 @@ import numpy as np
 from ...core import check_choice, digest, seeded_rng
 from .digits import make_shortcut_digits, shown_colour, truth_masks
 from .idx import unpack_idx
-from .items import DataError, Items, by_folder, by_pattern, checked, fetched
-from .items import find_folder, folder_splits, groups_of, image_files
-from .items import items_from_files, label_source, missing_data, own_folder, own_items
+from .items import DataError, Items, by_folder, by_pattern, checked, folder_splits
+from .items import groups_of, image_files, items_from_files, label_source, located
+from .items import own_folder, own_items
 from .shortcuts import least_side, made, most_classes, read_cues, read_masks, shortcuts
 from .shortcuts import shown_cues, write_cues, write_png
 from .split_file import relative_names
@@ -81,10 +81,8 @@ def signer_blocks(
 # %% ../../../nbs/lab/data/07_sources.ipynb #b6892541
 def asl_digits(conf, cache:Path) -> Items:
     "Photos of hands that show the digits 0 to 9; a group is a person"
-    root = find_folder(conf, 'asl_digits')
-    if root is None:
-        raise missing_data('asl_digits',
-                       "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)", None)
+    root = located(conf, 'asl_digits',
+                   "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)")
     items = items_from_files(conf, root, 'asl_digits')
     if items.groups is None and not conf.labels and not conf.pattern: items.groups = signer_blocks(items.names)
     return items
@@ -99,9 +97,7 @@ def _published(conf, source, published, names=None):
     from fastai.data.external import URLs, untar_data # slow
     url = getattr(URLs, published)
     layout = "its folders train and test (or val), with a folder a class in each,"
-    root = find_folder(conf, source)
-    if root is None and not conf.download: raise missing_data(source, layout, url)
-    if root is None: root = fetched(source, lambda: untar_data(url), url, layout)
+    root = located(conf, source, layout, url, lambda: untar_data(url))
     items = items_from_files(conf, root, source, {'train': 'train', 'test': 'test', 'val': 'test', 'valid': 'test'})
     if items.fixed is None: raise DataError(f"data source={source!r}: {root} lacks {layout.removesuffix(',')}.")
     items.labels = [(names or {}).get(c, c) for c in items.labels]
@@ -132,14 +128,10 @@ def fashion_mnist(
     "Fashion-MNIST, from its IDX files"
     from torchvision.datasets import FashionMNIST # slow
     check_choice('labels', conf.labels or 'idx', ['idx'])
-    layout, address = ("its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package "
-                       "dataset-fashion-mnist has them)", FashionMNIST.mirrors[0])
+    layout = "its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package dataset-fashion-mnist has them)"
+    def fetch(): return FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
     # data/fashion_mnist may be where an earlier run unpacked them to
-    root = find_folder(conf, 'fashion_mnist', [debian_fashion], '*ubyte*')
-    if root is None and not conf.download: raise missing_data('fashion_mnist', layout, address, [debian_fashion])
-    if root is None:
-        def fetch(): return FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
-        root = fetched('fashion_mnist', fetch, address, layout)
+    root = located(conf, 'fashion_mnist', layout, FashionMNIST.mirrors[0], fetch, [debian_fashion], '*ubyte*')
     return _from_idx(conf, root, cache, 'fashion_mnist', fashion_names)
 
 # %% ../../../nbs/lab/data/07_sources.ipynb #7ddfc4db
