@@ -25,7 +25,7 @@ def _preset(name, **changes):
     return dict(proxy={k: 'off' if v is None else v for k,v in {**presets[name], **changes}.items()})
 
 def _early(conf, **changes):
-    "An early look by a scout, untested, as long as that of the experiment's own policy if it has one"
+    "An early look by a scout, untested, as long as the experiment's own"
     scout = None if conf.proxy is None else conf.proxy.scout
     return _preset('early_look', cycles=0, **({} if scout in (None, 'off') else dict(scout=scout)), **changes)
 
@@ -65,7 +65,7 @@ arms = {
                        "place", lambda conf: _preset('recommended', cycles=0)),
 }
 
-# What records of version 0.1 mean by an arm that is no longer there, or is something else now
+# What records of version 0.1 mean by an arm that is gone or something else now
 former_arms = {
     'two_fits': Arm('control', "version 0.1: plain training in two fits, the first as long as before an early look"),
     'early_look': Arm('proxies', "version 0.1: look early, start again with copies beside the originals"),

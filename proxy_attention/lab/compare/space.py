@@ -123,7 +123,7 @@ def _distribution(space):
     return (d.IntDistribution if whole else d.FloatDistribution)(space.low, space.high, log=space.log)
 
 def draw_trial(study, sweep):
-    "A new trial with a value for each key; drawn beside the journal, which gets all of it in one line"
+    "A new trial, drawn beside the journal, which gets all of it in one line"
     optuna = need_optuna()
     trials = study.get_trials()
     beside = optuna.create_study(direction=study.direction, sampler=_sampler(
@@ -135,7 +135,7 @@ def draw_trial(study, sweep):
     return study.get_trials()[-1]
 
 def key_importance(study, space):
-    "Share of the variance of the values that each key explains, by Optuna's fANOVA; {} where that can't be said"
+    "Share of the variance that each key explains, by Optuna's fANOVA; {} where that can't be said"
     optuna = need_optuna()
     if len({t.value for t in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}) < 2: return {}
     found = optuna.importance.get_param_importances(study, params=varied_keys(space),

@@ -47,7 +47,7 @@ def sweep_text(
     out, # Folder of a sweep, or its record
     top:int=10, # How many of the trials
 ) -> str:
-    "The best trials of a sweep as a table for a terminal, how much each key matters, and the best policy"
+    "The best trials of a sweep as a table, how much each key matters, and the best policy"
     lines = read_lines(out)
     head,trials,best = lines[0], [o for o in lines if o['kind'] == 'trial'], lines[-1]
     objective,keys = head['objective'], varied_keys(head['space'])

@@ -105,7 +105,7 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
                        *(verdicts(results, interval=interval, margin=margin) if results else [])])
 
 def _cells(v, asked):
-    "A verdict in cells: the numbers and what they are, and, if that was asked, whether a loss is ruled out"
+    "A verdict in cells: the numbers, what they are, and, if asked, whether a loss is ruled out"
     if v is None: return ('', '', '')[:2 + asked]
     kind = {1: 'gain', 0: 'no effect shown', -1: 'loss'}[effect_sign(v['low'], v['high'], v['n'])]
     return (interval_text(v), kind, *([bound_text(v['not_worse'])] if asked else []))

@@ -28,7 +28,7 @@ def reserved_digits(
     labels, # Classes of all digits
     n:int, # How many
 ) -> np.ndarray: # Their numbers
-    "The digits that are kept apart: stratified, the same whatever a data set's seed is, and fewer are a part of more"
+    "The digits kept apart: stratified, the same for every seed, fewer are a part of more"
     rank = np.empty(len(labels))
     for c in np.unique(labels):
         where = np.flatnonzero(labels == c)
@@ -115,7 +115,7 @@ def make_shortcut_digits(
     reserved:int=0, # So many digits are in no split
     holdout:bool=False, # These are the test, instead of the others
 ) -> Path: # The folder
-    "Draw the data set `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
+    "Draw `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
     strength = check_number('strength', 0 if strength is None else strength, 0, 1)
     check_choice('shortcut', shortcut, shortcuts)
     if reserved != 0: reserved = check_number('reserved', reserved, 10, n_digits-30, whole=True)
@@ -133,7 +133,7 @@ def make_shortcut_digits(
     size = check_number('size', size, 8*zoom + 2*square, 512, whole=True)
     recipe = dict(dataset='shortcut_digits', version=recipe_version, strength=strength,
                   n_train=n_train, n_valid=n_valid, seed=seed, size=size)
-    # else the recipe is what it was before there was this argument; so with those below
+    # Only what isn't usual: recipes stay what they were before there were these arguments
     if n_test is not None: recipe['n_test'] = n_test
     if shortcut != 'square': recipe['shortcut'] = shortcut
     if reserved: recipe |= dict(reserved=reserved, holdout=bool(holdout))

@@ -103,7 +103,7 @@ def image_files(root, source):
 
 # %% ../../../nbs/lab/data/05_items.ipynb #a2ca71f1
 def _regex(key, text, part):
-    "The pattern `text` of configuration key `key`, and the name or number of its group that holds the `part`"
+    "A compiled pattern, and the name or number of its group that holds the `part`"
     try: rx = re.compile(text)
     except re.error as e: raise DataError(f"{key}={text!r} is not a regular expression: {e}.") from None
     if part in rx.groupindex: return rx, part

@@ -69,5 +69,5 @@ def make_dls(
     return dls.to(default_device() if device is None else device)
 
 def test_dl(dls, items:Items, splits, split:str='test'):
-    "The labelled images of a split in the order of the files, as validation sees them: never shuffled or augmented"
+    "The labelled images of a split in their order, as validation sees them"
     return dls.test_dl(_entries(items, splits[split]), with_labels=True)

@@ -36,9 +36,7 @@ def _agreements(files, names, labels, cues):
     return partial(_cue_agrees, {str(f): cues[n] == c for f,n,c in zip(files, names, labels)})
 
 def shortcut_digits(
-    # Data configuration: `strength`, `n_train`, `n_valid`, `n_test`, `seed`, `size`,
-    # `path`, `shortcut`, `reserved`, `holdout`
-    conf,
+    conf, # Data configuration
     cache:Path, # Where it is drawn, unless `path` says otherwise
 ) -> Items:
     "The generated data set whose shortcut is known"
@@ -93,7 +91,7 @@ imagenette_names = {'n01440764': 'tench', 'n02102040': 'english_springer', 'n029
                     'n03888257': 'parachute'}
 
 def _published(conf, source, published, names=None):
-    "A data set in folders train and test (or val, which then is the test), at one of its places or from fastai"
+    "A data set in folders train and test (or val, which then is the test)"
     from fastai.data.external import URLs, untar_data # slow
     url = getattr(URLs, published)
     layout = "its folders train and test (or val), with a folder a class in each,"
@@ -179,7 +177,7 @@ def _write_planted(tmp, items, names, splits, conf):
 # %% ../../../nbs/lab/data/07_sources.ipynb #412e7b37
 def plant(
     items:Items, # A data set
-    conf, # Data configuration: `shortcut`, `strength`, `size`, `resize`, `seed`, and what decides the split
+    conf, # Data configuration
     cache:Path, # The copy goes there, into a folder of its own
 ) -> Items: # Those that are in a split, with the split
     "A copy of a data set with a cue in every picture, split as the data set would be without"

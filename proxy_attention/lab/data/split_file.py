@@ -88,7 +88,7 @@ def read_split(file:str|Path) -> dict:
     return split
 
 def split_digest(file:str|Path) -> str:
-    "Digest of who is where: names, labels and content of each split's files, wherever the folder lies"
+    "Digest of names, labels and content of each split's files, wherever the folder lies"
     split = read_split(file)
     return digest(json.dumps({k: split[k] for k in split_names}, sort_keys=True).encode())
 

@@ -30,7 +30,7 @@ def reliability(
     right:np.ndarray, # (N,) are they right?
     bins:int=15, # Of equal width; each holds its upper edge
 ) -> list:
-    "For each bin: how many predictions, their mean confidence and their accuracy (None where there are none)"
+    "For each bin: how many predictions, their mean confidence and accuracy (None if there are none)"
     at = np.clip(np.ceil(confidence*bins).astype(int) - 1, 0, bins-1)
     return [dict(n=int((at == b).sum()), confidence=_mean(confidence[at == b]), accuracy=_mean(right[at == b]))
             for b in range(bins)]
@@ -74,7 +74,7 @@ def _per_group(right, groups):
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #d0f3dd0f
 def model_cost(model:nn.Module, size:int) -> dict:
-    "Parameters, those of them that are trained, and multiply-adds for one image; the model is left as it was"
+    "Parameters, trainable parameters, and multiply-adds for one image; the model is left as it was"
     model,like = unwrap(model), next(model.parameters())
     x = torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -100,7 +100,7 @@ def time_to_target(
     return dict(epochs=None, seconds=None)
 
 def copies_mb(folder) -> float:
-    "What copies take on disk. Their manifest, which is longer after a run that was stopped, isn't counted"
+    "What copies take on disk, without their manifest, which is longer after a run that was stopped"
     return sum(f.stat().st_size for f in Path(folder).rglob('*.*') if f.suffix in ('.png', '.jpg', '.npz'))/1e6
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #a5bce811

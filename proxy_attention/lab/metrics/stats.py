@@ -58,7 +58,7 @@ def bootstrap_t(
     draws:int=9999, # Samples drawn
     seed:int=0, # Of the drawing
 ) -> Difference:
-    "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12); needs no normality"
+    "Mean of `a - b` with the studentised bootstrap interval (Efron & Tibshirani 1993, chapter 12)"
     d,mean,se,n = _paired(a, b)
     if se == 0: return _constant(mean, n, level)
     sample = np.random.default_rng(seed).choice(d, (draws, n))

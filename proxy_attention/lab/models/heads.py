@@ -26,7 +26,7 @@ def head_keys(model:nn.Module) -> set:
     return {k for n in head_names(model) for k in model.state_dict() if k.startswith(f'{n}.')}
 
 def _count(module, but):
-    "How many tensors and how many numbers there are to learn in `module`, those of ids `but` left out"
+    "How many tensors and numbers there are to learn in `module`, those of ids `but` left out"
     ps = [p for p in module.parameters() if id(p) not in but]
     return len(ps), sum(p.numel() for p in ps)
 

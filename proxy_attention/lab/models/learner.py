@@ -64,9 +64,9 @@ def make_learner(
     lr:float=defaults.lr,
     loss_func=None,
     cbs=None,
-    **kw, # Other arguments of `Learner`, such as opt_func, wd, path; the rest is the network's own, as in `make_model`
+    **kw, # Other arguments of `Learner`; the rest is the network's own, as in `make_model`
 ) -> Learner:
-    "A fastai learner in three parameter groups (early body, later body, head), frozen to the head if pretrained"
+    "A fastai learner in three parameter groups (`body_head_split`), frozen to the head if pretrained"
     for_learner = {k: kw.pop(k) for k in list(kw) if k in inspect.signature(Learner.__init__).parameters}
     pretrained = weights_kind(weights) != 'none'
     n_out = get_c(dls) if n_out is None else n_out

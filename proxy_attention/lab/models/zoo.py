@@ -193,7 +193,7 @@ def _torchvision_names():
 def find_net(
     arch:str, # A preset, a name of timm's or torchvision's, or `timm:NAME`, `torchvision:NAME`
 ):
-    "What is known of `arch`: an entry of `models`, or one made for it; an unknown name is an error with near ones"
+    "The network called `arch`: an entry of `models`, timm's or torchvision's; an error with near names"
     if arch in models: return models[arch]
     import timm
     home,_,name = arch.rpartition(':')
@@ -226,7 +226,7 @@ def input_stats(
     weights='imagenet', # As in `make_model`; a file is taken to expect what ImageNet's weights do
     n_in:int=3, # Channels; where they aren't three, each has the mean of the three
 ) -> tuple:
-    "Mean and standard deviation of the pixels (in [0,1]) that the weights expect; 0.5 for new weights"
+    "Mean and standard deviation of the pixels that the weights expect; 0.5 for new weights"
     stats = half if weights_kind(weights) == 'none' else find_net(arch).stats
     return tuple(list(s) if n_in == 3 else [sum(s)/len(s)]*n_in for s in stats)
 

@@ -31,7 +31,7 @@ def forest(
     if not rows: return Markup('')
     seen = [0., *(d for r in rows for _,d in r['dots']), *(r['diff']['mean'] for r in rows if r['diff'])]
     ends = [*seen, *(r['diff'][k] for r in rows if r['diff'] for k in ('low', 'high'))]
-    # An interval of two seeds may be twenty times as long as anything that was seen: it is cut off there
+    # The interval of two seeds may be twenty times as long as anything seen: it is cut off
     room = max(max(seen) - min(seen), 0.02)
     low,high = max(min(ends), min(seen) - room) - room*.03, min(max(ends), max(seen) + room) + room*.03
     def draw(ax):
@@ -70,7 +70,7 @@ strokes = ('-', '--', ':')
 def mean_curve(
     curves:list, # A list of (x, y) a seed
 ) -> list: # (x, y)
-    "The mean over the seeds of the first point, the second, and so on; the last is the mean of the last ones"
+    "The mean over the seeds, point by point; the last is the mean of the last ones"
     curves = [c for c in curves if c]
     if not curves: return []
     n = min(map(len, curves)) - 1

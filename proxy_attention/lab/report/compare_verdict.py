@@ -89,7 +89,7 @@ def _beaten(found):
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _not_worse(found):
-    "Who is shown to be not worse than erm and the best control, and who isn't, where that was asked"
+    "Who is shown to be not worse than erm and the best control, if that was asked"
     best = best_control(found)
     out,few = [], []
     for against,other in (('erm', 'erm'), ('best', best)):

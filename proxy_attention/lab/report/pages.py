@@ -21,7 +21,7 @@ from ..metrics.text import count, loss_text, share
 _folder = Path(proxy_attention.__file__).parent/'lab'/'report'
 
 def settings_rows(about):
-    "The resolved settings as (section, [(key, value)]), and all else that is known of a run or a comparison"
+    "The settings as (section, [(key, value)]), and all else that is known of a run or a comparison"
     settings = about.get('settings') or {}
     def flat(v):
         if isinstance(v, dict): v = [f'{a} {b}' for a,b in v.items()]

@@ -161,7 +161,7 @@ def write_run_report(
     folders, # Folder of a run, or several
     out=None, # The page; None: `report.html` in the run's folder
 ) -> Path: # The page
-    "Write the page of a run, or of several runs side by side, from their records and galleries alone"
+    "Write the page of a run, or of several side by side, from their records and galleries"
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if not folders: raise ValueError("folders is empty: name at least one run.")
     if compared := [str(f) for f in folders if is_comparison(f)]:

@@ -53,7 +53,7 @@ def plain(v):
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #f383bea1
 def commit() -> str|None:
-    "The commit of the package's checkout, with + if files were changed since; None if it isn't one"
+    "The commit of the package's checkout, with + if files were changed since; or None"
     top = Path(proxy_attention.__file__).resolve().parent.parent
     if not (top/'.git').exists(): return None
     def git(*args):

@@ -50,7 +50,7 @@ def check_folder(
         raise RunError(f"{str(folder)!r} is a folder with something else in it (no {kind} made it); give another name.")
 
 class Run:
-    "The folder of a run, taken by one process: its state, and a record whose lines count when the state says so"
+    "The folder of a run, taken by one process: its state, and a record whose lines the state counts"
     def __init__(self,
         folder, # Made if it isn't there
         about:dict, # From `provenance`
@@ -133,13 +133,13 @@ class Run:
         self._tidy()
 
     def _sums(self, state):
-        "SHA-256 of each file that a state builds on: as known, or, if the step has written it, of what it holds now"
+        "SHA-256 of each file that a state builds on"
         known = self.state.get('files', {})
         names = [n for n in (*files_needed(state), 'split.json') if (self/n).is_file()]
         return {n: known.get(n) or file_digest(self/n) for n in names}
 
     def _tidy(self):
-        "Delete weights that neither the state nor one to go back to names, and what killed processes left half written"
+        "Delete weights that no state names, and half-written files"
         states = [self.state, self.previous, self.state.get('back') or {}]
         named = {n for s in states for n in files_needed(s)}
         for f in [*(self/'weights').glob('*'), *self.folder.glob('*.tmp')]:
@@ -157,7 +157,7 @@ class Run:
         write_atomic(self/'partial.pt', digest(kept).encode() + b'\n' + kept)
 
     def partial(self) -> dict|None:
-        "What `checkpoint` has kept of the next step, its lines put back into the record; None if there is nothing"
+        "What `checkpoint` has kept of the next step, its lines put back into the record; or None"
         file = self/'partial.pt'
         if not file.exists(): return None
         mark,_,kept = file.read_bytes().partition(b'\n')

@@ -66,7 +66,7 @@ def subgroups(job, split):
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #12a96c28
 def test(job):
-    "The last line of the record: one test, with the weights of the last cycle that was kept; the audit; the costs"
+    "Test the weights of the last cycle that was kept, audit, and write the record's last line"
     run,conf,st,start,meter = job.run, job.conf, job.run.state, time.perf_counter(), CostMeter()
     job.seed('test')
     learn = loaded(job, st['weights'])

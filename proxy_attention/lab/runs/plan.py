@@ -67,7 +67,7 @@ def stage_fits(
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a674b071
 def allowed_judge(conf):
-    "An error unless the network allows the method that judges maps: tried on a blank image, with random weights"
+    "An error unless the network allows the method that judges maps: tried on a blank image"
     method = check_choice('judge', conf.experiment.judge, saliency_methods)
     _try_judge(method, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
 
@@ -169,7 +169,7 @@ def check_amounts(
     cache, # Folder for data sets
     counted:dict|None=None, # What was counted before, in other calls with the same images
 ):
-    "A `SettingsError` if there are too few training images for what is asked: by the settings alone, then by the data"
+    "A `SettingsError` if there are too few training images for what is asked"
     _refuse(conf, wrong_amounts(conf, *known_amounts(conf)))
     gated = conf.proxy is not None and conf.proxy.label_gate
     if not gated and conf.experiment.accumulate == 1: return # Nothing has to be counted
@@ -220,7 +220,7 @@ def _trials(kind, section):
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
 def wrong_judge(conf) -> list: # Of (key, value, message)
-    "Is the method that judges maps one that the network doesn't allow? Unknown names are no matter of this"
+    "Doesn't the network allow the method that judges maps? Unknown names are told elsewhere"
     judge = conf.experiment.judge
     if judge not in saliency_methods or wrong_names('model', conf.model): return []
     try: allowed_judge(conf)
@@ -246,7 +246,7 @@ def wrong_names(
     return [(key, value, message) for message,(key,value) in out.items()] # The same words twice are one mistake
 
 def check_names(conf) -> list: # Of (kind, key, value, message)
-    "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
+    "What the settings file's own check can't know: unknown names"
     sections = dict(data=conf.data, model=conf.model, proxy=conf.proxy, experiment=conf.experiment)
     out = [(kind, *found) for kind,s in sections.items() if s is not None for found in wrong_names(kind, s)]
     return out + [('experiment', *found) for found in wrong_judge(conf)]

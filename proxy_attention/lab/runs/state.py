@@ -35,13 +35,13 @@ def differences(old, new, prefix=''):
     return out
 
 def _with_defaults(settings):
-    "Settings that an earlier version wrote, with the defaults of the keys that have been added since"
+    "Settings of an earlier version, with the defaults of keys that have been added since"
     usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()}
              for kind,cls in kinds.items()}
     return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
 def delete_files(folder, keep=()):
-    "Delete what a run has written but what is to be kept, its `config.json` last: the mark that it is ours"
+    "Delete what a run has written, its `config.json` last: the mark that it is ours"
     for name in sorted(set(files).difference(keep), key=lambda f: f == 'config.json'):
         if (folder/name).is_dir(): shutil.rmtree(folder/name)
         else: (folder/name).unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def _clean_jobs(folder):
     _remove_empty(folder.parent)
 
 def clean_run(folder):
-    "Delete what a run has written into its folder and of its jobs, and the folders if nothing else is in them"
+    "Delete what a run and its jobs have written, and the folders if nothing else is in them"
     folder = Path(folder)
     if not is_run(folder): raise RunError(f"{str(folder)!r} is not the folder of a run; nothing is deleted.")
     with lock_folder(folder): delete_files(folder)
