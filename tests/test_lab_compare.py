@@ -187,10 +187,9 @@ def test_verdicts_pair_by_seed():
     v = next(v for v in verdicts(got) if v['arm'] == 'b')
     assert v['against_erm']['n'] == 2 and v['against_erm']['mean'] == pytest.approx(.15)
 
-def test_verdicts_by_another_measure_and_interval():
-    got = [r | dict(test_worst_group_accuracy=1 - r['test_accuracy']) for r in fake(erm=[.4, .5, .3, .4], b=[.5, .6, .3, .6])]
-    a,b = verdicts(got)[1]['against_erm'], verdicts(got, 'test_worst_group_accuracy')[1]['against_erm']
-    assert a['mean'] == pytest.approx(-b['mean']) and verdicts(got, interval='bootstrap-t')[1]['against_erm']['low'] != a['low']
+def test_verdicts_by_another_interval():
+    got = fake(erm=[.4, .5, .3, .4], b=[.5, .6, .3, .6])
+    assert verdicts(got, interval='bootstrap-t')[1]['against_erm']['low'] != verdicts(got)[1]['against_erm']['low']
 
 NEAR = dict(erm=[.90, .91, .90, .92, .91], mixup=[.93, .92, .93, .93, .92], mine=[.901, .911, .899, .92, .909])
 

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from fastai.data.transforms import Normalize
 from fastai.learner import load_learner
 from fastai.metrics import error_rate
 from fastai.torch_core import norm_types
@@ -421,7 +420,6 @@ def test_statistics():
     assert input_stats('resnet18') == input_stats('deit_tiny') == imagenet == input_stats('torchvision:resnet34', 'imagenet')
     assert input_stats('vit_tiny_patch16_224') == input_stats('tf_efficientnet_lite0') == ([.5]*3, [.5]*3) == input_stats('resnet18', 'none')
     assert input_stats('resnet18', 'a/file.pth') == imagenet and input_stats('small_cnn') == ([.5]*3, [.5]*3)
-    assert input_stats('resnet18', n_in=1)[0] == pytest.approx([0.449]) and len(input_stats('resnet18', n_in=5)[1]) == 5
     input_stats('resnet18')[0].append(1) # a list of one's own
     assert input_stats('resnet18') == imagenet
 
@@ -456,26 +454,6 @@ def test_size_and_channels_come_from_the_data(dls):
     for kw in (dict(size=64), dict(n_in=1)):
         with pytest.raises(ValueError, match=r"arch='small_vit' can't take images of \(3, 32, 32\)"): make_learner(dls, 'small_vit', **kw)
     with pytest.raises(ValueError, match="arch='alexnet' can't take images"): make_learner(dls, 'alexnet')
-
-def test_other_outputs(dls): assert make_learner(dls, 'small_cnn', n_out=5).model[-1][-1].out_features == 5
-
-def test_normalisation(shapes, file):
-    def norms(dls): return [t for dl in dls.loaders for t in dl.after_batch.fs if isinstance(t, Normalize)]
-    dls = shapes_dls(shapes)
-    make_learner(dls, 'small_cnn', normalize=False)
-    assert not norms(dls)
-    weights = file(net('resnet18'))
-    make_learner(dls, 'resnet18', weights)
-    assert len(norms(dls)) == 2 and norms(dls)[0].mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert dls.one_batch()[0].mean().abs() < 1.5
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        make_learner(dls, 'resnet18', weights)
-        make_learner(dls, 'small_cnn') # new weights have no expectations
-    assert len(norms(dls)) == 2
-    there = file(net('vit_tiny_patch16_224', size=SIDE, depth=1))
-    with pytest.warns(UserWarning, match=r'normalise with mean \[0.485.*expect \[0.5'): make_learner(dls, 'vit_tiny_patch16_224', there, depth=1)
-    with pytest.raises(TypeError, match='normalize'): make_learner(dls, 'small_cnn', normalize='yes')
 
 def test_pretrained_begins_frozen(dls, file):
     learn = make_learner(dls, 'small_cnn', file(net()))

@@ -66,27 +66,24 @@ def check_fair(results):
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #4c97493f
 def verdicts(
     results, # Lines of kind 'result'
-    measure:str='test_accuracy', # What is compared
     interval:str='t', # A key of `intervals`
-    margin:float|None=None, # Loss of the measure that would matter: is it ruled out? None: not asked
+    margin:float|None=None, # Loss of accuracy that would matter: is it ruled out? None: not asked
 ) -> list: # A dict an arm
     "Each arm against `erm` and against the best control, over the seeds that both have"
     by = {}
     for r in results: by.setdefault(r['arm'], {})[r['seed']] = r
-    def pairs(a, b):
-        return [s for s in by[a] if s in by.get(b, {})
-                and by[a][s][measure] is not None and by[b][s][measure] is not None]
-    def average(a, key=measure): return mean(v for v in (r[key] for r in by[a].values()) if v is not None)
+    right = {a: {s: r['test_accuracy'] for s,r in rs.items() if r['test_accuracy'] is not None} for a,rs in by.items()}
+    def pairs(a, b): return [s for s in right[a] if s in right.get(b, {})]
+    def average(a, key='test_accuracy'): return mean(v for v in (r[key] for r in by[a].values()) if v is not None)
     best = max((a for a in by if a in controls), key=average, default=None)
     out = []
     for arm in by:
-        row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm),
-                   seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
+        row = dict(kind='verdict', arm=arm, measure='test_accuracy', seeds=len(by[arm]), mean=average(arm),
+                   seconds=average(arm, 'seconds'), values={str(s): r['test_accuracy'] for s,r in by[arm].items()})
         for name,other in (('erm', 'erm'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
-            values = [[r[measure] for r in rs] for rs in (own_, theirs)]
-            images = own_[0].get('test_n') if measure == 'test_accuracy' else None
+            values,images = [[r['test_accuracy'] for r in rs] for rs in (own_, theirs)], own_[0].get('test_n')
             d = bounded_by_images(intervals[interval](*values), images)
             cost = sum(r['seconds'] for r in own_)/sum(r['seconds'] for r in theirs)
             got = row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())

@@ -40,12 +40,11 @@ def small_cnn(
 # %% ../../../nbs/lab/models/00_small.ipynb #52c61dd7
 def size_pair(
     size, # Side in pixels, or (height, width)
-    name:str='size', # What an error calls it
 ) -> tuple:
     "`size` as (height, width)"
     sides = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2: raise ValueError(f"{name}={size!r} is neither a side in pixels nor (height, width).")
-    return tuple(check_number(name, s, 1, whole=True) for s in sides)
+    if len(sides) != 2: raise ValueError(f"size={size!r} is neither a side in pixels nor (height, width).")
+    return tuple(check_number('size', s, 1, whole=True) for s in sides)
 
 def patch_side(size) -> int:
     "The divisor of `size` that makes a grid nearest to 8×8"

@@ -224,11 +224,10 @@ def check_weights(arch:str, weights):
 def input_stats(
     arch:str, # As in `make_model`
     weights='imagenet', # As in `make_model`; a file is taken to expect what ImageNet's weights do
-    n_in:int=3, # Channels; where they aren't three, each has the mean of the three
 ) -> tuple:
     "Mean and standard deviation of the pixels that the weights expect; 0.5 for new weights"
     stats = half if weights_kind(weights) == 'none' else find_net(arch).stats
-    return tuple(list(s) if n_in == 3 else [sum(s)/len(s)]*n_in for s in stats)
+    return tuple(map(list, stats))
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #c09fa9c6
 def make_model(
