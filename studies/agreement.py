@@ -13,8 +13,8 @@ from proxy_attention.lab.compare.verdicts import check_fair, run_line
 from proxy_attention.lab.data.loaders import test_dl
 from proxy_attention.lab.runs.job import finished_run, loaded
 from proxy_attention.lab.runs.measuring import loader_maps, predictions, true_masks
-from proxy_attention.lab.metrics.maps import map_agreement
-from proxy_attention.lab.metrics.classification import map_quality
+from proxy_attention.lab.metrics.maps import map_quality
+from studies.map_agreement import map_agreement
 from proxy_attention.lab.report.records import is_comparison
 from proxy_attention.lab.report.run_verdict import wilson
 from proxy_attention.lab.runs.folder import check_free, write_lines

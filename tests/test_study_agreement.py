@@ -18,8 +18,8 @@ from studies.agreement import against_erm, agreement, agreement_text, agreement_
 from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.runs.job import finished_run
 from proxy_attention.lab.runs.runner import run_experiment
-from proxy_attention.lab.metrics.maps import map_agreement
-from proxy_attention.lab.metrics.classification import map_quality
+from studies.map_agreement import map_agreement
+from proxy_attention.lab.metrics.maps import map_quality
 from proxy_attention.lab.models.zoo import input_stats, make_model
 from proxy_attention.lab.runs.checkpoint import RunError
 from proxy_attention.files import read_lines

@@ -34,7 +34,7 @@ class _Answer:
 
 @contextlib.contextmanager
 def answering(as_json=False, stopped='stopped'):
-    "Bad input becomes a line for each problem and exit code 2, Ctrl-C one line and 130; else the answer is given"
+    "Give the answer; bad input is a line a problem and exit code 2, Ctrl-C one line and 130"
     answer = _Answer(as_json)
     # Of libraries, on being imported: nothing a user could do
     warnings.filterwarnings('ignore', category=FutureWarning)
@@ -58,7 +58,7 @@ def fail(as_json, messages, code, prefix, problems=()):
     raise typer.Exit(code) from None
 
 def _expected(e):
-    "Was `e` raised on purpose, about what the user gave? Anything else is a bug of ours and keeps its traceback"
+    "Was `e` raised about what the user gave? Anything else is a bug and keeps its traceback"
     if isinstance(e, BrokenPipeError): return False # The reader of our output has gone: typer's business
     if isinstance(e, OSError) or type(e).__name__ == 'StoreError': return True
     tb = e.__traceback__

@@ -83,10 +83,7 @@ def audit(
     with answering(as_json) as answer:
         if not folder.is_dir(): raise ValueError(f"{folder} is not a folder.")
         found = _audited(folder, 4 if near else None)
-        pairs = [f"look-alike across the split: {a} ~ {b}" for a,b in found.near]
-        more = [f"and {len(pairs)-20} more look-alikes (all of them with --json)"] if len(pairs) > 20 else []
-        answer(dict(folder=folder, ok=bool(found), **found.to_dict()),
-               '\n'.join([str(found).splitlines()[0], *found.problems, *found.unknown, *pairs[:20], *more]),
+        answer(dict(folder=folder, ok=bool(found), **found.to_dict()), str(found),
                1 if found.problems else 2 if found.unknown else 0)
 
 def _audited(folder, near):

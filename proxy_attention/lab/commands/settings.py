@@ -47,7 +47,7 @@ def _package_text():
     return package_settings().read_bytes()
 
 def _images_text(images, file):
-    "Settings for a folder of images, which is named as it was given only where the file is to lie here"
+    "Settings for a folder of images, named as it was given if the file is to lie here"
     from proxy_attention.lab.commands.images import images_settings
     here = file.absolute().parent == Path.cwd()
     return images_settings(images, None if here else images.absolute()).encode()

@@ -22,7 +22,7 @@ from ..config.sections import ClusterConfig
 from ..config.settings import load_cluster
 from ..metrics.text import plural
 from ..runs.checkpoint import RunError
-from ..runs.folder import check_run_folder
+from ..runs.folder import check_folder
 from ..runs.state import check_same, jobs_folder
 
 # %% ../../../nbs/lab/compare/03_cluster.ipynb #d2b3d611
@@ -69,7 +69,7 @@ def find_cluster(
 def _executor(cluster, folder, name, at_once):
     "submitit's, with what the section asks"
     submitit,c = need_submitit(), cluster.conf
-    # A run goes on from its last epoch: the signal before the end of the time need not come early
+    # A run goes on from its last epoch, so the signal need not come early
     usual = dict(signal_delay_s=min(60, 15*c.time), gpus_per_node=c.gpus)
     kind = submitit.SlurmExecutor if cluster.submit == 'slurm' else submitit.LocalExecutor
     executor = kind(folder=folder, max_num_timeout=50)
@@ -86,8 +86,8 @@ def _executor(cluster, folder, name, at_once):
 
 @contextlib.contextmanager
 def _heeding_interrupts():
-    "Processes that start inside of the block heed SIGINT, by which local jobs are cancelled, as this one may not"
-    # A command in the background, as with `&` in a script, ignores it, and so would all that it starts
+    "Let processes that start inside of the block heed SIGINT, which cancels local jobs"
+    # A command in the background ignores it, and so would all that it starts
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not ignored or threading.current_thread() is not threading.main_thread():
         yield
@@ -141,7 +141,7 @@ def run_as_job(
     say, # What is told goes there
 ) -> Path: # Folder of the run
     "As `run_settings`, in a job of a cluster"
-    check_run_folder(out)
+    check_folder(out)
     check_same(out, conf)
     if run_end(out) is not None:
         say(f"{out} is done already")

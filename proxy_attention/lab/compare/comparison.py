@@ -79,7 +79,7 @@ def compare(
         f"{plural(len(all_jobs) - len(todo), 'run')} done, {len(todo)} to go, {jobs} at a time")
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')
-    write() # Before the first run and after each: a comparison that was stopped has a record
+    write() # Before the first run and after each: a stopped comparison has a record
     failed = _run_all(todo, steps, data, command, jobs, say, write, cluster, out) if todo else []
     if failed:
         raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: "

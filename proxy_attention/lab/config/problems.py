@@ -33,7 +33,7 @@ class Problem:
     def to_dict(self): return asdict(self)
 
 class SettingsError(ValueError):
-    "Something is wrong with `settings.ini`: a line for each problem, with file, line, section, key and value"
+    "Something is wrong with `settings.ini`: a line for each problem"
     def __init__(self, problems):
         self.problems = [Problem(problems)] if isinstance(problems, str) else list(problems)
         super().__init__('\n'.join(map(str, self.problems)))

@@ -28,9 +28,7 @@ from ...store import encode_image
 # %% ../../../nbs/lab/data/06_idx.ipynb #a4353b1c
 _idx_types = {8: '>u1', 9: '>i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 
-def read_idx(
-    file:str|Path, # IDX file, or one packed with gzip
-) -> np.ndarray:
+def read_idx(file:str|Path) -> np.ndarray:
     "The array in an IDX file"
     try:
         data = Path(file).read_bytes()

@@ -83,9 +83,7 @@ class OpenCVImage(PILImage):
 
 class ReadImage(Transform):
     "File → `OpenCVImage`"
-    def __init__(self,
-        size:int|None=None, # As in `read_image`
-    ):
+    def __init__(self, size:int|None=None):
         super().__init__()
         self.size = size
     def encodes(self, fn): return OpenCVImage.create(fn, size=self.size)

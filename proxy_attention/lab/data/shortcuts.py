@@ -27,10 +27,8 @@ least_side = 28 # Pixels; in a smaller picture a cue would be a few dots
 colours = np.array([[230, 25, 25], [250, 140, 10], [235, 225, 20], [110, 210, 20], [10, 120, 50],
                     [20, 210, 200], [25, 95, 240], [130, 40, 210], [245, 60, 220], [120, 70, 25]], dtype=np.uint8)
 
-def class_colours(
-    n:int, # Number of classes
-) -> np.ndarray: # (n,3), RGB
-    "A colour a class: those of `colours`; for more classes hues around the circle, by turns bright, dark and pale"
+def class_colours(n:int) -> np.ndarray: # (n,3), RGB
+    "A colour a class: those of `colours`; for more classes hues around the circle"
     if n <= len(colours): return colours[:n]
     hsv = [(180*k//n, 110 if k % 3 == 2 else 255, 120 if k % 3 == 1 else 245) for k in range(n)]
     return cv2.cvtColor(np.array([hsv], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0]
@@ -118,9 +116,7 @@ def draw_texture(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
     return out, mask
 
 # %% ../../../nbs/lab/data/00_shortcuts.ipynb #5f54cc26
-def mark_side(
-    size:int, # Smaller side of the picture
-) -> int:
+def mark_side(size:int) -> int:
     "Side of the mark that `draw_position` draws; it lies a pixel from the edge"
     return cue_side(size, 0.15)
 
@@ -178,7 +174,7 @@ def draw_background(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_squa
 
 # %% ../../../nbs/lab/data/00_shortcuts.ipynb #8b422cfc
 def draw_position_and_square(img, k:int, n:int, rng, free=None) -> tuple: # As `draw_square`
-    "Two cues, either of which tells the class: the mark at its place, and a square in its colour elsewhere"
+    "Two cues, either of which tells the class: `draw_position`'s and, elsewhere, `draw_square`'s"
     out,mark = draw_position(img, k, n, rng)
     out,square = draw_square(out, k, n, rng, ~mark if free is None else free & ~mark)
     return out, mark | square
@@ -192,7 +188,7 @@ shortcuts = {
 
 # %% ../../../nbs/lab/data/00_shortcuts.ipynb #9d70ca91
 def _independent(labels, rng, n=10):
-    "A cue for each item: in every class, each cue is equally frequent and the class' own never above its share"
+    "A cue for each item: in every class each is equally frequent, the class' own never above its share"
     out = np.empty(len(labels), dtype=int)
     for c in range(n):
         where = np.flatnonzero(labels == c)
@@ -241,9 +237,7 @@ def write_cues(
     "The table of the cues"
     (root/'cues.json').write_text(json.dumps(cues, indent=0, ensure_ascii=False) + '\n', encoding='utf-8')
 
-def read_cues(
-    root:Path, # Folder of the data set
-) -> dict:
+def read_cues(root:Path) -> dict:
     "What `write_cues` wrote"
     return json.loads((root/'cues.json').read_text(encoding='utf-8'))
 

@@ -42,7 +42,7 @@ def _files_changed(split, files, now):
             + [f"{f} has changed since the split was made" for f in other])
 
 def _in_two(split, files, now):
-    "Problems: pictures that are in two splits, by what they hold now and by what they held when the split was made"
+    "Pictures that are in two splits, by their content now or when the split was made"
     out, seen = [], {}
     for k in split_names:
         for f,h in zip(files[k], split[k]['sha256']):
@@ -85,7 +85,7 @@ def audit_run(
     near:int|None=4, # Flag pairs whose perceptual hashes differ in at most so many of 64 bits; None: don't look
     most:int=1000, # Flag at most so many pairs, the nearest first
 ) -> RunAudit:
-    "Prove from the files of a run that no image and no copy of an image is on two sides of the split"
+    "Prove from a run's files that no image or copy is on two sides of the split"
     folder = Path(folder)
     try: split = read_split(folder/'split.json')
     except SplitError as e: return RunAudit(problems=[f"{e} Nothing is proven."])

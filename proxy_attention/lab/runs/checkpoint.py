@@ -37,9 +37,7 @@ MADE_BY = 'proxy_attention run'
 class RunError(ValueError):
     "A run's folder can't be used: it is taken, somebody else's, or was made with other settings"
 
-def is_cost(
-    key:str, # Of a record's line
-) -> bool:
+def is_cost(key:str) -> bool:
     "Is it a cost, which no two runs have the same?"
     return key.startswith(('seconds', 'images_per_second', 'peak_')) or key in ('started', 'command', 'commit')
 
@@ -55,7 +53,7 @@ def plain(v):
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #f383bea1
 def commit() -> str|None:
-    "The commit of the package's checkout, with + if files were changed since; None if it isn't one"
+    "The commit of the package's checkout, with + if files were changed since; or None"
     top = Path(proxy_attention.__file__).resolve().parent.parent
     if not (top/'.git').exists(): return None
     def git(*args):
