@@ -33,16 +33,6 @@ def seeds():
     np.random.seed(0)
     torch.manual_seed(0)
 
-@pytest.fixture(autouse=True, scope='session')
-def no_collections():
-    "Runs of the lab collect no garbage after each step: in a test process that takes longer than the step"
-    try: from proxy_attention.lab.runs import runner
-    except ImportError: yield # without the extra
-    else:
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(runner, 'free_memory', lambda: None)
-            yield
-
 @pytest.fixture(autouse=True)
 def no_figures():
     yield
