@@ -13,8 +13,7 @@ from ..metrics.text import bound_text, count, interval_text, secs, share, writte
 from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, in_order
-from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
-from .compare_verdict import unclean_runs, unfair_parts
+from .compare_verdict import mean_known, not_worse_of, read_comparison, unclean_runs
 from .pages import settings_rows, write_page
 from .records import at, refuse_damaged
 from .run_page import gallery
@@ -89,20 +88,15 @@ def _run_rows(found):
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #90b5a93a
 def _same(found):
-    "What all runs share, in sentences"
-    results,unfair,out = found['results'], unfair_parts(found), []
+    "What all runs share, in sentences: no record is written of runs that don't"
+    results = found['results']
     if not results: return []
-    first = next(iter(results.values()))
-    if 'split' not in unfair:
-        out.append("All runs have the same split into training, validation and test (SHA-256 of the three lists "
-                   f"{first['split_sha256'][:16]}…).")
-    if 'number of optimizer steps' not in unfair:
-        out.append(f"Each took {count(first['steps'])} optimizer steps, all stages together.")
-    if 'initial weights' not in unfair:
-        starts = {s: o['initial_sha256'] for (_,s),o in results.items()}
-        out.append("Runs of a seed begin with the same weights (SHA-256 by seed: "
-                   f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)}).")
-    return out + [f"They don't share the {join_words(unfair)}."]*bool(unfair)
+    first,starts = next(iter(results.values())), {s: o['initial_sha256'] for (_,s),o in results.items()}
+    return ["All runs have the same split into training, validation and test (SHA-256 of the three lists "
+            f"{first['split_sha256'][:16]}…).",
+            f"Each took {count(first['steps'])} optimizer steps, all stages together.",
+            "Runs of a seed begin with the same weights (SHA-256 by seed: "
+            f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)})."]
 
 def _galleries(found, most=4):
     "Some copies of each arm, of its first seed whose folder is there"
@@ -130,7 +124,7 @@ def write_compare_report(
     out = found['folder']/'report.html' if out is None else Path(out)
     write_page(
         out, 'compare', name=found['name'], sentences=comparison_verdict(found), arms=verdict_table(found), plots=plots,
-        curves=curves, warn=bool(bad or found['missing'] or unfair_parts(found)), n_seeds=len(found['seeds']),
+        curves=curves, warn=bool(bad or found['missing']), n_seeds=len(found['seeds']),
         legend=[dict(number=i, colour=i % 6, stroke=i//6 % 3, name=a) for i,a in enumerate(arms)], few=len(arms) <= 3,
         cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad, n_runs=len(found['results']),
         margin=found['about'].get('margin'), runs=_run_rows(found), command=found['about']['command'],

@@ -161,11 +161,8 @@ def _caveats(found):
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
-    def first(key):
-        return max((a for a in in_order(found) if average(found, a, key) is not None),
-                   key=lambda a: average(found, a, key), default=None)
-    by_valid,by_test = first('valid_accuracy'), first('test_accuracy')
-    if by_valid is None or by_test is None: return []
+    by_valid,by_test = (max(in_order(found), key=lambda a: average(found, a, key) or 0)
+                        for key in ('valid_accuracy', 'test_accuracy'))
     def of(a, key): return share(average(found, a, key))
     if average(found, by_valid, 'test_accuracy') == average(found, by_test, 'test_accuracy'):
         return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
@@ -187,24 +184,13 @@ def unclean_runs(found):
     "Runs whose audit isn't clean"
     return [f"{a}, seed {s}" for (a,s),o in found['results'].items() if not o['audit_ok']]
 
-def distinct(found, key): return {str(o.get(key)) for o in found['results'].values()}
-
-def unfair_parts(found):
-    "What the runs don't share, though they should"
-    out = [what for what,key in (('split', 'split_sha256'), ('number of optimizer steps', 'steps'))
-           if len(distinct(found, key)) > 1]
-    starts = any(len({str(o.get('initial_sha256')) for (_,s),o in found['results'].items() if s == seed}) > 1
-                 for seed in found['seeds'])
-    return out + ['initial weights']*starts
-
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #ef71d856
 @refuse_damaged
 def comparison_verdict(found) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
-    bad,unfair = unclean_runs(found), unfair_parts(found)
+    bad = unclean_runs(found)
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
-    if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
     parts = _gaps, _beaten, _found_by_scouts, _without_copies, _not_worse, _caveats
     out += [sentence for part in parts for sentence in part(found)]
     return out + (_by_validation(found) if len(in_order(found)) > 1 else [])
