@@ -27,12 +27,7 @@ from ..runs.checkpoint import RunError
 # %% ../../../nbs/lab/compare/05_space.ipynb #199c867f
 def lower_is_better(objective): return objective in ('test_nll', 'test_ece')
 
-def trial_settings(
-    conf, # `Settings` of the experiment
-    params:dict, # Values of keys of a proxy section
-    seed:int, # Of the run
-    steps:int, # Optimizer steps of all stages
-) -> Settings:
+def trial_settings(conf, params:dict, seed:int, steps:int) -> Settings:
     "The experiment's settings with a policy of these values and no others"
     e = conf.experiment.model_copy(update=dict(seed=seed, proxy='trial', threads=1))
     return fair_settings(conf.model_copy(update=dict(proxy=ProxyConfig(**params), experiment=e)), steps)

@@ -36,11 +36,7 @@ def _paired(a, b):
     return d, d.mean(), d.std(ddof=1)/np.sqrt(len(d)), len(d)
 
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #8f44f6a4
-def paired_t(
-    a, # A number a seed
-    b, # The same seeds' numbers of the other arm
-    level:float=0.95, # Of the interval
-) -> Difference:
+def paired_t(a, b, level:float=0.95) -> Difference:
     "Mean of `a - b` with Student's interval"
     _,mean,se,n = _paired(a, b)
     if se == 0: return _constant(mean, n, level)

@@ -24,18 +24,12 @@ def mean_known(values):
 
 def average(found, arm, key): return mean_known(o.get(key) for o in arm_results(found, arm))
 
-def difference(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
+def difference(verdict, against:str) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
     "What a verdict says against `erm`, or against the best control"
     d = at(verdict, f'against_{against}')
     return None if d is None else d | dict(sign=effect_sign(d['low'], d['high'], d['n']))
 
-def not_worse_of(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
+def not_worse_of(verdict, against:str) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
     "What a verdict says of being not worse than `erm`, or than the best control"
     d = at(verdict, f'against_{against}')
     return None if at(d, 'not_worse') is None else dict(arm=d['arm'], n=d['n'], **d['not_worse'])

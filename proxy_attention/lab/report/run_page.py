@@ -20,11 +20,7 @@ from .run_verdict import summary, verdict
 from .svg import line_chart, reliability_chart
 
 # %% ../../../nbs/lab/report/05_run_page.ipynb #ec85ef05
-def run_pieces(
-    records, # What `read_records` returns
-    key:str, # Of an epoch's line
-    against:str='epochs', # Or seconds
-) -> tuple: # pieces, marks
+def run_pieces(records, key:str, against:str='epochs') -> tuple: # pieces, marks
     "The values of a key as pieces of `line_chart`, and where cycles begin"
     undone = {s['cycle'] for s in records['stages'] if s.get('rolled_back')}
     spent = [*records['scouts'], *(s for s in records['stages'] if s['stage'] == 'proxies')]
@@ -62,10 +58,7 @@ def class_rows(report) -> list: # Dicts: name, n, precision, recall, f1; the wor
     "Precision and recall of every class"
     return sorted((dict(name=k, **v) for k,v in report['per_class'].items()), key=lambda r: r['f1'])
 
-def confused_pairs(
-    report, # A classification report
-    most:int=20, # At most so many
-) -> list: # Dicts: true, seen, n, of
+def confused_pairs(report, most:int=20) -> list: # Dicts: true, seen, n, of
     "The pairs of classes that are mixed up most often"
     names = list(report['per_class'])
     found = [dict(true=names[i], seen=names[j], n=n, of=sum(row)) for i,row in enumerate(report['confusion'])
