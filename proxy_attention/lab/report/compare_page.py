@@ -17,6 +17,7 @@ from .compare_verdict import mean_known, not_worse_of, read_comparison, unclean_
 from .pages import settings_rows, write_page
 from .records import at, refuse_damaged
 from .run_page import gallery
+from .run_tables import cost_names
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
 def _extra(found):
@@ -59,23 +60,19 @@ def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS 
     return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a, version).about,
                                                 cells=[cell(a) for cell in columns.values()]) for a in in_order(found)])
 
-_spent = {'Training': ['train'], 'Validation': ['valid'], 'Scouts': ['scout'], 'Scoring': ['score'],
-          'Saliency': ['saliency'], 'Erasing and writing': ['erase', 'write'], 'Test': ['test']}
-
 def _costs(found):
     "All seconds, (name, value, what is written) each, and a table of what they went to"
     arms = in_order(found)
     total = {a: average(found, a, 'seconds') for a in arms}
     def times(a): return f" ({total[a]/total['erm']:.2f}×)" if total.get('erm') and a != 'erm' else ''
-    def part(a, keys): return sum(average(found, a, f'seconds_{k}') or 0 for k in keys)
     def ends(a):
         took = [o['seconds'] for o in arm_results(found, a)]
         return f'{secs(min(took))} to {secs(max(took))}'
-    spent = {name: keys for name,keys in _spent.items() if any(part(a, keys) for a in arms)}
-    rows = [[a, ends(a), *(secs(part(a, keys)) for keys in spent.values()), count(average(found, a, 'peak_ram_mb'))]
-            for a in arms]
-    return ([(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms],
-            dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name in spent), 'Peak RAM, MB'], rows=rows))
+    spent = [k for k in cost_names if any(average(found, a, f'seconds_{k}') for a in arms)]
+    rows = [[a, ends(a), *(secs(average(found, a, f'seconds_{k}')) for k in spent),
+             count(average(found, a, 'peak_ram_mb'))] for a in arms]
+    heads = ['Arm', 'All, s: least to most', *(f'{cost_names[k]}, s' for k in spent), 'Peak RAM, MB']
+    return [(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms], dict(heads=heads, rows=rows)
 
 def _run_rows(found):
     "A row a run"

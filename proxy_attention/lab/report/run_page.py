@@ -14,7 +14,7 @@ from ..config.schema import is_inside
 from ..metrics.text import count, loss_text, plural, secs, share
 from .pages import settings_rows, write_page
 from .records import is_comparison, read_records, refuse_damaged
-from .run_tables import cost_columns, cost_keys, extra_columns, proxy_keys
+from .run_tables import cost_columns, cost_names, extra_columns, proxy_keys
 from .run_tables import quality_columns, stage_rows
 from .run_verdict import summary, verdict
 from .svg import line_chart, reliability_chart
@@ -86,9 +86,8 @@ def _picture(file):
 def _run_costs(records):
     "Seconds by kind, (name, value, what is written) each, and sentences about the rest"
     rows,end,run = stage_rows(records), records['end'] or {}, records['run']
-    total = {k: sum(r.get(f'seconds_{k}') or 0 for r in rows) for k in cost_keys}
-    names = ('training', 'validation', 'scouts', 'scoring', 'saliency', 'erasing', 'writing', 'test')
-    bars = [(name, v, f'{secs(v)} s') for name,(k,v) in zip(names, total.items()) if v or k == 'train']
+    total = {k: sum(r.get(f'seconds_{k}') or 0 for r in rows) for k in cost_names}
+    bars = [(cost_names[k], v, f'{secs(v)} s') for k,v in total.items() if v or k == 'train']
     def big(v):
         return next((f'{v/m:.3g}{s}' for m,s in ((1e9, ' billion'), (1e6, ' million')) if (v or 0) >= m), count(v))
     words = [f"{big(run.get('parameters'))} parameters, {big(run.get('trainable'))} of them trained; "
