@@ -42,7 +42,7 @@ class Cluster:
 
 def jobs_at_once(
     cluster:Cluster|None, # None: processes of this machine
-    jobs:int|None, # As was asked; None: as many as the section says, of this machine one a core
+    jobs:int|None, # As asked; None: as many as the section says, of this machine one a core
     n:int, # There are
 ) -> int:
     "How many jobs run at the same time"

@@ -30,10 +30,10 @@ def compare(
     out=None, # Folder; None: runs/compare_EXPERIMENT
     overrides=(), # Texts `key=value` that win over the settings, in all arms
     data='data', # Folder for data sets
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of accuracy that would matter: is each arm shown to lose less? None: not asked
-    record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again, folder or not
+    record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again
     reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there

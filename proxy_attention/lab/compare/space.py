@@ -96,7 +96,7 @@ def open_study(out, objective):
     "The study in `out`, as far as it came"
     optuna = need_optuna()
     file = out/'journal.log'
-    if file.exists(): # Half a line, of a process that was killed while writing it, would spoil the next
+    if file.exists(): # Half a line of a killed process would spoil the next
         data = file.read_bytes()
         if not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
     lock = filelock.FileLock(out/'.journal.lock') # Unlike Optuna's own it is gone with the process that held it

@@ -60,7 +60,7 @@ def sweep(
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
     say=print, # What is told goes there

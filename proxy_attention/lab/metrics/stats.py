@@ -69,7 +69,7 @@ intervals = {'t': paired_t, 'bootstrap-t': bootstrap_t}
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #9b6e51eb
 def bounded_by_images(
     d:Difference, # Of accuracies
-    n_images:int|None, # Test images, the same for both arms; None: no accuracies, `d` stays as it is
+    n_images:int|None, # Test images; None: no accuracies, `d` stays as it is
 ) -> Difference:
     "The interval, no narrower than the test images allow"
     if n_images is None: return d
