@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from scipy import stats
 
-from .claims import MIN_PAIRS, effect_sign
-from .text import interval_text
+from .text import MIN_PAIRS, effect_sign, interval_text
 
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #e084f9b0
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ...files import read_lines
 from ..compare.arms import arm_kind
-from ..metrics.claims import MIN_PAIRS, effect_sign
-from ..metrics.text import count, interval_text, plural, points, share
+from ..metrics.text import MIN_PAIRS, count, effect_sign, interval_text, plural, points, share
 from .records import at, is_comparison, refuse_damaged
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #195dd89d
