@@ -128,10 +128,8 @@ def test_what_makes_it_unfair_or_untrue_comes_first(tmp_path):
         lines[3].update(kw)
         (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
         return comparison_verdict(read_comparison(folder))
-    assert 'audit of 1 run is not clean' in change(audit_ok=False)[0] and "don't share the split:" in change(audit_ok=True, split_sha256='x')[0]
-    assert 'split and initial weights' in change(initial_sha256='x')[0] and 'number of optimizer steps' in change(steps=7)[0]
-    page = write_compare_report(folder).read_text()
-    assert 'same split' not in page and 'class="verdict warn"' in page
+    assert 'audit of 1 run is not clean' in change(audit_ok=False)[0]
+    assert 'class="verdict warn"' in write_compare_report(folder).read_text()
 
 def test_the_table_is_the_record(tmp_path):
     found = made(tmp_path)

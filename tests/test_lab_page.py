@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab_kit import make_run
 
-from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report, write_run_report
+from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_tables import stage_rows, table_text
 from proxy_attention.lab.report.run_verdict import summary, verdict, wilson
@@ -274,8 +274,8 @@ def test_several_runs(tmp_path):
     assert names[1] == 'b' and names[0] != names[2] and names[2].endswith('sub/a')
     assert len(run_curves([read_records(r) for r in runs])) == 4
     for i in range(3): assert f'id="run{i}"' in page and f'href="#run{i}"' in page and f'stroke: var(--arm{i})' in page
-    with pytest.raises(ValueError, match='out=None'): write_run_report(runs)
-    with pytest.raises(ValueError, match='empty'): write_run_report([])
+    with pytest.raises(ValueError, match='out=None'): write_report(runs)
+    with pytest.raises(ValueError, match='empty'): write_report([])
 
 def test_summary(tmp_path):
     s = summary(make_run(tmp_path/'try', accuracies=(.7, .6, .8), undone=(1,), seed=4))

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from proxy_attention.lab.metrics.stats import Difference, bootstrap_t, bounded_by_images, in_words, intervals, not_worse, paired_t
-from proxy_attention.lab.metrics.claims import effect_sign
-from proxy_attention.lab.metrics.text import points
+from proxy_attention.lab.metrics.text import effect_sign, points
 
 numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
 

@@ -35,7 +35,7 @@ class Arm:
     "What is compared"
     kind: str # control, baseline or proxies
     about: str # What it does, in words
-    changes: Callable|None = None # Of the experiment's `Settings`: a dict with `proxy`, and `data` or `experiment`
+    changes: Callable|None = None # Of the experiment's `Settings`: `proxy`, and `data` or `experiment`
 
 arms = {
     'erm': Arm('control', "plain training (empirical risk minimization)", lambda conf: dict(proxy=None)),

@@ -50,10 +50,7 @@ def asked_digest(settings) -> str:
     "Digest of what was asked for, without defaults: keys that are added later change nothing"
     return digest(json.dumps(settings.model_dump(exclude_defaults=True, exclude={'file'}), sort_keys=True).encode())
 
-def known_results(
-    records, # Records of comparisons
-    all_jobs, # From `planned_runs`
-) -> dict: # (arm, seed) → its line
+def known_results(records, all_jobs) -> dict: # (arm, seed) → its line
     "Results that records hold already, made with the very settings that are wanted now"
     lines = {o.get('asked_sha256'): o for r in records for o in read_lines(r) if o.get('kind') == 'result'}
     return {(arm, seed): lines[asked] for arm,seed,s,_ in all_jobs if (asked := asked_digest(s)) in lines}

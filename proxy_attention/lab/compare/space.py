@@ -27,12 +27,7 @@ from ..runs.checkpoint import RunError
 # %% ../../../nbs/lab/compare/05_space.ipynb #199c867f
 def lower_is_better(objective): return objective in ('test_nll', 'test_ece')
 
-def trial_settings(
-    conf, # `Settings` of the experiment
-    params:dict, # Values of keys of a proxy section
-    seed:int, # Of the run
-    steps:int, # Optimizer steps of all stages
-) -> Settings:
+def trial_settings(conf, params:dict, seed:int, steps:int) -> Settings:
     "The experiment's settings with a policy of these values and no others"
     e = conf.experiment.model_copy(update=dict(seed=seed, proxy='trial', threads=1))
     return fair_settings(conf.model_copy(update=dict(proxy=ProxyConfig(**params), experiment=e)), steps)
@@ -101,7 +96,7 @@ def open_study(out, objective):
     "The study in `out`, as far as it came"
     optuna = need_optuna()
     file = out/'journal.log'
-    if file.exists(): # Half a line, of a process that was killed while writing it, would spoil the next
+    if file.exists(): # Half a line of a killed process would spoil the next
         data = file.read_bytes()
         if not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
     lock = filelock.FileLock(out/'.journal.lock') # Unlike Optuna's own it is gone with the process that held it

@@ -6,7 +6,6 @@
 __all__ = ['sweep']
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #1e7db454
-import os
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +14,7 @@ from statistics import mean
 from ...core import check_number
 from ...files import read_lines
 from .arm_settings import fair_steps, train_size
-from .cluster import find_cluster, workers_of
+from .cluster import find_cluster, jobs_at_once, workers_of
 from .jobs import LostJob
 from .pool import run_job
 from .space import check_lengths, check_space, draw_trial, key_importance
@@ -61,7 +60,7 @@ def sweep(
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
     say=print, # What is told goes there
@@ -72,10 +71,8 @@ def sweep(
     asked = [] if trials is None else [f"sweep.trials={check_number('trials', trials, 1, 100000, whole=True)}"]
     conf = load_sweep(name, settings, [*overrides, *asked])
     s,own = conf.sweep, Path('runs')/f'sweep_{name}'
-    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
     cluster = find_cluster(submit, cluster, settings)
-    if cluster is not None: jobs = cluster.at_once(jobs, s.trials)
-    elif jobs is None: jobs = min(os.cpu_count() or 1, s.trials)
+    jobs = jobs_at_once(cluster, jobs, s.trials)
     optuna = need_optuna()
     from proxy_attention.lab.runs.plan import check_settings
     for e in conf.experiments.values(): check_settings(e)

@@ -14,9 +14,8 @@ from .arms import controls
 from .pool import asked_digest
 from ..config.settings import Settings
 from ..data.split_file import split_digest
-from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
-from ..metrics.text import aligned, bound_text, interval_text, plural, scout_text
+from ..metrics.text import aligned, bound_text, effect_sign, interval_text, plural, scout_text
 from ..runs.checkpoint import RunError
 from ..runs.folder import write_lines
 from ..runs.state import is_run

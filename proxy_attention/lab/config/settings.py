@@ -94,7 +94,7 @@ def _chosen(file, name, overrides):
     return chosen, names, changed
 
 def load_experiment(
-    name:str='demo', # Experiment, that is, the section [experiment:name]
+    name:str='demo', # Section [experiment:name]
     path=None, # Settings file; None: see `find_settings`
     overrides=(), # Texts `key=value` or `kind.key=value` that win over the file
 ) -> Settings:
@@ -106,7 +106,7 @@ def explain(name:str='demo', path=None, overrides=()) -> tuple: # As `load_exper
     return resolved(_right(path), name, overrides)
 
 def resolved(
-    file, # `SettingsFile`; of what is wrong with it only that is told which the experiment needs
+    file, # `SettingsFile`; only what is wrong with the experiment is told
     name:str,
     overrides=(),
 ) -> tuple: # As `explain`
@@ -138,7 +138,7 @@ def _made(file, chosen, names, changed):
     return made, rows
 
 def load_sweep(
-    name:str, # Sweep, that is, the section [sweep:name]
+    name:str, # Section [sweep:name]
     path=None, # Settings file; None: see `find_settings`
     overrides=(), # Texts `key=value` or `kind.key=value` for the sweep and all its experiments
 ) -> SweepSettings:
@@ -158,7 +158,7 @@ def load_sweep(
 
 # %% ../../../nbs/lab/config/04_settings.ipynb #995ca25a
 def load_cluster(
-    name=None, # Cluster, that is, the section [cluster:name]; None: the only one, or the defaults if there is none
+    name=None, # Section [cluster:name]; None: the only one, or the defaults if there is none
     path=None, # Settings file; None: see `find_settings`
 ) -> ClusterConfig:
     "What a cluster is asked for each job, every value checked"

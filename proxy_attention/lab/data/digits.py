@@ -151,7 +151,7 @@ def truth_masks(file):
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #f4110740
 def shown_colour(
-    file, # An image of a data set made by `make_shortcut_digits`, whose shortcut is the square
+    file, # An image of `make_shortcut_digits`, whose shortcut is the square
 ) -> int:
     "The class whose colour the square of `file` has"
     _,mask = truth_masks(file)

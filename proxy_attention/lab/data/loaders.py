@@ -50,7 +50,7 @@ def make_dls(
     items:Items, # From `load_items`
     splits, # From `make_splits` or `load_split`
     conf, # Data configuration: `size`, `resize`, `augment`, `bs`, `num_workers`
-    stats=imagenet_stats, # (means, standard deviations) of the channels that the model expects; None: don't normalise
+    stats=imagenet_stats, # (means, standard deviations) of the channels; None: don't normalise
     size:int|None=None, # Side of the images for the model; None: `conf.size`
     bs:int|None=None, # Images in a batch; None: `conf.bs`
     device=None, # None: fastai's

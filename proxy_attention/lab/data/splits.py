@@ -135,14 +135,14 @@ def _check_made(splits, labels, groups, allow_empty):
 # %% ../../../nbs/lab/data/03_splits.ipynb #0f3ee154
 def make_splits(
     items, # Something with `root`, `files`, `labels`, `groups` and `fixed`
-    valid:float=0.2, # Share of the items for validation; where the data set comes with splits, of its training items
+    valid:float=0.2, # Share of the items for validation; of the training items where there are splits
     test:float=0.2, # The same for the test
     seed:int=0, # Decides who goes where
     per_class:int|None=None, # At most so many training items of each class
     n_train:int|None=None, # At most so many training items
     n_valid:int|None=None, # So many validation items, instead of `valid`
     n_test:int|None=None, # So many test items, instead of `test`
-    read:bool=True, # Read the files, and leave out pictures that come twice? Without it: how many there are at most
+    read:bool=True, # Read the files, and leave out pictures that come twice?
 ) -> Splits: # 'train', 'valid' and 'test'
     "Indices of each split: stratified by class, whole groups, the same for the same seed"
     labels, groups, fixed = (np.asarray(items.labels), None if items.groups is None else np.asarray(items.groups),

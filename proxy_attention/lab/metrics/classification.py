@@ -88,10 +88,7 @@ def model_cost(model:nn.Module, size:int) -> dict:
                 multiply_adds=counter.get_total_flops()//2)
 
 # %% ../../../nbs/lab/metrics/03_classification.ipynb #e4b0aa32
-def time_to_target(
-    rows, # Of the epochs, in the order of training
-    target:float, # Accuracy on validation
-) -> dict:
+def time_to_target(rows, target:float) -> dict:
     "Epochs and seconds of training until the accuracy was `target` or more for the first time; None if it never was"
     spent = 0.
     for epochs,row in enumerate(rows, 1):

@@ -33,10 +33,7 @@ def map_quality(
     return out
 
 # %% ../../../nbs/lab/metrics/04_maps.ipynb #3fd15a0f
-def compared(
-    method:str, # A key of `saliency_methods`
-    x:torch.Tensor, # (N,C,H,W)
-) -> dict: # More arguments of `saliency_maps`
+def compared(method:str, x:torch.Tensor) -> dict: # More arguments of `saliency_maps`
     "What `method` sets images against, if anything: a few of `x`, so that a map doesn't depend on the batch"
     if not isinstance(saliency_methods.get(method), OnInput): return {}
     return dict(baselines=x[np.linspace(0, len(x)-1, min(len(x), InputGradients().samples)).round().astype(int)])

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from scipy import stats
 
-from .claims import MIN_PAIRS, effect_sign
-from .text import interval_text
+from .text import MIN_PAIRS, effect_sign, interval_text
 
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #e084f9b0
 @dataclass(frozen=True)
@@ -36,11 +35,7 @@ def _paired(a, b):
     return d, d.mean(), d.std(ddof=1)/np.sqrt(len(d)), len(d)
 
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #8f44f6a4
-def paired_t(
-    a, # A number a seed
-    b, # The same seeds' numbers of the other arm
-    level:float=0.95, # Of the interval
-) -> Difference:
+def paired_t(a, b, level:float=0.95) -> Difference:
     "Mean of `a - b` with Student's interval"
     _,mean,se,n = _paired(a, b)
     if se == 0: return _constant(mean, n, level)
@@ -73,7 +68,7 @@ intervals = {'t': paired_t, 'bootstrap-t': bootstrap_t}
 # %% ../../../nbs/lab/metrics/02_stats.ipynb #9b6e51eb
 def bounded_by_images(
     d:Difference, # Of accuracies
-    n_images:int|None, # Test images, the same for both arms; None: no accuracies, `d` stays as it is
+    n_images:int|None, # Test images; None: no accuracies, `d` stays as it is
 ) -> Difference:
     "The interval, no narrower than the test images allow"
     if n_images is None: return d

@@ -74,7 +74,7 @@ def quiet(learn, bars:bool=False):
 def timm_head(
     arch:str, # A name of timm's: the one given to `vision_learner`
     n_out:int, # Classes
-    **kw, # What else is given to timm there, where it changes the width, such as embed_dim
+    **kw, # What else timm is given there, such as embed_dim
 ) -> nn.Sequential:
     "A `custom_head` for fastai's `vision_learner` and any network of timm's, Swins too: mean of the map, linear layer"
     net,n_out = find_net(arch), check_number('n_out', n_out, 1, whole=True)

@@ -55,8 +55,7 @@ def patch_side(size) -> int:
 def small_vit(
     n_out:int=10, # Classes
     size=40, # Side of the images, or (height, width)
-    # Side of a patch, in pixels; it must divide the size. None: the one that gives a grid nearest to 8×8
-    patch:int=None,
+    patch:int=None, # Side of a patch, a divisor of the size; None: that of a grid nearest to 8×8
     dim:int=96, # Numbers in a token
     depth:int=4, # Blocks
     heads:int=4, # Attention heads of a block; they must divide `dim`

@@ -223,7 +223,7 @@ def check_weights(arch:str, weights):
 
 def input_stats(
     arch:str, # As in `make_model`
-    weights='imagenet', # As in `make_model`; a file is taken to expect what ImageNet's weights do
+    weights='imagenet', # As in `make_model`; a file expects what ImageNet's weights do
 ) -> tuple:
     "Mean and standard deviation of the pixels that the weights expect; 0.5 for new weights"
     stats = half if weights_kind(weights) == 'none' else find_net(arch).stats
@@ -234,11 +234,9 @@ def make_model(
     arch:str, # A key of `models`, or any name of timm's or torchvision's
     n_out:int, # Classes
     weights='none', # 'none', 'imagenet', or a file: safetensors, or a checkpoint of tensors only
-    # Side of the images, or (height, width): for networks built for one size (ViTs, some Swins);
-    # None: the network's own
-    size=None,
+    size=None, # Side of the images, or (height, width), for networks built for one size; None: the network's own
     n_in:int=3, # Channels of the images
-    **kw, # Arguments of the network's own, such as width=8 for small_cnn or drop_path_rate=0.1 for timm's
+    **kw, # The network's own arguments, such as width=8 for small_cnn
 ) -> nn.Module:
     "A classifier (B,n_in,H,W) -> (B,n_out) logits; seed it with `torch.manual_seed` before"
     net,kind = find_net(arch), weights_kind(weights)

@@ -67,9 +67,7 @@ def forest_of(found, against):
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #ceaf1753
 strokes = ('-', '--', ':')
 
-def mean_curve(
-    curves:list, # A list of (x, y) a seed
-) -> list: # (x, y)
+def mean_curve(curves:list) -> list: # (x, y)
     "The mean over the seeds, point by point; the last is the mean of the last ones"
     curves = [c for c in curves if c]
     if not curves: return []

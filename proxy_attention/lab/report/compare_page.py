@@ -13,11 +13,11 @@ from ..metrics.text import bound_text, count, interval_text, secs, share, writte
 from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, in_order
-from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
-from .compare_verdict import unclean_runs, unfair_parts
+from .compare_verdict import mean_known, not_worse_of, read_comparison, unclean_runs
 from .pages import settings_rows, write_page
 from .records import at, refuse_damaged
 from .run_page import gallery
+from .run_tables import cost_names
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
 def _extra(found):
@@ -60,23 +60,19 @@ def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS 
     return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a, version).about,
                                                 cells=[cell(a) for cell in columns.values()]) for a in in_order(found)])
 
-_spent = {'Training': ['train'], 'Validation': ['valid'], 'Scouts': ['scout'], 'Scoring': ['score'],
-          'Saliency': ['saliency'], 'Erasing and writing': ['erase', 'write'], 'Test': ['test']}
-
 def _costs(found):
     "All seconds, (name, value, what is written) each, and a table of what they went to"
     arms = in_order(found)
     total = {a: average(found, a, 'seconds') for a in arms}
     def times(a): return f" ({total[a]/total['erm']:.2f}×)" if total.get('erm') and a != 'erm' else ''
-    def part(a, keys): return sum(average(found, a, f'seconds_{k}') or 0 for k in keys)
     def ends(a):
         took = [o['seconds'] for o in arm_results(found, a)]
         return f'{secs(min(took))} to {secs(max(took))}'
-    spent = {name: keys for name,keys in _spent.items() if any(part(a, keys) for a in arms)}
-    rows = [[a, ends(a), *(secs(part(a, keys)) for keys in spent.values()), count(average(found, a, 'peak_ram_mb'))]
-            for a in arms]
-    return ([(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms],
-            dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name in spent), 'Peak RAM, MB'], rows=rows))
+    spent = [k for k in cost_names if any(average(found, a, f'seconds_{k}') for a in arms)]
+    rows = [[a, ends(a), *(secs(average(found, a, f'seconds_{k}')) for k in spent),
+             count(average(found, a, 'peak_ram_mb'))] for a in arms]
+    heads = ['Arm', 'All, s: least to most', *(f'{cost_names[k]}, s' for k in spent), 'Peak RAM, MB']
+    return [(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms], dict(heads=heads, rows=rows)
 
 def _run_rows(found):
     "A row a run"
@@ -89,20 +85,15 @@ def _run_rows(found):
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #90b5a93a
 def _same(found):
-    "What all runs share, in sentences"
-    results,unfair,out = found['results'], unfair_parts(found), []
+    "What all runs share, in sentences: no record is written of runs that don't"
+    results = found['results']
     if not results: return []
-    first = next(iter(results.values()))
-    if 'split' not in unfair:
-        out.append("All runs have the same split into training, validation and test (SHA-256 of the three lists "
-                   f"{first['split_sha256'][:16]}…).")
-    if 'number of optimizer steps' not in unfair:
-        out.append(f"Each took {count(first['steps'])} optimizer steps, all stages together.")
-    if 'initial weights' not in unfair:
-        starts = {s: o['initial_sha256'] for (_,s),o in results.items()}
-        out.append("Runs of a seed begin with the same weights (SHA-256 by seed: "
-                   f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)}).")
-    return out + [f"They don't share the {join_words(unfair)}."]*bool(unfair)
+    first,starts = next(iter(results.values())), {s: o['initial_sha256'] for (_,s),o in results.items()}
+    return ["All runs have the same split into training, validation and test (SHA-256 of the three lists "
+            f"{first['split_sha256'][:16]}…).",
+            f"Each took {count(first['steps'])} optimizer steps, all stages together.",
+            "Runs of a seed begin with the same weights (SHA-256 by seed: "
+            f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)})."]
 
 def _galleries(found, most=4):
     "Some copies of each arm, of its first seed whose folder is there"
@@ -130,7 +121,7 @@ def write_compare_report(
     out = found['folder']/'report.html' if out is None else Path(out)
     write_page(
         out, 'compare', name=found['name'], sentences=comparison_verdict(found), arms=verdict_table(found), plots=plots,
-        curves=curves, warn=bool(bad or found['missing'] or unfair_parts(found)), n_seeds=len(found['seeds']),
+        curves=curves, warn=bool(bad or found['missing']), n_seeds=len(found['seeds']),
         legend=[dict(number=i, colour=i % 6, stroke=i//6 % 3, name=a) for i,a in enumerate(arms)], few=len(arms) <= 3,
         cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad, n_runs=len(found['results']),
         margin=found['about'].get('margin'), runs=_run_rows(found), command=found['about']['command'],

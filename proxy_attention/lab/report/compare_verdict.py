@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ...files import read_lines
 from ..compare.arms import arm_kind
-from ..metrics.claims import MIN_PAIRS, effect_sign
-from ..metrics.text import count, interval_text, plural, points, share
+from ..metrics.text import MIN_PAIRS, count, effect_sign, interval_text, plural, points, share
 from .records import at, is_comparison, refuse_damaged
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #195dd89d
@@ -24,18 +23,12 @@ def mean_known(values):
 
 def average(found, arm, key): return mean_known(o.get(key) for o in arm_results(found, arm))
 
-def difference(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
+def difference(verdict, against:str) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
     "What a verdict says against `erm`, or against the best control"
     d = at(verdict, f'against_{against}')
     return None if d is None else d | dict(sign=effect_sign(d['low'], d['high'], d['n']))
 
-def not_worse_of(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
+def not_worse_of(verdict, against:str) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
     "What a verdict says of being not worse than `erm`, or than the best control"
     d = at(verdict, f'against_{against}')
     return None if at(d, 'not_worse') is None else dict(arm=d['arm'], n=d['n'], **d['not_worse'])
@@ -161,11 +154,8 @@ def _caveats(found):
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
-    def first(key):
-        return max((a for a in in_order(found) if average(found, a, key) is not None),
-                   key=lambda a: average(found, a, key), default=None)
-    by_valid,by_test = first('valid_accuracy'), first('test_accuracy')
-    if by_valid is None or by_test is None: return []
+    by_valid,by_test = (max(in_order(found), key=lambda a: average(found, a, key) or 0)
+                        for key in ('valid_accuracy', 'test_accuracy'))
     def of(a, key): return share(average(found, a, key))
     if average(found, by_valid, 'test_accuracy') == average(found, by_test, 'test_accuracy'):
         return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
@@ -187,24 +177,13 @@ def unclean_runs(found):
     "Runs whose audit isn't clean"
     return [f"{a}, seed {s}" for (a,s),o in found['results'].items() if not o['audit_ok']]
 
-def distinct(found, key): return {str(o.get(key)) for o in found['results'].values()}
-
-def unfair_parts(found):
-    "What the runs don't share, though they should"
-    out = [what for what,key in (('split', 'split_sha256'), ('number of optimizer steps', 'steps'))
-           if len(distinct(found, key)) > 1]
-    starts = any(len({str(o.get('initial_sha256')) for (_,s),o in found['results'].items() if s == seed}) > 1
-                 for seed in found['seeds'])
-    return out + ['initial weights']*starts
-
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #ef71d856
 @refuse_damaged
 def comparison_verdict(found) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
-    bad,unfair = unclean_runs(found), unfair_parts(found)
+    bad = unclean_runs(found)
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
-    if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
     parts = _gaps, _beaten, _found_by_scouts, _without_copies, _not_worse, _caveats
     out += [sentence for part in parts for sentence in part(found)]
     return out + (_by_validation(found) if len(in_order(found)) > 1 else [])

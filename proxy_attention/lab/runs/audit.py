@@ -23,12 +23,9 @@ class RunAudit(Audit):
     train: int = 0 # Files of each split
     valid: int = 0
     test: int = 0
-    def __str__(self):
-        what = (f"audit of {self.train} training, {self.valid} validation and {self.test} test images "
-                f"and {self.proxies} copies: ")
-        look = ([f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]]
-                + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else []))
-        return '\n'.join([what + self.result, *self.problems, *self.unknown, *look])
+    @property
+    def what(self) -> str:
+        return f"{self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies"
 
 def _listed(split):
     "Files of each split, as absolute paths"

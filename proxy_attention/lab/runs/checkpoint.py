@@ -30,7 +30,7 @@ files = ('config.json', 'state.json', 'state.json.bak', 'record.jsonl', 'split.j
          'report.html', 'diagnosis.html', 'weights', 'proxies', 'gallery', 'tensorboard')
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #cdbb7fb2
-SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them
+SCHEMA = 1 # Of records and states; raised when an older reader would misread them
 
 MADE_BY = 'proxy_attention run'
 

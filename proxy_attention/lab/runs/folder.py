@@ -172,10 +172,7 @@ class Run:
         return got
 
 # %% ../../../nbs/lab/runs/02_folder.ipynb #fb9a76c5
-def check_free(
-    file, # Where a record is to be written
-    kind:str, # Of its first line
-):
+def check_free(file, kind:str):
     "An error if something else is there"
     file = Path(file)
     if file.is_dir(): raise ValueError(f"out={str(file)!r} is a folder; give the name of a file.")

@@ -80,7 +80,7 @@ mixers = {'mixup': MixUp, 'cutmix': CutMix}
 
 def make_learn(
     job, # A `RunContext`
-    weights=None, # 'imagenet' or a file: the initial weights; None: random ones, to be overwritten
+    weights=None, # 'imagenet' or a file; None: random ones, to be overwritten
     cbs=(), # Callbacks
     dls=None, # Of a part of the training images; None: of all
 ):
@@ -116,7 +116,7 @@ def prepare(job):
     if job.conf.proxy is not None:
         cb = make_proxy_cb(job)
         learn.add_cb(cb)
-        cb.prepare() # what a policy can't do with this network and data is said before anything is trained
+        cb.prepare() # what a policy can't do is said before anything is trained
         cb.remove()
     learn.unfreeze()
     save_weights(run.weights('initial.safetensors'), learn.model)

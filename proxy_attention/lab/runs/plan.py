@@ -66,13 +66,9 @@ def stage_fits(
             dict(frozen=False, epochs=epochs, lr=slice(lr/200, lr/2), steps=None, more=dict(pct_start=0.3, div=5.))]
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a674b071
-def allowed_judge(conf):
-    "An error unless the network allows the method that judges maps: tried on a blank image"
-    method = check_choice('judge', conf.experiment.judge, saliency_methods)
-    _try_judge(method, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
-
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
+    "An error unless the network allows the method that judges maps: tried on a blank image"
     from proxy_attention.lab.metrics.maps import compared
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
@@ -81,11 +77,7 @@ def _try_judge(method, arch, width, size):
         except (ValueError, RuntimeError) as e:
             raise ValueError(f"judge={method!r} is not for arch={arch!r}: {e}") from None
 
-def named_fits(
-    fits, # Of `stage_fits`
-    cycle:int, # 0: Stage 1
-    per_epoch:int, # Batches of an epoch
-) -> list: # Of (what, batches)
+def named_fits(fits, cycle:int, per_epoch:int) -> list: # Of (what, batches)
     "How many batches each fit of a stage has"
     return [('Stage 3' if cycle else 'Stage 1', f['epochs']*(f['steps'] or per_epoch)) for f in fits]
 
@@ -136,10 +128,7 @@ def _amounts(data, cache):
     with preserve_rng(): items = load_items(data, Path(cache))
     return counted_amounts(items, splits_of(items, data)['train'])
 
-def counted_amounts(
-    items, # `Items`
-    train, # Indices of those that are trained on
-) -> tuple: # (n, folds, why), as in `wrong_amounts`
+def counted_amounts(items, train) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What there is to train on"
     from proxy_attention.labels import most_folds # slow
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
@@ -178,10 +167,7 @@ def check_amounts(
     _refuse(conf, wrong_amounts(conf, *counted[key]))
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #b7802c00
-def precision(
-    wanted:str, # auto, fp32, fp16 or bf16
-    device, # Where the training happens
-) -> str: # fp32, fp16 or bf16
+def precision(wanted:str, device) -> str: # fp32, fp16 or bf16
     "What `wanted` means on `device`"
     gpu = torch.device(device).type == 'cuda'
     if wanted == 'auto': return ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if gpu else 'fp32'
@@ -191,14 +177,6 @@ def precision(
     return wanted
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #90cd5e11
-def _need_cleanlab():
-    from proxy_attention.labels import need_cleanlab
-    need_cleanlab()
-
-def _precision_here(wanted):
-    from fastai.torch_core import default_device
-    precision(wanted, default_device())
-
 def _trials(kind, section):
     "(key, what raises an error if the key's value names nothing) for what is set in a section"
     if kind == 'data':
@@ -212,18 +190,22 @@ def _trials(kind, section):
         policy = {k: v for k,v in section.policy.items() if k in policy_fields}
         for key,value in policy.items(): yield key, partial(Policy, **{key: value})
         yield None, partial(Policy, **policy) # What is wrong of several only together
-        if section.label_gate: yield 'label_gate', _need_cleanlab
+        if section.label_gate:
+            from proxy_attention.labels import need_cleanlab
+            yield 'label_gate', need_cleanlab
     if kind == 'experiment':
         if section.judge is not None:
             yield 'judge', partial(check_choice, 'judge', section.judge, saliency_methods)
-        if section.precision in ('fp16', 'bf16'): yield 'precision', partial(_precision_here, section.precision)
+        if section.precision in ('fp16', 'bf16'):
+            from fastai.torch_core import default_device
+            yield 'precision', partial(precision, section.precision, default_device())
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
 def wrong_judge(conf) -> list: # Of (key, value, message)
     "Doesn't the network allow the method that judges maps? Unknown names are told elsewhere"
     judge = conf.experiment.judge
     if judge not in saliency_methods or wrong_names('model', conf.model): return []
-    try: allowed_judge(conf)
+    try: _try_judge(judge, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
     except (ValueError, TypeError, ImportError) as e: return [('judge', judge, str(e))]
     return []
 

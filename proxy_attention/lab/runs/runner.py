@@ -112,7 +112,7 @@ def run_experiment(
     again:bool=False, # Throw away what the folder holds of an earlier run, and start anew?
     progress:bool=True, # Progress bars, where there is a terminal or a notebook to show them
     say=print, # What is told goes there, a line a step
-    start=run_settings, # What is called with the checked settings, as where the run is a job of a cluster
+    start=run_settings, # Called with the checked settings
 ) -> Path: # Folder of the run
     "Stages 0 to 3 of an experiment, or what is left of them"
     conf = load_experiment(experiment, settings, overrides)

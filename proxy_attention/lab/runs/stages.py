@@ -44,7 +44,7 @@ def update_early_stopping(
                         for k,v in (('best', rule.best), ('kept', rule.kept), ('stale', rule.stale))}
 
 # %% ../../../nbs/lab/runs/07_stages.ipynb #ce608f8b
-named = 20 # So many of the images in doubt are named in the record; all are in suspects.json
+named = 20 # Images in doubt that the record names; suspects.json has all
 
 def labels(job, fold:int):
     "Predict a fold's labels with a network that hasn't seen it; after the last fold, list those in doubt"
