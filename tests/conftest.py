@@ -7,7 +7,11 @@ import sys
 os.environ['MPLBACKEND'] = 'agg' # before matplotlib is imported
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+# Its MKL rounds by where memory lies, unless told otherwise before it is loaded
+if version('torch').startswith('2.4.'): os.environ.setdefault('MKL_CBWR', 'COMPATIBLE')
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

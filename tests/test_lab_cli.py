@@ -388,6 +388,13 @@ def test_list(here):
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
+def test_a_damaged_comparison_is_left_out_of_the_list(here):
+    make_comparison(here/'runs'/'compared')
+    record = here/'runs'/'compared'/'record.jsonl'
+    assert [c['comparison'] for c in answer('list')['comparisons']] == ['compared']
+    record.write_text(record.read_text().split('\n')[0].replace('"arms"', '"amrs"') + '\n')
+    assert answer('list')['comparisons'] == []
+
 def test_a_comment_of_the_first_key_is_not_the_sections(here):
     (here/'settings.ini').write_text(ini.replace('[model:net]\n', '[model:net]\n# Its kind\n# of layers\n', 1)
                                      .replace('width', '# Channels\nwidth', 1))
