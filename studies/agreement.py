@@ -131,7 +131,8 @@ def agreement(
                            data=(data, 'data'))
     content = digest('\n'.join(ref.splits.sha256[i] for i in ref.splits['test']).encode())
     head = dict(kind='agreement', **provenance(ref.conf, command), images_sha256=content)
-    told = dict(kind='reference', run=Path(reference).name, **about, maps={m: energy(v, *parts) for m,v in theirs.items()})
+    told = dict(kind='reference', run=Path(reference).name, **about,
+                maps={m: energy(v, *parts) for m,v in theirs.items()})
     lines = [plain(o) for o in (head, told, *rows)]
     write_lines(out, lines)
     return lines
