@@ -194,8 +194,8 @@ def save_svg(
 
 # Arm → name, mark and colour in drawings
 marks = {'erm': ('plain training', 'o', '0.6'), 'default': ('the default', 'o', 'C0'),
-         'proposal': ('the proposal', 's', 'C2'), 'random_place': ('random places', 'x', '0.4'),
-         'jtt_tuned': ('Just Train Twice, tuned', '^', 'C3'), 'masktune_tuned': ('MaskTune, tuned', 'D', 'C1')}
+         'proposal': ('the proposal', 's', 'C2'), 'jtt_tuned': ('Just Train Twice, tuned', '^', 'C3'),
+         'masktune_tuned': ('MaskTune, tuned', 'D', 'C1'), 'random_place': ('random places', 'x', 'black')}
 
 def draw_gaps(
     listed, # Name → `ComparisonConfig`
@@ -217,8 +217,9 @@ def draw_gaps(
         ax.grid(axis='x', alpha=0.3)
         once = dict(zip(*reversed(ax.get_legend_handles_labels()))) # Each name once
         if names:
-            ax.legend(once.values(), once, loc='lower center', bbox_to_anchor=(.42, 1), ncols=3, frameon=False,
-                      fontsize=8)
+            legend = ax.legend(once.values(), once, loc='lower center', bbox_to_anchor=(.42, 1), ncols=3,
+                               frameon=False, fontsize=8)
+            for mark in legend.legend_handles: mark.set_markersize(7)
     save_svg(draw, file, (7.2, 1.5 + 0.36*len(names)))
 
 def draw_amounts(
