@@ -26,7 +26,7 @@ def beats(
 
 asked_against = {'digits_95': ('random_place', 'proposal', 'jtt_tuned', 'masktune_tuned'),
                  'holdout_texture': ('masktune_tuned',), 'holdout_position': ('masktune_tuned',),
-                 'square_asl': ('masktune_tuned',), 'asl': ('proposal',)}
+                 'asl': ('proposal',)}
 
 def _against(results, name, other, arm='default'):
     return set_against(by_seed(results.get(name, []), arm), by_seed(results.get(name, []), other))
