@@ -1,4 +1,4 @@
-"""The study's commands: `python -m studies run`, `report` and `agree`, from the top of the repository."""
+"""The study's commands: `python -m studies run` and `report`, from the top of the repository."""
 import argparse
 import sys
 import warnings
@@ -24,13 +24,7 @@ def arguments():
     run.add_argument('names', nargs='*', help="names of [comparison:NAME] sections (default: all)")
     run.add_argument('--out', type=Path, default=Path('runs/study'), help="where the runs are")
     run.add_argument('--jobs', type=int, help="runs at the same time, one thread each (default: one a core)")
-
-    agree = command('agree', "Compare the maps of runs with those of a reference network on the same test images.")
-    agree.add_argument('reference', type=Path, help="folder of a finished run, such as a ViT's")
-    agree.add_argument('runs', nargs='+', type=Path,
-                       help="folders of finished runs; that of a comparison stands for all of its runs")
-    for c in (run, agree): c.add_argument('--data', type=Path, default=Path('data'), help="folder for data sets")
-    agree.add_argument('--out', type=Path, default=HERE/'results'/'agreement.jsonl', help="the record, JSON lines")
+    run.add_argument('--data', type=Path, default=Path('data'), help="folder for data sets")
     return p.parse_args()
 
 
@@ -45,17 +39,10 @@ def run(args):
     report(args)
 
 
-def agree(args):
-    from studies.agreement import agreement, agreement_table, agreement_words
-    from studies.tables import markdown
-    lines = agreement(args.reference, args.runs, args.out, args.data, print)
-    print('', markdown(agreement_table(lines), 2), '', agreement_words(lines), '', f'record   {args.out}', sep='\n')
-
-
 def main():
     args = arguments()
     warnings.filterwarnings('ignore', category=FutureWarning)
-    try: dict(run=run, report=report, agree=agree)[args.command](args)
+    try: dict(run=run, report=report)[args.command](args)
     except KeyboardInterrupt: sys.exit("stopped; the same command goes on from here")
     except (ValueError, OSError) as e: sys.exit(f'studies: {e}')
 
