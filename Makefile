@@ -77,14 +77,8 @@ results: $(VENV)/.installed ## Make the record that the README reads: the demo's
 	mkdir -p results/demo && cp runs/readme/record.jsonl results/demo/
 	$(BIN)/proxy-attention demo && cp demo/gallery.png nbs/images/gallery.png
 
-study: $(VENV)/.installed-dev ## Run what the study's records in studies/results don't hold yet (hours; it can be stopped), and make its report
-	cd studies && for s in policy amount jtt masktune; do test -f results/sweeps/$$s.jsonl || { ../$(BIN)/proxy-attention sweep $$s --out ../runs/sweep_$$s && mkdir -p results/sweeps \
-		&& cp ../runs/sweep_$$s/record.jsonl results/sweeps/$$s.jsonl; } || exit 1; done
+study: $(VENV)/.installed-dev ## Run what the study's records in studies/results don't hold yet (an hour and a half on one core; it can be stopped), and make its report
 	$(BIN)/python -m studies run
-	test -f studies/results/transfer/record.jsonl || $(BIN)/python -m studies transfer runs/study/digits_99/arms/erm/* runs/study/digits_99/arms/recommended/* \
-		--task later_fashion --out studies/results/transfer/record.jsonl
-	test -f studies/results/agreement/record.jsonl || { $(BIN)/proxy-attention run vit_plain --settings studies/settings.ini && $(BIN)/python -m studies agree runs/vit_plain \
-		runs/study/digits_95/arms/erm/* runs/study/digits_95/arms/early_look_replace/* runs/study/digits_95/arms/recommended/* --out studies/results/agreement/record.jsonl; }
 	$(MAKE) study-report
 
 study-report: $(VENV)/.installed-dev ## Make the study's tables, drawings and pages from the committed records

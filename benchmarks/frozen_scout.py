@@ -41,7 +41,7 @@ def accuracy(model, dl):
 
 figures = []
 with tempfile.TemporaryDirectory() as tmp:
-    conf = load_experiment('study_watermark_asl', ROOT/'studies'/'settings.ini', ['data.shortcut=square', 'data.size=96'])
+    conf = load_experiment('study_square_asl', ROOT/'studies'/'settings.ini', ['data.size=96', 'data.seed=0'])
     items = load_items(conf.data, Path(tmp))
     splits = splits_of(items, conf.data)
     set_seed(args.seed)

@@ -1,4 +1,4 @@
-"""Did the network use what its map shows, and does the map depend on what was learnt? The notebook `questions/map_checks` shows it."""
+"""Did the network use what its map shows, and does the map depend on what was learnt? See `questions/map_checks`."""
 import copy
 
 import matplotlib.pyplot as plt

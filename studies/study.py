@@ -1,4 +1,4 @@
-"""Many comparisons that belong together: the list is fixed in `settings.ini` before anything runs, and is reported whole."""
+"""Comparisons that belong together: the list is fixed in `settings.ini` before anything runs, and is reported whole."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,8 @@ def check_report(
     "An error if the report's place is taken by something else"
     file = Path(records)/'README.md'
     if file.exists() and report_sign not in file.read_text(encoding='utf-8', errors='replace'):
-        raise ValueError(f"{str(file)!r} is there already and not a report of ours; it is left as it is. Give another folder for the records.")
+        raise ValueError(f"{str(file)!r} is there already and not a report of ours; it is left as it is. "
+                         "Give another folder for the records.")
     return file
 
 def run_study(
@@ -53,8 +54,10 @@ def run_study(
         c,record = listed[name], Path(records)/f'{name}.jsonl'
         say(f"{name}: {c.experiment}{f', {c.change}' if c.change else ''}")
         compare(c.experiment, c.names, c.seed_list, settings, Path(out)/name, c.overrides, data, jobs, record=record,
-                reuse=[f for f in Path(records).glob('*.jsonl') if f != record], command=f'python -m studies run {name}', say=say)
+                reuse=[f for f in Path(records).glob('*.jsonl') if f != record],
+                command=f'python -m studies run {name}', say=say)
         for run in Path(out, name).glob('arms/*/*'):
-            if is_run(run): shutil.rmtree(run/'proxies', ignore_errors=True) # the audit has seen them; thousands of small files a comparison
+            # The audit has seen the copies: thousands of small files a comparison
+            if is_run(run): shutil.rmtree(run/'proxies', ignore_errors=True)
         made.append(record)
     return made

@@ -221,10 +221,8 @@ def test_own_file():
     file = repo/'settings.ini'
     if not file.is_file(): file = find_settings()
     ours,literal = (load_experiment('demo', file, [f'proxy={p}']) for p in ('default', 'proposal'))
-    early = load_experiment('demo', repo/'studies'/'settings.ini', ['proxy=early_look'])
     assert load_experiment('demo', file) == ours and Policy(**ours.proxy.policy) == Policy(), "the demo's default is the library's"
-    assert Policy(**early.proxy.policy) == Policy(**presets['early_look']) and Policy(**literal.proxy.policy) == Policy(**presets['proposal'])
-    assert early.data == literal.data and early.experiment.lr == literal.experiment.lr
+    assert Policy(**literal.proxy.policy) == Policy(**presets['proposal']) and ours.data == literal.data
 
 def test_off(read):
     plain = good.replace('scout = 120 steps\n', '')
@@ -298,12 +296,12 @@ def test_planted_shortcuts_and_reserved_digits(read):
 
 def test_data_sections_of_the_study(tmp_path):
     file = repo/'studies'/'settings.ini'
-    data = lambda name, *more: load_experiment('shortcut', file, [f'data={name}', *more]).data
-    square, mark = data('square_cifar10'), data('watermark_asl')
-    assert (square.source, square.shortcut, square.strength, square.size, square.n_train, square.n_valid, square.n_test) == ('cifar10', 'square', .95, 32, 4000, 500, 2000)
-    assert (mark.source, mark.shortcut, mark.strength, mark.size, mark.per_class, mark.bs) == ('asl_digits', 'watermark', .95, 64, 40, 32)
-    search, holdout = data('reserved_digits', 'data.size=40'), data('reserved_digits', 'data.size=40', 'holdout=true')
-    assert search.reserved == 500 and not search.holdout and holdout.holdout and search.n_test is holdout.n_test is None
+    def data(name, *more): return load_experiment('study_digits', file, [f'data={name}', *more]).data
+    square = data('square_asl')
+    assert (square.source, square.shortcut, square.strength, square.size, square.per_class) == ('asl_digits', 'square', .95, 64, 40)
+    search, holdout = data('reserved_digits'), data('holdout_digits')
+    assert search.reserved == holdout.reserved == 500 and not search.holdout and holdout.holdout and search.seed != holdout.seed
+    assert Policy(**load_experiment('study_digits', file, ['proxy=default']).proxy.policy) == Policy(), "the study's default is the library's"
     from proxy_attention.lab.data.sources import load_items
     assert [len(load_items(d, tmp_path).fixed['test']) for d in (search, holdout)] == [297, 500]
 

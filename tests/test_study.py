@@ -157,8 +157,8 @@ def test_commands(tmp_path, monkeypatch, capsys):
     "Run, gone on with from the records alone, and reported; every flag arrives"
     monkeypatch.chdir(tmp_path)
     Path('mine.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing', 'arms = random_erasing'))
-    where = '--settings', 'mine.ini', '--records', 'kept', '--data', 'pictures'
-    command(monkeypatch, 'run', 'weak', *where, '--out', 'away', '--jobs', 1)
+    where = '--settings', 'mine.ini', '--records', 'kept'
+    command(monkeypatch, 'run', 'weak', *where, '--data', 'pictures', '--out', 'away', '--jobs', 1)
     assert '0 runs done, 4 to go' in capsys.readouterr().out and Path('pictures').is_dir() and [p.name for p in Path('away').iterdir()] == ['weak']
     page = Path('kept/README.md')
     assert 'random_erasing' in page.read_text()

@@ -1,4 +1,4 @@
-"""What the study has shown: goals judged by their numbers, what is missing called missing, and a report that comes back identical from its records."""
+"""What the study has shown: questions judged by their numbers, and a report that comes back identical from its records."""
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,60 +7,65 @@ import pytest
 from test_study import INI, cache, study, weak, weak_study  # noqa: F401
 from test_study_tables import results
 
-from studies.report import beats, goals, judged, study_report
 from proxy_attention.lab.metrics.stats import paired_t
+from studies.report import answers, beats, judged, study_report
 from studies.tables import in_percent, in_points
+
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def d(*values): return paired_t(values, [0]*len(values))
 
-@pytest.mark.parametrize('values, said', [((.97, .98, .97), 'met'), ((.9, .99, .99), 'met on average; the interval reaches 11.9 below'), ((.9, .91, .92), 'missed by 4.0'), ((-.2, -.1), 'missed by 110.0')])
+@pytest.mark.parametrize('values, said', [
+    ((.97, .98, .97), 'met'), ((.9, .99, .99), 'met on average; the interval reaches 11.9 below'), ((.9, .91, .92), 'missed by 4.0')])
 def test_judged(values, said): assert judged(d(*values), .95) == said
 
-def test_not_run_and_other_units():
-    assert judged(None, .95) == beats(None) == 'not run' and judged(d(.9, .9), .95, lambda v: f'{v:.2f}') == 'missed by 0.05'
-    assert [beats(x) for x in (d(.1, .11, .12), d(-.1, .1), d(-.1, -.11, -.12))] == ['met', 'missed: no effect shown', 'missed']
+def test_not_run():
+    assert judged(None, .95) == beats(None) == 'not run'
+    assert [beats(x) for x in (d(.1, .11, .12), d(-.1, .1), d(-.1, -.11, -.12))] == ['yes', 'not shown', 'no']
 
-LISTED = {n: SimpleNamespace(reference=r) for n,r in (('fresh_95', 'fresh_0'), ('fresh_0', None), ('square_cifar10', 'square_cifar10_0'), ('holdout_texture', 'holdout_0'), ('holdout_0', None))}
+LISTED = {n: SimpleNamespace(reference=r) for n,r in (('digits_95', 'digits_0'), ('digits_0', None), ('holdout_texture', 'digits_0'),
+                                                      ('square_asl', 'square_asl_0'), ('square_asl_0', None))}
 
-def row(rows, words): return next(r for r in rows if words in r[0])
-
-def test_goals():
-    have = dict(fresh_95=results(erm=[.2, .2], recommended=[.97, .98]), fresh_0=results(erm=[1., 1.], recommended=[.98, .99]), square_cifar10=results(erm=[.1, .1], duplicate_wrong=[.2, .2], masktune=[.3, .5], recommended=[.4, .41]),
-                holdout_0=results(erm=[.9, .9]), holdout_texture=results(erm=[.1, .1], recommended=[.5, .5]),
-                fashion=results(erm=[.8, .8, .8], random_erasing=[.8, .8, .8], recommended=[.82, .83, .82]), asl=results(erm=[.8, .8, .8], random_erasing=[.9, .9, .9], recommended=[.82, .83, .82]))
-    rows = goals(LISTED, have)
-    assert row(rows, 'closes 95% of the gap on `fresh_95`')[1:] == [in_percent(d(.77/.8, .78/.8)), 'met on average; the interval reaches 6.1 points below']
-    assert row(rows, 'gap on `fresh_99`')[1:] == ['', 'not run'] and row(rows, 'plain training on `fresh_95`')[1:] == ['2.00×', 'missed by 0.70×']
-    assert row(rows, 'half a point on `fresh_0`')[1:] == [in_points(d(-.02, -.01)), 'missed by 1.0'] and row(rows, 'half a point on `holdout_0`')[2] == 'not run'
-    assert row(rows, 'beats `duplicate_wrong` on `square_cifar10`')[2] == 'met' and row(rows, 'beats `masktune` on `square_cifar10`')[2] == 'missed: no effect shown' and row(rows, 'on `watermark_asl`')[2] == 'not run'
-    assert row(rows, '`holdout_texture` (to be reported)')[1:] == ['50.0% [50.0%, 50.0%]', 'reported']
-    small = goals(LISTED, have | dict(holdout_texture=results(erm=[.89, .89], recommended=[.9, .88])))
-    assert row(small, '`holdout_texture`')[1:] == [in_points(d(.01, -.01)), 'no gap: plain training loses less than 5 points']
-    assert row(rows, 'Random Erasing on `fashion`')[2] == 'met' and row(rows, 'Random Erasing on `asl`')[2] == 'missed by 7.2' and row(rows, 'Random Erasing on `cifar10`')[2] == 'not run'
-    assert row(rows, 'two of three')[2] == 'met' and row(goals(LISTED, {k: v for k,v in have.items() if k != 'asl'}), 'two of three')[2] == 'not run'
-    have['asl'] = results(erm=[.8, .8, .8], recommended=[.7, .8, .9])
-    assert row(goals(LISTED, have), 'two of three')[2] == 'missed'
+def test_answers():
+    have = dict(digits_95=results(erm=[.2, .2], random_place=[.2, .3], default=[.97, .98]),
+                digits_0=results(erm=[1., 1.], default=[.98, .99]), holdout_texture=results(erm=[.98, .98], default=[.9, .99]),
+                asl=results(erm=[.8, .8, .8], proposal=[.9, .9, .9], default=[.82, .83, .82]))
+    rows = answers(LISTED, have)
+    def row(words): return next(r for r in rows if r[0] == words)[1:]
+    assert row('closes a part of the gap on `digits_95`') == [in_percent(d(.77/.8, .78/.8)), 'yes']
+    assert row('closes a part of the gap on `holdout_texture`') == ['no gap: plain training loses less than 5 points', 'not shown']
+    assert row('closes a part of the gap on `square_asl`') == ['', 'not run']
+    assert row('loses at most half a point on `digits_0`') == [in_points(d(-.02, -.01)), 'missed by 1.0']
+    assert row('loses at most half a point on `asl`')[1] == 'met'
+    assert row('beats `random_place` on `digits_95`')[1] == 'yes' and row('beats `proposal` on `asl`')[1] == 'no'
+    assert row('beats `proposal` on `digits_95`') == ['', 'not run']
 
 def test_report_comes_back_identical(weak_study):  # noqa: F811
     file = study_report('records', 'settings.ini')
     before = {f.name: f.read_bytes() for f in Path('records').iterdir()}
     text = file.read_text()
-    assert '## strong' in text and '0 of 4 runs done' in text and '6 of 6 runs done, 9 optimizer steps each; audits: 6 of 6 clean' in text and '| random_erasing |' in text and '## Goals' not in text
-    for f in ('README.md', 'weak.svg'): (Path('records')/f).unlink()
+    assert '## strong' in text and '0 of 4 runs done' in text and '| random_erasing |' in text and '## Questions' not in text
+    assert '6 of 6 runs done, 9 optimizer steps each; audits: 6 of 6 clean' in text
+    file.unlink()
     study_report('records', 'settings.ini')
     assert {f.name: f.read_bytes() for f in Path('records').iterdir()} == before
 
 def test_report_of_the_gap(tmp_path):
-    Path('settings.ini').write_text(INI.replace('comparison:strong', 'comparison:digits_0').replace('comparison:weak]', 'comparison:less_digits_5]\nreference = digits_0'))
-    for name,lines in (('digits_0', results(erm=[1., .9])), ('less_digits_5', results(erm=[.2, .4], recommended=[.6, .9])), ('digits_95', results(erm=[.2, .3]))):
-        if name == 'less_digits_5': lines[2]['trial'], lines[3]['verdict'] = 'shortcut', 'real'
-        (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
+    Path('settings.ini').write_text(INI.replace('comparison:strong', 'comparison:digits_0').replace(
+        'comparison:weak]', 'comparison:images_120]\nreference = digits_0'))
+    lines = results(erm=[.2, .4], default=[.6, .9])
+    lines[2]['verdict'] = 'shortcut'
+    for name,had in (('digits_0', results(erm=[1., .9])), ('images_120', lines), ('digits_95', results(erm=[.2, .3]))):
+        (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in had))
     text = study_report(tmp_path, 'settings.ini').read_text()
-    assert '| less_digits_5 | recommended | 2 | 30.0% | 95.0% | 75.0% (60.0–90.0) | 75.0% [' in text and 'Verdicts: shortcut in 1 runs of recommended; real in 1 runs of recommended' in text and '## Goals' in text
-    assert {f.name for f in tmp_path.glob('*.svg')} == {'gaps.svg', 'digits_0.svg', 'less_digits_5.svg', 'less_digits.svg'}
+    assert '| images_120 | default | 2 | 30.0% | 95.0% | 75.0% (60.0–90.0) | 75% [' in text and '## Questions' in text
+    assert 'Verdicts: default: shortcut in 1 of 1 runs.' in text
+    assert {f.name for f in tmp_path.glob('*.svg')} == {'gaps.svg', 'images.svg', 'steps.svg'}
 
-def test_records_of_an_earlier_recipe_are_called_so(weak_study):  # noqa: F811
-    assert "version 0.1's" not in study_report('records', 'settings.ini').read_text()
-    first,*rest = (file := Path('records/weak.jsonl')).read_text().splitlines()
-    file.write_text('\n'.join([json.dumps(json.loads(first) | dict(version='0.1.0')), *rest]) + '\n')
-    assert "**These records are version 0.1's.**" in study_report('records', 'settings.ini').read_text().split('## ')[0]
+def test_every_comparison_that_is_named_is_listed():
+    from studies.report import asked_against, fewer_steps, less_data
+    from studies.study import comparisons
+    listed = comparisons(ROOT/'studies'/'settings.ini')
+    for name in (*asked_against, *(n for _,n in (*less_data, *fewer_steps))): assert name in listed, name
+    for name,others in asked_against.items(): assert {'default', *others} <= {*listed[name].names}, name
