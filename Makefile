@@ -79,6 +79,9 @@ results: $(VENV)/.installed ## Make the record that the README reads: the demo's
 
 study: $(VENV)/.installed-dev ## Run what the study's records in studies/results don't hold yet (an hour and a half on one core; it can be stopped), and make its report
 	$(BIN)/python -m studies run
+	test -f studies/results/agreement.jsonl || { $(BIN)/proxy-attention run vit_plain --settings studies/settings.ini \
+		&& $(BIN)/python -m studies agree runs/vit_plain runs/study/digits_95; }
+	test -f studies/results/transfer.jsonl || $(BIN)/python -m studies transfer runs/study/digits_95 --task later_asl
 	$(MAKE) study-report
 
 study-report: $(VENV)/.installed-dev ## Make the study's tables, drawings and pages from the committed records
