@@ -1,5 +1,6 @@
 """Do networks look where another network looks? Maps of finished runs beside those of a reference, such as a ViT."""
 
+from os.path import relpath
 from pathlib import Path
 from statistics import mean
 
@@ -127,8 +128,8 @@ def agreement(
             rows.append(dict(kind='result', **shared, **mine, method=method, **agrees(maps, theirs),
                              **energy(maps, *parts)))
             say(f"{line['arm']} seed {line['seed']}: {mine['accuracy']:.1%}")
-    command = command_line('agree', str(reference), *map(str, runs), program=('python', '-m', 'studies'), out=out,
-                           data=(data, 'data'))
+    command = command_line('agree', str(reference), *map(str, runs), program=('python', '-m', 'studies'),
+                           out=relpath(out), data=(data, 'data'))
     content = digest('\n'.join(ref.splits.sha256[i] for i in ref.splits['test']).encode())
     head = dict(kind='agreement', **provenance(ref.conf, command), images_sha256=content)
     told = dict(kind='reference', run=Path(reference).name, **about,

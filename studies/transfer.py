@@ -1,6 +1,7 @@
 """What does a second task, learnt later, cost with copies and without? Finished runs get a new head and learn on."""
 
 import time
+from os.path import relpath
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -92,7 +93,8 @@ def second_task(
         rows = [line(j, 'weights') for j in jobs]
         rows += [line(j, 'initial', 'fresh') for j in {r['initial_sha256']: j for r,j in zip(rows, jobs)}.values()]
     command = command_line('transfer', *map(str, runs), program=('python', '-m', 'studies'), task=task,
-                           steps=(steps, 200), out=out, settings=settings, data=(data, 'data'))
+                           steps=(steps, 200), out=relpath(out), data=(data, 'data'),
+                           settings=None if settings is None else relpath(settings))
     head = dict(kind='second', **provenance(jobs[0].conf, command), task=task, task_settings=conf.model_dump(),
                 task_steps=steps)
     lines = [plain(o) for o in (head, *rows)]
