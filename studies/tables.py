@@ -174,19 +174,6 @@ def verdict_counts(
     return '; '.join(f"{a}: " + ', '.join(f"{w} in {v.count(w)} of {len(v)} runs" for w in dict.fromkeys(v))
                      for a,v in told.items())
 
-def save_svg(
-    draw, # Function (axes)
-    file, # An SVG
-    size, # (width, height) in inches
-):
-    "A drawing as a file, the same bytes each time, its words as text"
-    with plt.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none', 'font.size': 9}):
-        fig,ax = plt.subplots(figsize=size, layout='constrained')
-        draw(ax)
-        for side in ('top', 'right'): ax.spines[side].set_visible(False)
-        fig.savefig(file, metadata={'Date': None, 'Creator': None})
-        plt.close(fig)
-
 # Arm → name, mark and colour in drawings
 marks = {'erm': ('plain training', 'o', '0.6'), 'default': ('the default', 'o', 'C0'),
          'proposal': ('the proposal', 's', 'C2'), 'jtt_tuned': ('Just Train Twice, tuned', '^', 'C3'),
@@ -215,28 +202,9 @@ def draw_gaps(
             legend = ax.legend(once.values(), once, loc='lower center', bbox_to_anchor=(.42, 1), ncols=3,
                                frameon=False, fontsize=8)
             for mark in legend.legend_handles: mark.set_markersize(7)
-    save_svg(draw, file, (7.2, 1.5 + 0.36*len(names)))
-
-def draw_amounts(
-    results, # Of `read_study`
-    amounts, # (number, name of a comparison), from little to much
-    file, # An SVG
-    arms=('erm', 'default'),
-    what:str='training images',
-):
-    "Accuracy over an amount: a dot a run, a line through the means"
-    amounts = [(x, n) for x,n in amounts if results.get(n)]
-    def draw(ax):
-        for arm in arms:
-            at = [(x, list(by_seed(results[n], arm).values())) for x,n in amounts if by_seed(results[n], arm)]
-            words,_,colour = marks[arm]
-            if at: ax.plot([x for x,_ in at], [mean(v) for _,v in at], color=colour, label=words)
-            for x,v in at: ax.plot([x]*len(v), v, 'o', ms=3.5, alpha=0.6, color=colour)
-        ax.set_xscale('log')
-        ax.set_xticks([x for x,_ in amounts], [f'{x:,}' for x,_ in amounts])
-        ax.set_xticks([], minor=True)
-        ax.set(ylim=(0, 1), xlabel=what, ylabel='test accuracy')
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False, fontsize=8)
-    save_svg(draw, file, (4.2, 3))
+    with plt.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none', 'font.size': 9}): # The same bytes each time
+        fig,ax = plt.subplots(figsize=(7.2, 1.5 + 0.36*len(names)), layout='constrained')
+        draw(ax)
+        for side in ('top', 'right'): ax.spines[side].set_visible(False)
+        fig.savefig(file, metadata={'Date': None, 'Creator': None})
+        plt.close(fig)
