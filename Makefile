@@ -16,10 +16,10 @@ demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
 # Two halves that take about equally long
-HALF := $(wildcard tests/test_lab_*.py)
+HALF := $(wildcard tests/test_lab_*.py tests/test_study*.py) tests/test_callback.py tests/test_tutorials.py
 REST := $(filter-out $(HALF), $(wildcard tests/test_*.py))
 
-test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: the lab's tests, and all others)
+test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: mostly the lab's tests, and all others)
 	@$(BIN)/python -m pytest $(HALF) > .lab_tests.log 2>&1 & lab=$$!; \
 	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/nbdev-test studies/questions --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
 	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status

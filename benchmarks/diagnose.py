@@ -17,7 +17,7 @@ from proxy_attention.files import read_lines
 warnings.filterwarnings('ignore')
 os.environ['OMP_NUM_THREADS'] = '1'
 
-DEV_SEEDS, HELD_OUT_SEEDS = (60,), (310, 311)
+DEV_SEEDS, HELD_OUT_SEEDS = (60, 310, 311, 312), (313,)
 LEAST = 0.5 # Of a cluster's images, that show at least so much of the cue in their patch
 
 

@@ -65,10 +65,14 @@ class Audit:
         if n: return f"{n} problem{'s'*(n > 1)}"
         return "can't be told" if self.unknown else 'clean'
 
+    @property
+    def what(self) -> str: return f"{self.proxies} copies against {self.held_out} held-out items"
+
     def __str__(self):
-        head = f"audit of {self.proxies} copies against {self.held_out} held-out items: {self.result}"
-        look = [f"look-alike across the split: {a} ~ {b}" for a,b in self.near]
-        return '\n'.join([head, *self.problems, *self.unknown, *look])
+        look = ([f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]]
+                + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else []))
+        return '\n'.join([f"audit of {self.what}: {self.result}", *self.problems, *self.unknown, *look])
+
     def to_dict(self): return asdict(self)
 
 # %% ../nbs/06_audit.ipynb #2e0004f8

@@ -139,12 +139,12 @@ class Eraser:
         if own is None: return len(idxs), lambda k: int(idxs[k])
         return len(idxs) - 1, lambda k: int(idxs[k + (k >= own)])
 
-    def other(self, i, rng, mapped=False):
-        "Index and pixels of another training image, with a map or any, drawn by lot from those that can be read"
-        if mapped:
+    def other(self, i, rng):
+        "Index and pixels of another training image, drawn by lot from those that can be read; for 'swap' with a map"
+        if self.apart: choices = map(int, self.apart_from(i, rng))
+        elif self.fill == 'swap':
             n,item = self.mapped(i)
             choices = map(item, drawn_lots(n, rng))
-        elif self.apart: choices = map(int, self.apart_from(i, rng))
         else: choices = ((i + 1 + j) % self.n for j in drawn_lots(self.n - 1, rng))
         tried = 0
         for k in islice(choices, 100):
@@ -156,20 +156,22 @@ class Eraser:
         "Pixels of item `k` laid behind item `i`, an image of `size`"
         return align_donor(pixels, size, self.view(i, size)[0], self.view(k, pixels.shape[1::-1])[0], **kwargs)
 
-    def patch(self, i, size, rng):
-        "The salient part of another image at its own place, laid behind item `i`: pixels and mask"
-        k,img = self.other(i, rng, mapped=True)
-        maps,seen = self.saliency([k], img.shape[1::-1])
-        mask = saliency_masks(maps, seen, self.area, self.threshold)[0].astype(np.uint8)
-        return self.behind(i, size, k, img), self.behind(i, size, k, mask, interpolation=cv2.INTER_NEAREST).astype(bool)
+    def salient_part(self, k, size):
+        "Mask of what is salient in item `k`, an image of `size`: uint8, as OpenCV takes it"
+        maps,seen = self.saliency([k], size)
+        return saliency_masks(maps, seen, self.area, self.threshold)[0].astype(np.uint8)
 
     def fill_in(self, row, img, saliency, mask):
         row['erased'] = round(float(mask.mean()), 6)
-        i,size,rng,donor,patch = row['index'], img.shape[1::-1], None, None, None
+        i,size,rng,donor,donor_mask = row['index'], img.shape[1::-1], None, None, None
         if self.fill in ('noise', *needs_donor): rng = seeded_rng(self.seed, row['cycle'], i)
-        if self.fill in needs_donor: donor = self.behind(i, size, *self.other(i, rng))
-        if self.fill == 'swap': patch = self.patch(i, size, rng)
-        return erase(img, mask, self.fill, saliency / max(saliency.max(), 1e-12), rng, donor, patch)
+        if self.fill in needs_donor:
+            k,pixels = self.other(i, rng)
+            donor = self.behind(i, size, k, pixels)
+        if self.fill == 'swap': # the donor's own place: one image is decoded for both
+            donor_mask = self.salient_part(k, pixels.shape[1::-1])
+            donor_mask = self.behind(i, size, k, donor_mask, interpolation=cv2.INTER_NEAREST).astype(bool)
+        return erase(img, mask, self.fill, saliency / max(saliency.max(), 1e-12), rng, donor, donor_mask)
 
 # %% ../nbs/10_copies.ipynb #0d4c6aa8
 class ErasedOnLoad:

@@ -32,8 +32,8 @@ def check_choice(
     "`value` if it is one of `choices`, else a `ValueError` that names the argument, the value and the choices"
     choices = list(choices)
     if isinstance(value, str) and value in choices: return value
-    near = difflib.get_close_matches(str(value), choices, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ''
+    near = difflib.get_close_matches(str(value).lower(), known := {c.lower(): c for c in reversed(choices)}, 1)
+    hint = f" Did you mean {known[near[0]]!r}?" if near else ''
     raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.{hint}")
 
 # %% ../nbs/00_core.ipynb #7e97d0ae
@@ -101,19 +101,20 @@ def check_probs(probs, targets, vocab):
 
 # %% ../nbs/00_core.ipynb #e2552eab
 def steps_of(
-    length, # Epochs (a number, fractions allowed), 'N steps', or 'P%' of `epochs`
+    length, # Epochs (a number or 'N epochs', fractions allowed), 'N steps', or 'P%' of `epochs`
     epochs:float, # Of the whole training
     per_epoch:int, # Batches an epoch
     name:str='length', # Of the argument, for errors
 ) -> int:
     "How many steps a length is, at least one"
     if isinstance(length, str):
-        m = re.fullmatch(r'\s*([0-9]+(?:\.[0-9]+)?)\s*(%|steps?)\s*', length)
+        m = re.fullmatch(r'\s*([0-9]+(?:\.[0-9]+)?)\s*(%|steps?|epochs?)\s*', length)
         if not m:
             raise ValueError(f"{name}={length!r} is neither a number of epochs, nor 'N steps', nor 'P%' of the epochs, "
                              "such as 2, '60 steps' or '15%'.")
         number = check_number(name, float(m[1]), 0, 100 if m[2] == '%' else float('inf'), open_low=True)
-        return max(1, round(number if m[2] != '%' else number/100*epochs*per_epoch))
+        scale = {'%': epochs*per_epoch/100, 'e': per_epoch, 's': 1}[m[2][0]]
+        return max(1, round(number*scale))
     return max(1, round(check_number(name, length, 0, open_low=True)*per_epoch))
 
 # %% ../nbs/00_core.ipynb #ce62752a

@@ -169,7 +169,7 @@ def erase(
     saliency:np.ndarray|None=None, # (H,W) in [0,1], for fill='blend'
     rng:np.random.Generator|None=None, # For fill='noise'
     donor:np.ndarray|None=None, # For 'context' and 'swap': another training image of this one's size (`align_donor`)
-    patch:tuple|None=None, # For 'swap': (image, mask) as `img` and `mask`, of another training image's salient part
+    donor_mask:np.ndarray|None=None, # (H,W) bool, for 'swap': the donor's salient part, which is pasted too
 ) -> np.ndarray:
     "A copy of `img` whose masked pixels are filled; all others are the same bytes"
     check_choice('fill', fill, fills)
@@ -178,11 +178,11 @@ def erase(
     if mask.dtype != bool: raise TypeError(f"mask must be boolean, got {mask.dtype}.")
     if mask.shape != img.shape[:2]: raise ValueError(f"mask has shape {mask.shape}, the image {img.shape[:2]}.")
     if fill == 'blend' and saliency is None: raise ValueError("fill='blend' needs the saliency map.")
-    if fill == 'swap' and patch is None:
-        raise ValueError("fill='swap' needs the salient patch of another training image.")
+    if fill == 'swap':
+        if donor_mask is None: raise ValueError("fill='swap' needs donor_mask, the donor's salient part.")
+        mask = mask | donor_mask
     out = img.copy()
     colour = out[..., :3] if img.ndim == 3 else out
     source = img[..., :3] if img.ndim == 3 else img
     colour[mask] = fills[fill](source, mask, saliency, rng, donor)[mask]
-    if fill == 'swap': colour[patch[1]] = (patch[0][..., :3] if patch[0].ndim == 3 else patch[0])[patch[1]]
     return out

@@ -60,10 +60,11 @@ def proxy_images(
             yield img, None if saliency is None else saliency / max(saliency.max(), 1e-12), copy
 
 # %% ../nbs/18_gallery.ipynb #f91cead5
-def _rows_to_show(cb, n):
+def _rows_to_show(cb, n, cycle):
     "Rows, what erases them (None: they are live), and what stands above the figure"
-    rows = list(islice((r for r in cb.copies.rows if cb.copies.store.whole(r)), n))
-    if rows or cb.candidates is None: return rows, None, 'predicted → true (probability of the true class)'
+    wanted = (r for r in cb.copies.rows if (cycle is None or r['cycle'] == cycle) and cb.copies.store.whole(r))
+    rows = list(islice(wanted, n))
+    if rows or cycle or cb.candidates is None: return rows, None, 'predicted → true (probability of the true class)'
     verdict = cb.last_verdict
     rows,eraser = cb.candidates
     step = max(1, len(rows)//n)
@@ -74,13 +75,16 @@ def proxy_figure(
     learn, # A learner with copies
     max_n:int=9, # How many copies, newest and hardest first
     make=Figure, # What makes the figure: `plt.figure` for one that a notebook shows
+    cycle:int|None=None, # Copies of this cycle only
 ) -> Figure|None: # None: there are no copies
     "A column each of the live copies, or of candidates that were rejected: original, map and copy"
-    rows,eraser,title = _rows_to_show(proxy_cb(learn), max_n)
+    rows,eraser,title = _rows_to_show(proxy_cb(learn), max_n, cycle)
     if not rows: return
-    fig = make(figsize=(1.7*len(rows)+.8, 5.4), layout='constrained')
+    images = list(proxy_images(learn, rows, eraser))
+    height = max(img.shape[0]/img.shape[1] for img,*_ in images)
+    fig = make(figsize=(1.7*len(rows)+.8, 1.5*3*min(height, 2)+.9), layout='constrained')
     axs = fig.subplots(3, len(rows), squeeze=False)
-    for ax,row,(img,saliency,left) in zip(axs.T, rows, proxy_images(learn, rows, eraser)):
+    for ax,row,(img,saliency,left) in zip(axs.T, rows, images):
         grey = dict(cmap='gray', vmin=0, vmax=255) if img.ndim == 2 else {}
         ax[0].imshow(img, **grey)
         ax[1].imshow(overlay_heatmap(img, np.zeros(img.shape[:2]) if saliency is None else saliency))
@@ -99,13 +103,16 @@ def show_proxies(self:Learner,
     max_n:int=9, # How many copies, newest and hardest first
     save:str|Path|None=None, # Also write the figure to this file
     return_fig:bool=False, # Return the figure?
+    cycle:int|None=None, # Copies of this cycle only: 0 are the scout's; None: of all
 ):
     "Draw the live copies: original, where the network looked, and what is left; or the candidates that were rejected"
     n = check_number('max_n', max_n, 1, whole=True)
     check_flag('return_fig', return_fig)
-    fig = proxy_figure(self, n, plt.figure)
+    if cycle is not None: cycle = check_number('cycle', cycle, 0, whole=True)
+    fig = proxy_figure(self, n, plt.figure, cycle)
     if fig is None:
-        print("There are no copies: fit first, or see the line that the last fit printed.")
+        print("There are no copies: fit first, or see the line that the last fit printed." if cycle is None else
+              f"There are no live copies of cycle {cycle}; learn.proxies lists those that there are.")
         return
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 
-from .callback import PreparedData, ProxyAttentionCB
+from .callback import ProxyAttentionCB
 from .check import Task, TrainingSet, check_task, training_set
 from .copies import ErasedOnLoad, Eraser, erased_in_parts
 from .core import Clock, check_number, no_footprint, preserve_rng, seeded_rng, steps_of
@@ -27,6 +27,7 @@ from .scan import Scan, Subset, draw_baselines, predict, predict_classes, scan
 from .scout import copy_model, show_bar, shows_progress, train_scout
 from .shortcut_test import SHORTFALL_THRESHOLD, Verdict, count_right, necessity_of, necessity_test
 from .shortcut_test import shortfall_test, with_numbers
+from .state import PreparedData
 from .targets import place_maps
 
 # %% ../nbs/23_reliance.ipynb #2b269297

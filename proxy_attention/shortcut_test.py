@@ -17,7 +17,7 @@ from .core import seeded_rng
 # %% ../nbs/14_shortcut_test.ipynb #5b4f73fb
 NECESSITY_THRESHOLD = 0.5 # Share of what the scout knew above chance that must be lost on the copies
 PAIRED_NECESSITY_THRESHOLD = 0.4 # The same for a probe, beside what it loses where another place is erased
-SHORTFALL_THRESHOLD = 0.25 # Share of what another network has learnt without the evidence that a finished one must lack
+SHORTFALL_THRESHOLD = 0.3 # Share of what another network has learnt without the evidence that a finished one must lack
 SUFFICIENCY_THRESHOLD = 0.15 # Share of it that the second scout must know without the erased evidence
 LATER_SUFFICIENCY_THRESHOLD = 0.5 # The same in later rounds, of what the scout of the round before knew
 CONFIDENCE = 0.9 # Of the intervals: 5% on either side

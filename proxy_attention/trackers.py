@@ -15,9 +15,10 @@ from numbers import Real
 
 from matplotlib.figure import Figure
 
-from .callback import CycleReport, proxy_cb
+from .callback import proxy_cb
 from .core import preserve_rng
 from .gallery import proxy_figure
+from .state import CycleReport
 
 # %% ../nbs/26_trackers.ipynb #e191a50a
 _PREFIX = 'proxy_attention'

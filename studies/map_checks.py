@@ -10,8 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from proxy_attention.core import check_choice, check_number, no_footprint, preserve_rng
 from proxy_attention.gallery import overlay_heatmap
-from proxy_attention.lab.metrics.maps import all_maps, check_images, check_maps, mean_or_nan, rank_correlation
-from proxy_attention.lab.metrics.maps import says_something
+from studies.map_agreement import all_maps, check_images, check_maps, mean_or_nan, rank_correlation, says_something
 from proxy_attention.layers import AttentionBlocks, FeatureLayer, named_layer, unwrap
 from proxy_attention.saliency import method_layer, saliency_methods
 from proxy_attention.scan import layer_of

@@ -7,7 +7,11 @@ import sys
 os.environ['MPLBACKEND'] = 'agg' # before matplotlib is imported
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+# Its MKL rounds by where memory lies, unless told otherwise before it is loaded
+if version('torch').startswith('2.4.'): os.environ.setdefault('MKL_CBWR', 'COMPATIBLE')
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -32,16 +36,6 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-@pytest.fixture(autouse=True, scope='session')
-def no_collections():
-    "Runs of the lab collect no garbage after each step: in a test process that takes longer than the step"
-    try: from proxy_attention.lab.runs import runner
-    except ImportError: yield # without the extra
-    else:
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(runner, 'free_memory', lambda: None)
-            yield
 
 @pytest.fixture(autouse=True)
 def no_figures():

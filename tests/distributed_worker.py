@@ -83,7 +83,8 @@ def no_regret():
         dls, loaders = learn.dls, list(learn.dls.loaders)
         with distributed(learn): learn.fit_one_cycle(2, 1e-2)
         out[name] = state(learn)
-    out |= dict(verdict=cb_of(learn).last_verdict.name, steps=cb_of(learn).last_report.steps, same_dls=learn.dls is dls and learn.dls.loaders == loaders)
+    verdict = cb_of(learn).last_verdict # None: the maps say nothing
+    out |= dict(verdict=verdict and verdict.name, steps=cb_of(learn).last_report.steps, same_dls=learn.dls is dls and learn.dls.loaders == loaders)
     return out
 
 def proposal(save):

@@ -80,6 +80,13 @@ def report(rng, names, accuracy, n=300, groups=False):
     if groups: out |= dict(per_group={'colour tells the class': dict(accuracy=.97, n=n-40), 'colour misleads': dict(accuracy=.41, n=40)}, worst_group_accuracy=.41)
     return out
 
+def split_files(
+    path, # Folder made by `make_shortcut_digits`
+    split='test', # train, valid or test
+):
+    "Image files of a split, in a fixed order"
+    return sorted((Path(path)/split).rglob('*.png'))
+
 def picture(rng, side=100):
     img = rng.integers(60, 120, (side, side, 3), dtype=np.uint8)
     x,y = rng.integers(25, side-25, 2)

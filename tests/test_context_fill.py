@@ -108,11 +108,12 @@ def test_a_mask_stays_a_mask(m):
 
 def test_swap_pastes_the_patch():
     rng = np.random.default_rng(0)
-    img,donor,other = rng.integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
-    mask,patch = np.zeros((2, 12, 12), bool)
-    mask[:4, :4], patch[8:, 8:] = True, True
-    out = erase(img, mask, 'swap', donor=donor, patch=(other, patch))
-    assert (out[mask] == donor[mask]).all() and (out[patch] == other[patch]).all() and (out[~mask & ~patch] == img[~mask & ~patch]).all()
+    img,donor = rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    mask,salient = np.zeros((2, 12, 12), bool)
+    mask[:4, :4], salient[8:, 8:] = True, True
+    out = erase(img, mask, 'swap', donor=donor, donor_mask=salient)
+    there = mask | salient
+    assert (out[there] == donor[there]).all() and (out[~there] == img[~there]).all()
     with pytest.raises(ValueError, match="fill='swap' needs"): erase(img, mask, 'swap', donor=donor)
 
 @pytest.mark.parametrize('fill', ['context', 'swap'])
@@ -121,7 +122,7 @@ def test_transparency_is_kept(fill):
     img,donor = rng.integers(0, 256, (2, 12, 12, 4), dtype=np.uint8)
     mask = np.zeros((12, 12), bool)
     mask[3:6, 3:6] = True
-    out = erase(img, mask, fill, donor=donor, patch=(donor, mask))
+    out = erase(img, mask, fill, donor=donor, donor_mask=mask)
     assert (out[..., 3] == img[..., 3]).all() and (out[mask][:, :3] == donor[mask][:, :3]).all()
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def test_what_the_network_sees_in_the_hole(mixed, method):
     eraser, source = cb.copies.erasers[1], cb.prepared.source
     donors = {}
     other = eraser.other
-    def noted(i, rng, mapped=False):
-        k,img = other(i, rng, mapped)
+    def noted(i, rng):
+        k,img = other(i, rng)
         donors[i] = k
         return k, img
     eraser.other = noted
@@ -194,9 +195,9 @@ class Items:
         if i in self.bad: raise OSError
         return np.full((8, 8, 3), i, np.uint8), ''
 
-def an_eraser(maps, area=0.25, bad=(), apart=True):
+def an_eraser(maps, area=0.25, bad=(), apart=True, fill='context'):
     seen = SimpleNamespace(idxs=np.arange(len(maps)), maps=maps, flat=np.zeros(len(maps), bool), dl=None)
-    return Eraser(Items(bad), seen, None, len(maps), area, fill='context', apart=apart)
+    return Eraser(Items(bad), seen, None, len(maps), area, fill=fill, apart=apart)
 
 def drawn(eraser, i, n=60): return [eraser.other(i, np.random.default_rng(k))[0] for k in range(n)]
 
@@ -231,6 +232,11 @@ def test_donors_that_cannot_be_read_or_have_no_map():
     eraser = an_eraser(corners(8))
     eraser.seen.flat[[0, 2, 3]] = True
     assert set(drawn(eraser, 5)) == {4, 6, 7}, "where a map says nothing, nothing is known"
+
+def test_a_swap_needs_a_donor_with_a_map():
+    eraser = an_eraser(corners(8), bad=(7,), apart=False, fill='swap')
+    eraser.seen.flat[[0, 2, 3]] = True
+    assert set(drawn(eraser, 5)) == {1, 4, 6}
 
 @pytest.mark.parametrize('how', [dict(area=0.25), dict(threshold=0.5)])
 def test_overlap(how):

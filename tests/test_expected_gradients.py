@@ -14,7 +14,7 @@ from torch import nn
 from kit import Coded, coded_dls, copied_files, copy_bytes, footprint, make_learner, quiet_cb, shapes_dls, tiny_model, weights, same_weights
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.core import no_footprint
-from proxy_attention.lab.metrics.maps import all_maps
+from studies.map_agreement import all_maps
 from proxy_attention.policy import Policy, presets
 from proxy_attention.saliency import (InputGradients, blurred_cells, class_scores, expected_gradients, gaussian, method_layer, normalise, raw_maps,
                                       saliency_maps)

@@ -125,7 +125,8 @@ def test_freeze_epochs(learner):
 
 def test_steps_of():
     assert steps_of(0.5, 4, 10) == 5 and steps_of('12 steps', 4, 10) == 12 and steps_of('25%', 4, 10) == 10 and steps_of(1e-9, 4, 10) == 1
-    for bad in ('half', '5 epochs', '', '-3 steps', '0%', '0 steps'):
+    assert steps_of('2 epochs', 4, 10) == 20 == 2*steps_of(' 1 epoch ', 4, 10)
+    for bad in ('half', '5 weeks', '', '-3 steps', '0%', '0 steps'):
         with pytest.raises(ValueError, match='length'): steps_of(bad, 4, 10, 'length')
     for bad in (0, -1, float('nan')):
         with pytest.raises(ValueError, match='length'): steps_of(bad, 4, 10, 'length')
@@ -227,6 +228,11 @@ def test_rollback_of_the_first_cycle_leaves_the_copies_of_stage_1(learner):
     assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items) and same_weights(weights(learn.model), fits[0]['end'])
     learn.fit(1, LOW) # And on
     assert copied_files(learn) == wrong_files(learn.model, dls.train_ds.items)
+
+def test_a_cycle_that_is_undone_is_not_repeated(learner):
+    learn, fits = scripted(learner, 0.5, 0.1, 0.1)
+    learn.fit_proxy(1, 2, lr=LOW, rollback=0, monitor='scripted')
+    assert same_weights(fits[1]['begin'], fits[2]['begin']) and not same_weights(fits[1]['end'], fits[2]['end'])
 
 @pytest.mark.parametrize('rollback,undone', [(None, 0), (0.5, 0), (0.2, 1), (0, 2)])
 def test_rollback_tolerance(learner, rollback, undone):

@@ -388,9 +388,29 @@ def test_list(here):
     (here/'bad.ini').write_text(ini.replace('share', 'shrae'))
     assert '1 thing is wrong with bad.ini' in run('list', '--settings', 'bad.ini').output and answer('list', '--settings', 'bad.ini')['problems'] == 1
 
+def test_a_damaged_comparison_is_left_out_of_the_list(here):
+    make_comparison(here/'runs'/'compared')
+    record = here/'runs'/'compared'/'record.jsonl'
+    assert [c['comparison'] for c in answer('list')['comparisons']] == ['compared']
+    record.write_text(record.read_text().split('\n')[0].replace('"arms"', '"amrs"') + '\n')
+    assert answer('list')['comparisons'] == []
+
+def test_a_comment_of_the_first_key_is_not_the_sections(here):
+    (here/'settings.ini').write_text(ini.replace('[model:net]\n', '[model:net]\n# Its kind\n# of layers\n', 1)
+                                     .replace('width', '# Channels\nwidth', 1))
+    assert [m['comment'] for m in answer('list')['networks']] == ['']
+    (here/'settings.ini').write_text(ini.replace('[model:net]\n', '[model:net]\n# A small one. Indeed\n', 1))
+    assert [m['comment'] for m in answer('list')['networks']] == ['A small one']
+
+def test_the_packages_own_settings_are_named_as_such(here):
+    assert "the package's own" not in run('check').output
+    (here/'settings.ini').unlink()
+    got = run('check')
+    assert got.exit_code == 0 and "the package's own: there is no settings.ini here" in got.output
+
 def test_what_needs_no_network_is_light(here):
     code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
-           "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
+           "assert not {'torch', 'fastai', 'pandas'} & set(sys.modules), 'heavy import'"
     make_run(here/'runs'/'done', pictures=0)
     make_comparison(here/'runs'/'compared')
     for args in (['list'], ['list', 'try'], ['init', '--out', 'new.ini'], ['report', 'runs/done'], ['report', 'runs/compared'], ['compare', 'tri', '--arms', 'erm'], ['run', 'tri']):

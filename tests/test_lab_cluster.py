@@ -18,7 +18,7 @@ from lab_kit import INI
 from proxy_attention.files import read_lines
 from proxy_attention.lab import cli
 from proxy_attention.lab.compare import cluster as lab
-from proxy_attention.lab.compare.cluster import Cluster, cluster_jobs, find_cluster
+from proxy_attention.lab.compare.cluster import Cluster, cluster_jobs, find_cluster, jobs_at_once
 from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.compare.jobs import LostJob, SlurmQueue, active, cancel_jobs
 from proxy_attention.lab.compare.pool import workers
@@ -67,7 +67,7 @@ def test_one_of_several_is_named():
     with pytest.raises(SettingsError, match=r'no section \[cluster:c\]. Clusters: a, b'): load_cluster('c', two)
 
 @pytest.mark.parametrize('key,value,said', [('time', 'soon', 'must be minutes, as 90, or hours'), ('time', '1:60:00', 'as 1:30:00'), ('time', '0', 'greater than or equal to 1'),
-                                            ('memory_gb', '0', 'greater than 0'), ('gpus', '-1', 'greater than or equal to 0'), ('cpus', 'two', 'valid integer'),
+                                            ('memory_gb', '0', 'greater than 0'), ('gpus', '-1', 'greater than or equal to 0'), ('cpus', 'two', 'not a whole number'),
                                             ('array', '0', 'greater than or equal to 1'), ('partion', 'gpu', "Did you mean 'partition'?"), ('memory', '8', "Did you mean 'memory_gb'?")])
 def test_bad_sections(key, value, said):
     with pytest.raises(SettingsError) as e: load_cluster(None, settings('[cluster:a]', f'{key} = {value}'))
@@ -101,7 +101,8 @@ def test_nobody_else_imports_submitit():
 def test_how_many_at_once(monkeypatch):
     monkeypatch.setattr(os, 'cpu_count', lambda: 2)
     slurm, local = (Cluster(s, ClusterConfig(array=5)) for s in ('slurm', 'local'))
-    assert [slurm.at_once(*a) for a in ((None, 9), (None, 3), (7, 9), (None, 0))] == [5, 3, 7, 1] and [local.at_once(*a) for a in ((None, 9), (4, 9))] == [2, 4]
+    assert [jobs_at_once(slurm, *a) for a in ((None, 9), (None, 3), (7, 9), (None, 0))] == [5, 3, 7, 1]
+    assert [jobs_at_once(local, *a) for a in ((None, 9), (4, 9))] == [jobs_at_once(None, *a) for a in ((None, 9), (4, 9))] == [2, 4]
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- jobs

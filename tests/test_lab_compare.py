@@ -187,10 +187,9 @@ def test_verdicts_pair_by_seed():
     v = next(v for v in verdicts(got) if v['arm'] == 'b')
     assert v['against_erm']['n'] == 2 and v['against_erm']['mean'] == pytest.approx(.15)
 
-def test_verdicts_by_another_measure_and_interval():
-    got = [r | dict(test_worst_group_accuracy=1 - r['test_accuracy']) for r in fake(erm=[.4, .5, .3, .4], b=[.5, .6, .3, .6])]
-    a,b = verdicts(got)[1]['against_erm'], verdicts(got, 'test_worst_group_accuracy')[1]['against_erm']
-    assert a['mean'] == pytest.approx(-b['mean']) and verdicts(got, interval='bootstrap-t')[1]['against_erm']['low'] != a['low']
+def test_verdicts_by_another_interval():
+    got = fake(erm=[.4, .5, .3, .4], b=[.5, .6, .3, .6])
+    assert verdicts(got, interval='bootstrap-t')[1]['against_erm']['low'] != verdicts(got)[1]['against_erm']['low']
 
 NEAR = dict(erm=[.90, .91, .90, .92, .91], mixup=[.93, .92, .93, .93, .92], mine=[.901, .911, .899, .92, .909])
 
@@ -199,24 +198,22 @@ def test_verdicts_of_not_worse():
     rows = {v['arm']: v for v in verdicts(fake(**NEAR), margin=0.005)}
     none,best = rows['mine']['against_erm'], rows['mine']['against_best']
     assert none['not_worse'] == dict(margin=0.005, shown=True, bound=pytest.approx(paired_t(NEAR['mine'], NEAR['erm'], 0.9).low))
-    assert none['words'].endswith('; not worse than erm by 0.5 points or more (one-sided 95% bound −0.1)') and none['words'].startswith('no effect shown against erm')
-    assert best['arm'] == 'mixup' and not best['not_worse']['shown'] and '; not shown to be not worse than mixup by 0.5 points or more' in best['words']
+    assert none['words'].startswith('no effect shown against erm') and best['arm'] == 'mixup' and not best['not_worse']['shown']
     assert not verdicts(fake(**NEAR), margin=0.0005)[2]['against_erm']['not_worse']['shown']
     by_bootstrap = verdicts(fake(**NEAR), margin=0.005, interval='bootstrap-t')[2]['against_erm']['not_worse']
     assert by_bootstrap['bound'] == not_worse(NEAR['mine'], NEAR['erm'], 0.005, interval='bootstrap-t')[1]
     without = verdicts(fake(**NEAR))
-    assert not any('not_worse' in v.get(f'against_{k}', {}) or 'not worse' in v.get(f'against_{k}', {}).get('words', '') for v in without for k in ('erm', 'best'))
+    assert not any('not_worse' in v.get(f'against_{k}', {}) for v in without for k in ('erm', 'best'))
 
 def test_text_of_not_worse(tmp_path):
-    def text(seeds=5, **kw):
-        got = fake(**{a: vs*(seeds//5) for a,vs in NEAR.items()})
-        head = dict(kind='compare', seeds=list(range(seeds)), steps=8, interval='t')
+    def text(**kw):
+        got = fake(**NEAR)
+        head = dict(kind='compare', seeds=list(range(5)), steps=8, interval='t', **kw)
         (tmp_path/'record.jsonl').write_text('\n'.join(map(json.dumps, [head, *(r | dict(audit_ok=True) for r in got), *verdicts(got, **kw)])))
         return comparison_text(tmp_path)
-    asked,plain = text(margin=0.005), text()
-    assert asked.startswith(plain) and 'ot worse' not in plain, "a record without a margin reads as before"
-    assert re.search(r'arm +not worse than erm +not worse than mixup\n', asked) and re.search(r'mine +yes \(−0.1\) +not shown \(−2.\d\)', asked)
-    assert 'a loss of 0.5 points or more is ruled out' in asked and '5 seeds are fewer than 10' in asked and 'fewer' not in text(10, margin=0.005)
+    asked = text(margin=0.005)
+    assert 'ot worse' not in text() and 'a loss of 0.5 points or more is ruled out' in asked
+    assert re.search(r'against erm +not worse than erm +against mixup +not worse than mixup\n', asked) and re.search(r'mine .* yes \(−0.1\) .* not shown \(−2.\d\)', asked)
 
 def test_margin(run):
     "It judges runs that are there; head line, command, and the note hold it"
@@ -224,7 +221,7 @@ def test_margin(run):
     trained = {f: f.stat().st_mtime_ns for f in Path('compared').rglob('state.json')}
     out = run(['random_erasing'], margin=0.25)
     head,*_,last = read_lines(out)
-    assert head['margin'] == last['against_erm']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command'] and 'by 25 points or more' in last['against_erm']['words']
+    assert head['margin'] == last['against_erm']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command']
     assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than erm' in comparison_text(out)
     assert read_lines(run(['random_erasing']))[0]['margin'] is None and '--margin' not in read_lines(out)[0]['command']
 
@@ -269,12 +266,11 @@ def test_somebody_else_s_record(run):
     with pytest.raises(ValueError, match="mine.jsonl' is there already and not a record of compare"): run([], record='mine.jsonl')
     assert Path('mine.jsonl').read_text() == FOREIGN['record.jsonl'] and not Path('compared').exists()
 
-@pytest.mark.parametrize('lost', [['proxy_attention.json'], ['proxy_attention.json', 'record.jsonl']])
-def test_a_folder_of_an_earlier_version_goes_on(run, lost):
-    "It has no mark but its record, or, in a study, the runs alone"
+def test_a_folder_of_an_earlier_version_goes_on(run):
+    "It has no mark but its record"
     out = run([], 1)
     before = {f: f.stat().st_mtime_ns for f in out.rglob('state.json')}
-    for name in lost: (out/name).unlink()
+    (out/'proxy_attention.json').unlink()
     assert [o['seed'] for o in results(run([], 2))] == [0, 1] and all(f.stat().st_mtime_ns == t for f,t in before.items())
     assert json.loads((out/'proxy_attention.json').read_text())['kind'] == 'compare'
 

@@ -82,7 +82,7 @@ def test_values_with_signs(read):
     ('0.8', 'high', ["[data:digits]", "strength='high'", 'number']),
     ('0.8', '1.8', ["strength='1.8'", 'less than or equal to 1']),
     ('0.8', 'nan', ["strength='nan'"]),
-    ('300', '300.5', ["n_train='300.5'", 'integer']),
+    ('300', '300.5', ["n_train='300.5'", 'not a whole number']),
     ('seed = 3', 'sede = 3', ['[DEFAULT]', "sede='3'", "'seed'"]),
     ('seed = 3', 'seed = three', ["seed='three'"]),
     ('[data:digits]', '[dta:digits]', ["'dta'", "'data'"]),

@@ -21,7 +21,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 from kit import quiet, same_weights, seed_all, weights
-from lab_kit import patch_name
 from proxy_attention import scout
 from proxy_attention.lab.cli import app
 from proxy_attention.lab.models.exported import class_folders, exported_classes, load_exported, use_images
@@ -300,7 +299,6 @@ lr = 0.02
 def lab_run(made, monkeypatch):
     "A finished run, and the folder of its data"
     monkeypatch.chdir(made.folder)
-    patch_name(monkeypatch, 'free_memory', lambda: None)
     if not (made.folder/'run').exists():
         (made.folder/'settings.ini').write_text(INI)
         run_experiment('try', 'settings.ini', 'run', (), 'cache', say=lambda *_: None)

@@ -5,10 +5,11 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from lab_kit import split_files
 from sklearn.datasets import load_digits
 
 from proxy_attention.lab.data import digits as digits_module
-from proxy_attention.lab.data.digits import make_shortcut_digits, shortcut_digits_dls, shortcut_digits_test_dl, shown_colour, split_files, splits, truth_masks
+from proxy_attention.lab.data.digits import make_shortcut_digits, shown_colour, splits, truth_masks
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -165,21 +166,9 @@ def test_size_and_numbers(tmp_path, few):
     assert cv2.imread(str(split_files(path)[0])).shape == (56, 56, 3)
     assert [len(split_files(path, s)) for s in splits] == [30, 10, 260]
 
-def test_dataloaders(digits, monkeypatch):
+def test_fastai_does_not_read_the_masks_as_data(digits):
     from fastai.data.transforms import get_image_files
-    assert len(get_image_files(digits)) == 1797, "fastai would read the masks as data"
-    dls = shortcut_digits_dls(digits, bs=32, device='cpu')
-    assert (len(dls.train_ds), len(dls.valid_ds), dls.bs, dls.c) == (1200, 200, 32, 10)
-    assert {p.parts[-3] for p in dls.train_ds.items} == {'train'} and {p.parts[-3] for p in dls.valid_ds.items} == {'valid'}
-    x,y = next(iter(dls.valid))
-    assert x.shape == (32, 3, 40, 40) and [dls.vocab[i] for i in y] == [p.parent.name for p in dls.valid_ds.items[:32]]
-    file = dls.valid_ds.items[0]
-    raw = cv2.imread(str(file))[..., ::-1].transpose(2, 0, 1)/255
-    assert np.allclose(x[0].numpy(), (raw-0.5)/0.5, atol=1e-6)
-    test = shortcut_digits_test_dl(dls, digits)
-    assert list(test.items) == split_files(digits) and len(test.dataset) == 397
-    with pytest.raises(ValueError, match='bs=0'): shortcut_digits_dls(digits, bs=0)
-    with pytest.raises(ValueError, match='num_workers=-1'): shortcut_digits_dls(digits, num_workers=-1)
+    assert len(get_image_files(digits)) == 1797
 
 def test_moved_folder_is_the_same(digits, tmp_path):
     moved = tmp_path/'moved'

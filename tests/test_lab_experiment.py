@@ -117,7 +117,7 @@ def test_a_run(run, cache):
     epochs = [s.split() for s in said if s.strip().startswith('epoch')]
     assert [s[1] for s in epochs] == ['1', '2', '3']*3 and all(s[2:4] == ['of', '3:'] for s in epochs)
     assert ['left' in s for s in epochs] == [True]*8 + [False], "nothing is left after the last epoch of the last cycle"
-    assert [s[:7] for s in said if not s.startswith(' ')] == ['stage 0', 'stage 1', 'stage 2', 'stage 3', 'stage 2', 'stage 3', 'the end']
+    assert [s[:7].strip() for s in said if not s.startswith(' ')] == ['Stage 0', 'Stage 1', 'Stage 2', 'Stage 3', 'Stage 2', 'Stage 3', 'Test']
     first,*_,end = lines(out)
     assert (first['kind'], end['kind'], end['stop']) == ('run', 'end', 'cycles done') and first['images'] == dict(train=30, valid=10, test=10)
     assert first['settings']['experiment']['lr'] == 0.01 and len(first['settings_sha256']) == 64 and first['parameters'] > 0 and first['multiply_adds'] > 0
@@ -366,9 +366,9 @@ def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm)
     assert len([w for w in said if 'partial.pt is damaged' in w]) == 1 and not Path('run/partial.pt').exists() and alike('run', stops('end'))
 
 @pytest.mark.parametrize('harm, step, name, back', [
-    (cut, ('train', 0), 'weights/initial.safetensors', 'prepare'), (flipped, ('proxies', 1), 'weights/train0.safetensors', 'train 0'),
-    (emptied, ('train', 1), 'weights/train0.pt', 'train 0'), (flipped, ('train', 1), 'proxies/', 'proxies 1'),
-    *((harm, ('test',), 'weights/train1.safetensors', 'train 1') for harm in (emptied, cut, flipped, Path.unlink))])
+    (cut, ('train', 0), 'weights/initial.safetensors', 'Stage 0, split and initial weights'), (flipped, ('proxies', 1), 'weights/train0.safetensors', 'Stage 1'),
+    (emptied, ('train', 1), 'weights/train0.pt', 'Stage 1'), (flipped, ('train', 1), 'proxies/', 'Stage 2, cycle 1'),
+    *((harm, ('test',), 'weights/train1.safetensors', 'Stage 3, cycle 1') for harm in (emptied, cut, flipped, Path.unlink))])
 def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
     "The run goes back to the last step whose files are whole, says so, and ends as if nothing had happened"
     out = stops(*step)
@@ -379,7 +379,7 @@ def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
 
 def test_a_record_that_lost_its_last_line(stops, goes_on):
     cut(stops('train', 1)/'record.jsonl')
-    assert 'record.jsonl is missing or damaged; goes on from proxies 1' in goes_on()[0] and alike('run', stops('end'))
+    assert 'record.jsonl is missing or damaged; goes on from Stage 2, cycle 1' in goes_on()[0] and alike('run', stops('end'))
 
 @needs_cleanlab
 def test_a_damaged_fold_is_trained_again(run, cache, monkeypatch):
@@ -394,7 +394,7 @@ def test_a_damaged_fold_is_trained_again(run, cache, monkeypatch):
         with pytest.raises(KeyboardInterrupt): run(*change)
     cut(Path('run/weights/labels0.pt'))
     run_experiment('try', 'settings.ini', 'run', change, cache, say=said.append)
-    assert 'goes on from labels 0' in said[0] and alike('run', whole) and listed('run') == listed(whole)
+    assert 'goes on from Stage 2, labels in doubt, fold 0' in said[0] and alike('run', whole) and listed('run') == listed(whole)
 
 @pytest.mark.parametrize('harm, name', [*((h, n) for h in (emptied, cut, flipped, Path.unlink) for n in ('weights/initial.safetensors', 'split.json')),
                                         (emptied, 'record.jsonl'), (Path.unlink, 'record.jsonl')])
@@ -417,7 +417,7 @@ def test_a_damaged_state(stops, goes_on, text):
         for n in ('state.json', 'state.json.bak'): (out/n).write_text(text, encoding='latin-1')
         with pytest.raises(RunError, match=r"'run' can't go on: state.json is missing or damaged.*--again"): goes_on()
         (out/'state.json.bak').write_bytes(kept)
-    assert 'state.json is missing or damaged; goes on from train 1' in goes_on()[0] and alike('run', stops('end'))
+    assert 'state.json is missing or damaged; goes on from Stage 3, cycle 1' in goes_on()[0] and alike('run', stops('end'))
 
 def test_a_run_of_an_earlier_version_goes_on(stops, goes_on):
     "Without checksums, and without an earlier state; what can't be read is an error all the same"
@@ -525,6 +525,17 @@ SCOUTED = ['proxy=scouted', 'cycles=0', 'freeze_epochs=0']
 
 @pytest.fixture(scope='module')
 def usual_scout(unchanging): return lines(unchanging(*SCOUTED), 'epoch')
+
+def test_scouts_are_announced_and_their_verdict_is_said(cache):
+    Path('settings.ini').write_text(INI)
+    def said(*overrides):
+        out = []
+        run_experiment('try', 'settings.ini', overrides[-1], (*SCOUTED, *overrides[:-1]), cache, say=out.append)
+        return [line.strip() for line in out]
+    told = said('scouted')
+    at = told.index('scouts train first')
+    assert told[at+1].startswith('scout: ') and told[at+2].startswith('epoch 1 ')
+    assert 'scouts train first' not in said('proxy=unsure', 'cycles=1', 'other')
 
 @pytest.mark.parametrize('override', ['scout=4 steps', 'scout_select=wrong', 'scout_merge=add', 'scout_test=true', 'repeat=2', 'fill=black', 'area=0.3', 'method=layercam', 'place=random'])
 def test_every_key_of_a_scout_changes_what_is_trained(run, usual_scout, override):
@@ -690,7 +701,7 @@ def test_labels_in_doubt_are_listed_and_not_erased(run, cache):
     said = []
     Path('settings.ini').write_text(INI)
     out = run_experiment('try', 'settings.ini', 'run', ['label_gate=true', 'label_folds=2', 'share=1'], cache, say=said.append)
-    assert [s for s in said if 'labels' in s] == ['stage 2   labels in doubt, fold 1 of 2', 'stage 2   labels in doubt, fold 2 of 2']
+    assert [s for s in said if 'labels' in s] == ['Stage 2, labels in doubt, fold 0', 'Stage 2, labels in doubt, fold 1']
     split, got = json.loads((out/'split.json').read_text())['train'], json.loads((out/'suspects.json').read_text())
     rows, line = got['suspects'], lines(out, 'labels')[0]
     assert len(rows) > 0 and (got['folds'], got['images'], line['images']) == (2, 30, 30)
@@ -801,7 +812,7 @@ def test_judges_that_the_network_allows(run):
 
 @pytest.mark.parametrize('overrides, words', [
     (['label_gate=true', 'label_folds=4'], r'\[proxy:unsure\] label_folds=4: the smallest class has at most 3'), (['label_gate=true', 'label_folds=3', 'data.per_class=2'], 'label_folds=3.*at most 2'),
-    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1, the head alone has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
+    (['accumulate=4096'], r'\[experiment:try\] accumulate=4096: Stage 1 has only 3 batches'), (['accumulate=4', 'freeze_epochs=0', 'experiment.epochs=1'], 'accumulate=4: Stage 1 has only 3 batches'),
     (['proxy=early', 'scout=4 steps'], r"\[proxy:early\] scout='4 steps' is 4 steps, longer than the fit of 3"), (['proxy=tested', 'scout=21 steps', 'freeze_epochs=0', 'steps=20'], 'longer than the fit of 20'), (['accumulate=4', 'freeze_epochs=0', 'cycle_epochs=1'], 'accumulate=4: Stage 3 has only 3'),
     (['accumulate=4', 'label_gate=true', 'label_folds=2', 'freeze_epochs=0', 'label_epochs=3'], 'accumulate=4: the network of a fold has only 3 batches')])
 @needs_cleanlab

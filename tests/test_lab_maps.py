@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import nn
 
-from proxy_attention.lab.metrics import maps as lab
-from proxy_attention.lab.metrics.maps import all_maps, best_iou, localisation
+from studies import map_agreement as study
+from studies.map_agreement import all_maps, best_iou, localisation, map_agreement, rank_correlation
 from studies.map_checks import blanks, blurred, draw_maps, faithfulness, randomize_parameters
 from proxy_attention.gallery import overlay_heatmap
-from proxy_attention.lab.metrics.maps import map_agreement, rank_correlation
 from studies.map_checks import parameter_layers, pixel_ranks, randomisation_check
-from proxy_attention.lab.metrics.classification import map_quality
+from proxy_attention.lab.metrics.maps import map_quality
 from proxy_attention.lab.models.small import small_cnn, small_vit
 from proxy_attention.saliency import method_layer, saliency_maps
 
@@ -264,7 +263,7 @@ def test_agreement_with_truth():
     assert {k: v for k,v in got.items() if k not in 'ab'} == map_agreement(a, b)
 
 @pytest.mark.parametrize('kw,match', [(dict(area=0), 'area=0'), (dict(area=1.5), 'area=1.5'), (dict(maps_b=rand(2, 3, 4)), 'of the same images'), (dict(names=('a',)), 'without masks'),
-                                      (dict(maps_a=rand(3, 3)), 'maps_a must be'), (dict(masks=torch.ones(2, 1, 3, 3), names=('a', 'b')), 'masks must be')], ids=str)
+                                      (dict(maps_a=rand(3, 3)), 'maps_a must be'), (dict(masks=torch.ones(2, 1, 3, 3), names=('a', 'b')), 'masks of shape')], ids=str)
 def test_bad_input_of_agreement(kw, match):
     with pytest.raises(ValueError, match=match): map_agreement(**(dict(maps_a=rand(2, 3, 3), maps_b=rand(2, 3, 3)) | kw))
 
@@ -323,7 +322,7 @@ def test_rollout_does_not_see_that_the_head_is_forgotten(vit, x):
 
 def test_a_picture_of_edges_is_caught(cnn, x, monkeypatch):
     "A method that ignores the network keeps its maps to the end"
-    monkeypatch.setattr(lab, 'saliency_maps', lambda model, x, *a, **kw: x.abs().mean(1)/x.abs().mean(1).amax())
+    monkeypatch.setattr(study, 'saliency_maps', lambda model, x, *a, **kw: x.abs().mean(1)/x.abs().mean(1).amax())
     assert [r['rank_correlation'] for r in randomisation_check(cnn, x)['rows']] == pytest.approx([1.]*11)
 
 def test_arguments_of_the_check(cnn, x):

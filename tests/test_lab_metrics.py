@@ -2,7 +2,6 @@
 import json
 import math
 import mmap
-import os
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ from hypothesis.extra import numpy as npst
 from torch import nn
 
 from proxy_attention.lab.metrics import classification as lab
-from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, copies_mb, folder_bytes, map_quality
-from proxy_attention.lab.metrics.classification import model_cost, reliability, reset_peak_ram
-from proxy_attention.lab.metrics.classification import time_to_target
+from proxy_attention.lab.metrics.classification import CostMeter, calibration_error, classification_report, copies_mb
+from proxy_attention.lab.metrics.classification import model_cost, reliability, reset_peak_ram, time_to_target
+from proxy_attention.lab.metrics.maps import map_quality
 
 
 def case(n=200, c=4, seed=0, sharp=1.5):
@@ -55,8 +54,8 @@ def test_calibration_error_by_hand():
     assert report['ece'] == pytest.approx(10/22*.2 + 12/22*(mean - .5))
     rows = [(r['n'], r['confidence'], r['accuracy']) for r in report['reliability'] if r['n']]
     assert rows == [(12, pytest.approx(mean), .5), (10, pytest.approx(.9), pytest.approx(.7))]
-    coarse = classification_report(probs, np.where(right, 0, 1), ['a', 'b'], bins=1)
-    assert coarse['ece'] == pytest.approx(conf.mean() - 13/22) and len(coarse['reliability']) == 1
+    coarse = reliability(conf, right, bins=1)
+    assert calibration_error(coarse) == pytest.approx(conf.mean() - 13/22) and len(coarse) == 1
 
 def test_a_bin_holds_its_upper_edge():
     rows = reliability(np.array([.5, .51, 1., .2]), np.array([True, False, True, True]), bins=2)
@@ -69,7 +68,6 @@ def test_confidence_by_hand():
     assert report['confidence_right'] == pytest.approx((.8 + .6 + .95)/3) and report['confidence_wrong'] == pytest.approx(.7)
     assert {k: (v['accuracy'], v['share']) for k,v in report['accuracy_at'].items()} == {
         '0.5': (.75, 1.), '0.7': (pytest.approx(2/3), .75), '0.8': (1., .5), '0.9': (1., .25), '0.95': (1., .25)}
-    assert set(classification_report(probs, [0, 1, 0, 1], 'ab', thresholds=(.55, .99))['accuracy_at']) == {'0.55', '0.99'}
 
 def test_groups_by_hand():
     probs = np.eye(2)[[0, 0, 1, 1, 1]]
@@ -77,8 +75,6 @@ def test_groups_by_hand():
     assert report['per_group'] == {'x': dict(accuracy=.5, n=2), 'y': dict(accuracy=1., n=2), 'z': dict(accuracy=1., n=1)}
     assert report['worst_group_accuracy'] == .5
     assert 'per_group' not in classification_report(probs, [0, 1, 1, 1, 1], 'ab')
-    numbered = classification_report(probs, [0, 1, 1, 1, 1], 'ab', groups=torch.tensor([7, 7, 7, 7, 3]))
-    assert numbered['per_group'] == {'3': dict(accuracy=1., n=1), '7': dict(accuracy=.75, n=4)}
 
 def test_perfect_and_worst():
     targets = np.arange(30) % 3
@@ -152,8 +148,7 @@ bad_reports = [(dict(probs=[[2., -1.]]), ValueError, 'softmax'), (dict(probs=[[.
                (dict(probs=[.5, .5]), ValueError, r'probs must have 2 dimensions, got shape \(2,\)'), (dict(probs=[[.5, .5], [1.]]), ValueError, 'differ in length'),
                (dict(probs=np.zeros((0, 2))), ValueError, 'empty'), (dict(probs=[['a', 'b']]), TypeError, 'numbers'),
                (dict(targets=[0, 1]), ValueError, '2 entries for 1 rows'), (dict(targets=[2]), ValueError, '0 to 1'), (dict(targets=[-1]), ValueError, '0 to 1'),
-               (dict(targets=[.5]), TypeError, 'class indices'), (dict(vocab=['a']), ValueError, '1 names for 2 columns'), (dict(vocab=['a', 'a']), ValueError, 'twice'),
-               (dict(groups=['x', 'y']), ValueError, 'groups has 2 entries'), (dict(bins=0), ValueError, 'bins'), (dict(thresholds=[2]), ValueError, 'thresholds')]
+               (dict(targets=[.5]), TypeError, 'class indices'), (dict(vocab=['a']), ValueError, '1 names for 2 columns'), (dict(vocab=['a', 'a']), ValueError, 'twice')]
 
 @pytest.mark.parametrize('args,error,match', bad_reports)
 def test_bad_reports(args, error, match):
@@ -183,12 +178,9 @@ def test_shares_of_a_mask_and_its_complement_are_one(maps, mask):
     else:
         for k in ('on', 'hit', 'area'): assert 0 <= got[f'{k}_a'] <= 1 + 1e-9 and got[f'{k}_a'] + got[f'{k}_b'] == pytest.approx(1)
 
-bad_maps = [(dict(maps=torch.ones(4, 4)), 'maps must be'), (dict(masks=torch.ones(2, 3, 4, 4)), 'masks must be'), (dict(names=['a', 'b']), '2 names'),
-            (dict(maps=-torch.ones(2, 4, 4)), 'at least 0'), (dict(maps=torch.full((2, 4, 4), float('nan'))), 'finite')]
-
-@pytest.mark.parametrize('args,match', bad_maps)
-def test_bad_maps(args, match):
-    with pytest.raises(ValueError, match=match): map_quality(**dict(maps=torch.ones(2, 4, 4), masks=torch.ones(2, 1, 4, 4), names=['a']) | args)
+@pytest.mark.parametrize('args', [dict(maps=torch.ones(4, 4)), dict(masks=torch.ones(2, 3, 4, 4)), dict(names=['a', 'b'])])
+def test_maps_and_masks_of_different_shapes(args):
+    with pytest.raises(ValueError, match='masks of shape'): map_quality(**dict(maps=torch.ones(2, 4, 4), masks=torch.ones(2, 1, 4, 4), names=['a']) | args)
 
 
 # -- cost ----------------------------------------------------------------------------------------------------------------------------------
@@ -203,15 +195,16 @@ def test_multiply_adds_are_the_documented_ones(name):
     assert cost['multiply_adds']/1e9 == pytest.approx(meta['_ops'], abs=6e-4) and cost['parameters'] == meta['num_params']
 
 def test_multiply_adds_by_hand():
-    model = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Flatten(), nn.Linear(5*6*4, 7))
-    assert model_cost(model, (6, 4), n_in=2) == dict(parameters=5*2*9 + 5 + 7*120 + 7, trainable=5*2*9 + 5 + 7*120 + 7, multiply_adds=6*4*5*2*9 + 120*7)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5*6*6, 7))
+    n = 5*3*9 + 5 + 7*180 + 7
+    assert model_cost(model, 6) == dict(parameters=n, trainable=n, multiply_adds=6*6*5*3*9 + 180*7)
 
 def test_fused_attention_is_counted():
-    "Twice the tokens: the attention's products are four times as many, all else twice"
+    "Four times the tokens: the attention's products are 16 times as many, all else four times"
     def make(size): return timm.models.VisionTransformer(size, 16, embed_dim=64, depth=1, num_heads=2, num_classes=0, class_token=False, global_pool='avg')
-    a,b = model_cost(make((32, 64)), (32, 64))['multiply_adds'], model_cost(make((64, 64)), 64)['multiply_adds']
-    tokens = 8
-    assert b - 2*a == 2*64*(4*tokens**2 - 2*tokens**2)
+    a,b = model_cost(make(32), 32)['multiply_adds'], model_cost(make(64), 64)['multiply_adds']
+    tokens = 4
+    assert b - 4*a == 2*64*(16*tokens**2 - 4*tokens**2)
 
 def test_trainable():
     model = torchvision.models.resnet18(num_classes=4)
@@ -236,21 +229,17 @@ def test_no_footprint_after_an_error():
     model = torchvision.models.vgg11(num_classes=2, init_weights=False).train()
     with pytest.raises(RuntimeError): model_cost(model, 8)
     assert torch.backends.mha.get_fastpath_enabled() == fast and model.training
-    with pytest.raises(ValueError, match='size'): model_cost(model, 0)
 
 def test_half_precision(): assert model_cost(nn.Conv2d(3, 2, 1).bfloat16(), 4)['multiply_adds'] == 3*2*16
 
 
 # -- time, memory, disk --------------------------------------------------------------------------------------------------------------------
 
-rows = [dict(accuracy=.3, seconds_train=1.), dict(accuracy=None, seconds_train=2.), dict(accuracy=.8, seconds_train=4., f1=.7), dict(accuracy=.6, seconds_train=8., f1=.9)]
+rows = [dict(accuracy=a, seconds_train=s) for a,s in ((.3, 1.), (.2, 2.), (.8, 4.), (.6, 8.))]
 
 def test_time_to_target():
     assert time_to_target(rows, .8) == dict(epochs=3, seconds=7.)
     assert time_to_target(rows, .3) == dict(epochs=1, seconds=1.) and time_to_target(rows, .81) == time_to_target([], 0) == dict(epochs=None, seconds=None)
-    assert time_to_target(rows, .9, key='f1') == dict(epochs=4, seconds=15.)
-    assert time_to_target([dict(r, s=1) for r in rows], .8, seconds='s') == dict(epochs=3, seconds=3)
-    with pytest.raises(TypeError, match='target'): time_to_target(rows, 'high')
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0, 1), st.floats(0, 1))
 def test_a_higher_target_takes_no_less(accuracies, a, b):
@@ -258,39 +247,19 @@ def test_a_higher_target_takes_no_less(accuracies, a, b):
     assert high['epochs'] is None or low['epochs'] <= high['epochs']
     assert low['epochs'] == low['seconds']
 
-def test_folder_bytes(tmp_path):
-    (tmp_path/'a'/'b').mkdir(parents=True)
-    (tmp_path/'x').write_bytes(b'1'*10)
-    (tmp_path/'a'/'b'/'.y').write_bytes(b'1'*5)
-    assert folder_bytes(tmp_path) == folder_bytes(str(tmp_path)) == 15 and folder_bytes(tmp_path/'a') == 5 and folder_bytes(tmp_path/'erm') == 0
-    os.symlink(tmp_path/'x', tmp_path/'a'/'link')
-    assert folder_bytes(tmp_path) < 15 + 10 + 5 + len(str(tmp_path)) + 3 # the link itself, not what it points to
-
 def test_the_copies_size_without_their_manifest(tmp_path):
     "A run that was killed lists some copies twice"
     (tmp_path/'a.png').write_bytes(b'1'*3000)
-    (tmp_path/'b.jpg').write_bytes(b'1'*1000)
+    (tmp_path/'deeper').mkdir()
+    (tmp_path/'deeper'/'b.jpg').write_bytes(b'1'*1000)
     for lines in (1, 2):
         (tmp_path/'manifest.jsonl').write_text('{}\n'*lines)
-        assert copies_mb(tmp_path) == 0.004 and copies_mb(tmp_path/'nowhere') == 0
+        assert copies_mb(tmp_path) == copies_mb(str(tmp_path)) == 0.004 and copies_mb(tmp_path/'nowhere') == 0
 
 def test_cost_meter():
-    meter = CostMeter()
-    with meter('train', images=30): sum(range(10000))
-    with meter('train', images=10): pass
-    meter.add('write', seconds=2.)
-    meter.add('score', seconds=4., images=8)
-    row = meter.row()
-    assert row['images_per_second_train'] == pytest.approx(40/row['seconds_train']) and row['images_per_second_score'] == 2 and row['seconds_write'] == 2
-    assert 'images_per_second_write' not in row and row['peak_ram_mb'] > 50 and json.loads(json.dumps(row, allow_nan=False)) == row
+    row = CostMeter().row()
+    assert row['peak_ram_mb'] > 50 and json.loads(json.dumps(row, allow_nan=False)) == row
     if not torch.cuda.is_available(): assert row['peak_gpu_allocated_mb'] is row['peak_gpu_reserved_mb'] is None
-    meter.start()
-    assert not any(k.startswith(('seconds', 'images')) for k in meter.row())
-
-def test_cost_meter_counts_the_seconds_of_a_block_that_fails():
-    meter = CostMeter()
-    with pytest.raises(ZeroDivisionError), meter('train', images=5): 1/0 # noqa: B018
-    assert meter.row()['seconds_train'] >= 0 and 'images_per_second_train' not in meter.row()
 
 def test_peak_of_a_stage():
     "A stage's peak is its own: memory that an earlier one held and gave back doesn't count"
@@ -301,8 +270,7 @@ def test_peak_of_a_stage():
     with mmap.mmap(-1, 200*2**20) as held:
         for page in range(0, len(held), mmap.PAGESIZE): held[page] = 1
         during = meter.row()
-    meter.start()
-    assert during['peak_ram_mb'] > before + 150 and meter.row()['peak_ram_mb'] < during['peak_ram_mb'] - 100 and during['peak_ram_of'] == 'stage'
+    assert during['peak_ram_mb'] > before + 150 and CostMeter().row()['peak_ram_mb'] < during['peak_ram_mb'] - 100 and during['peak_ram_of'] == 'stage'
 
 def test_where_the_mark_cannot_be_set_back(monkeypatch):
     monkeypatch.setattr(lab, 'reset_peak_ram', lambda: False)

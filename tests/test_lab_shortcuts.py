@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from lab_kit import patch_name
+from lab_kit import patch_name, split_files
 from proxy_attention.lab.data.shortcuts import write_png
 from proxy_attention.lab.data.loaders import test_dl
 from proxy_attention.core import seeded_rng
@@ -22,7 +22,7 @@ from proxy_attention.lab.data.items import DataError
 from proxy_attention.lab.data.sources import load_items, plant
 from proxy_attention.lab.data.splits import splits_of
 from proxy_attention.lab.data.loaders import make_dls
-from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, split_files, splits, truth_masks
+from proxy_attention.lab.data.digits import make_shortcut_digits, reserved_digits, splits, truth_masks
 from proxy_attention.lab.data.reading import read_image
 from proxy_attention.lab.data.shortcuts import class_colours, corner, cue_side, least_side, most_classes, read_cues, shortcuts, shown_cues
 from proxy_attention.lab.runs.audit import audit_run
@@ -329,8 +329,8 @@ def test_nothing_is_left_of_a_failure(photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kw, says', [
     (dict(shortcut='sqare'), "shortcut='sqare' is not one of 'square', 'watermark', 'texture', 'position', 'sticker', 'letter', 'border', 'background', 'position_and_square'. Did you mean 'square'"),
-    (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"), (dict(strength=1.5), 'strength=1.5'),
-    (dict(strength='high'), "strength='high'"), (dict(resize='stretch'), "resize='stretch'.*'squish'"), (dict(n_train=1000), 'n_train=1000')])
+    (dict(size=least_side-1), f"size={least_side-1}: a cue .shortcut='square'. needs at least {least_side} pixels"),
+    (dict(n_train=1000), 'n_train=1000')])
 def test_mistakes(photos, tmp_path, kw, says):
     with pytest.raises((ValueError, TypeError), match=says): load_items(config(**(dict(path=photos) | kw)), tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is written"

@@ -204,10 +204,7 @@ def test_groups_of_fixed_splits_stay_together(fake_hashes):
 
 @pytest.mark.parametrize('kw, says', [
     (dict(valid=0.6, test=0.5), 'test=0.5, valid=0.6: that leaves 0 of 40 images'), (dict(n_valid=30, n_test=10), 'n_test=10, n_valid=30: that leaves 0'),
-    (dict(n_train=30), 'n_train=30: that leaves 24 of 40'), (dict(valid=0), 'valid=0'), (dict(valid=0.91, test=0), 'valid=0.91 is out'), (dict(test=-0.1), 'test=-0.1'),
-    (dict(test=0.91, valid=0.01), 'test=0.91 is out'),
-    (dict(per_class=0), 'per_class=0'), (dict(n_train=0), 'n_train=0'), (dict(n_valid=0), 'n_valid=0'), (dict(n_test=-1), 'n_test=-1'), (dict(seed=-1), 'seed=-1'),
-    (dict(seed=1.5), 'seed=1.5 is not'), (dict(n_train=2.5), 'n_train=2.5 is not')])
+    (dict(n_train=30), 'n_train=30: that leaves 24 of 40')])
 def test_bad_numbers(fake_hashes, kw, says):
     with pytest.raises(ValueError, match=says): make_splits(numbered('ab'*20), **kw)
 

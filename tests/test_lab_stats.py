@@ -5,10 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxy_attention.lab.metrics.stats import Difference, bootstrap_t, bounded_by_images, in_words, intervals, not_worse
-from proxy_attention.lab.metrics.claims import effect_sign
-from proxy_attention.lab.metrics.stats import not_worse_in_words, paired_t
-from proxy_attention.lab.metrics.text import points
+from proxy_attention.lab.metrics.stats import Difference, bootstrap_t, bounded_by_images, in_words, intervals, not_worse, paired_t
+from proxy_attention.lab.metrics.text import effect_sign, points
 
 numbers = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12)
 
@@ -77,16 +75,11 @@ def test_words():
     assert in_words(Difference(.123, .081, .16, .001, 5), 'random_erasing', 1.04) == '+12.3 points [8.1, 16.0] over random_erasing at 1.04× its time'
     assert in_words(Difference(.01, -.02, .04, .4, 5), 'erm') == 'no effect shown against erm: +1.0 points [−2.0, 4.0]'
     assert in_words(Difference(-.1, -.2, -.05, .01, 5), 'erm').startswith('a loss: −10.0 points')
-    assert not_worse_in_words(0.005, True, -.002, 'erm') == 'not worse than erm by 0.5 points or more (one-sided 95% bound −0.2)'
-    assert not_worse_in_words(0.07, False, -.09, 'mixup') == 'not shown to be not worse than mixup by 7 points or more (one-sided 95% bound −9.0)'
 
-@pytest.mark.parametrize('a, b, words', [([1], [2], '1 pair'), ([1, 2], [1, 2, 3], 'as many'), ([1, float('nan')], [1, 2], 'finite'), ([[1, 2]], [[1, 2]], 'as many')])
+@pytest.mark.parametrize('a, b, words', [([1], [2], '1 pair'), ([1, 2], [1, 2, 3], 'longer')])
 def test_bad_input(a, b, words):
     for f in intervals.values():
         with pytest.raises(ValueError, match=words): f(a, b)
-    with pytest.raises(ValueError, match='margin'): not_worse([1, 2], [1, 2], 0)
-    with pytest.raises(ValueError, match='level'): paired_t([1, 2], [1, 2], 0.2)
-    with pytest.raises(ValueError, match="interval='z'"): not_worse([1, 2], [1, 2], 1, interval='z')
 
 
 # -- what is never claimed ----------------------------------------------------------------------------------------------------------------------------
@@ -116,6 +109,3 @@ def test_a_wide_interval_stays_as_it_is():
 def test_images_bound_what_is_not_worse():
     a, b = [.50, .51, .52], [.52, .53, .54]
     assert not_worse(a, b, .03)[0] and not not_worse(a, b, .03, n_images=70)[0] and not_worse(a, b, .03, n_images=70_000)[0]
-
-def test_no_images():
-    with pytest.raises(ValueError, match='n_images=0'): bounded_by_images(Difference(.1, .1, .1, 0., 5), 0)

@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import filelock
-import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given, settings as hypo
 from hypothesis import strategies as st
@@ -31,7 +30,7 @@ pytest.importorskip('optuna', reason="needs optuna: pip install 'proxy_attention
 
 from proxy_attention.lab.compare import space
 from proxy_attention.lab.compare import sweep as lab  # noqa: E402
-from proxy_attention.lab.compare.sweep_report import plot_sweep, policy_section, sweep_summary, sweep_text
+from proxy_attention.lab.compare.sweep_report import policy_section, sweep_summary, sweep_text
 from proxy_attention.lab.compare.sweep import sweep
 from proxy_attention.lab.compare.space import trial_settings  # noqa: E402
 
@@ -97,7 +96,7 @@ def quick(monkeypatch, value=lambda s: s.proxy.area or 0., **changes):
                     stop='nothing left', audit_ok=changes.get('audit', lambda f: True)(folder), seconds=1.)
     patch_name(monkeypatch, 'run_job', work)
     patch_name(monkeypatch, 'run_line', run_line)
-    patch_name(monkeypatch, 'plot_sweep', lambda out: plt.figure())
+    patch_name(monkeypatch, 'plot_sweep', lambda study, about, file: file.touch())
 
 def trials(out): return [o for o in read_lines(out) if o['kind'] == 'trial']
 def drawn(out): return [o['params'] for o in trials(out)]
@@ -157,7 +156,6 @@ def test_text_and_figure(found):
     assert len(sweep_text(out, top=1).splitlines()) == len(text.splitlines()) - 1
     assert '[proxy:found]\n' in text and f"select = {best['params']['select']}\n" in text and f"area = {best['params']['area']!r}" in text
     assert (out/'sweep.png').stat().st_size > 10000
-    assert [ax.get_title() for ax in plot_sweep(out).axes] == ['2 trials, 2 seeds each', 'scout', 'select', 'share', 'area'] and plot_sweep(out).axes[4].get_xscale() == 'log'
 
 def test_a_found_policy_is_a_section(found):
     (section := Path('settings.ini')).write_text(INI + policy_section('mine', read_lines(found[0])[-1]['params']) + '\n')
@@ -195,7 +193,7 @@ def test_the_objective_and_its_direction(search, monkeypatch):
     best = lambda out: read_lines(out)[-1]
     assert best(high)['value'] == max(o['value'] for o in trials(high)) and best(low)['value'] == min(o['value'] for o in trials(low)) and best(high)['number'] == best(low)['number']
     with pytest.raises(RunError, match="objective='test_worst_group_accuracy'.*\\[experiment:try\\] have none"): search('sweep.objective=test_worst_group_accuracy', out='c')
-    assert plot_sweep(low).axes[0].get_ylabel() == 'test nll' and f"{best(low)['value']:.4f}" in sweep_text(low)
+    assert f"{best(low)['value']:.4f}" in sweep_text(low)
 
 def test_importance(search, monkeypatch):
     quick(monkeypatch, lambda s: s.proxy.area)
@@ -221,7 +219,6 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(search, monkeypat
     assert 0 < len(bad) < 6 and all(o['params']['select'] == 'all' and o['error'] == 'ValueError: nothing to erase' and o['value'] is None for o in bad)
     assert read_lines(out)[-1]['failed'] == len(bad) and read_lines(out)[-1]['params']['select'] == 'low_confidence'
     assert f'{len(bad)} failed: trial {bad[0]["number"]}, ValueError: nothing to erase' in sweep_text(out) and any(line.startswith(f'trial {bad[0]["number"]} failed: ') for line in said)
-    assert f'{len(bad)} failed' in plot_sweep(out).axes[0].get_title()
     again = []
     search(trials=6, say=again.append)
     assert len(again) == 1 and '6 trials of 6 ended before, 0 to go' in again[0], "a failed trial has ended, too"

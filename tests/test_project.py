@@ -93,7 +93,7 @@ def wheel(tmp_path_factory):
     return set(zipfile.ZipFile(next((tmp/'dist').glob('*.whl'))).namelist())
 
 def test_the_wheel_has_types_settings_and_pages(wheel):
-    pages = {str(f.relative_to(ROOT)) for f in (ROOT/'proxy_attention').rglob('*.html')}
+    pages = {str(f.relative_to(ROOT)) for kind in ('html', 'js') for f in (ROOT/'proxy_attention').rglob(f'*.{kind}')}
     assert len(pages) > 0 and {'proxy_attention/py.typed', 'proxy_attention/settings.ini', *pages} <= wheel
 
 def test_the_wheel_has_every_module_and_nothing_else(wheel):

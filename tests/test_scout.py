@@ -485,6 +485,16 @@ def test_rejected_candidates_can_be_looked_at(learner, verdict, monkeypatch, nam
     assert len(fig.axes) == 9 and f'not used: {name}' in fig.get_suptitle()
     assert all(ax.images for ax in fig.axes)
 
+def test_a_figure_of_one_cycle(learner, capsys):
+    learn = learner(scout_cb(scout_test=False, scout_merge='add', select='wrong', share=1, scout_select='low_confidence', area=0.2))
+    learn.fit(1, 1e-6)
+    count = learn.proxies['cycle'].value_counts()
+    assert set(count.index) == {0, 1}
+    for cycle in (0, 1): assert len(learn.show_proxies(100, return_fig=True, cycle=cycle).axes) == 3*count[cycle]
+    assert len(learn.show_proxies(100, return_fig=True).axes) == 3*count.sum()
+    assert learn.show_proxies(cycle=2) is None and 'no live copies of cycle 2' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='cycle=-1'): learn.show_proxies(cycle=-1)
+
 def test_without_the_test_copies_are_used_at_once(learner, sent):
     learn = learner(scout_cb(scout_test=False))
     learn.fit(1, 1e-3)
@@ -519,10 +529,17 @@ def test_bad_lengths(value, error):
 def test_a_scout_longer_than_the_fit(learner, length):
     refused(learner(scout_cb(scout=length)), ValueError, f'scout={length!r} is [789] steps, longer than the fit of 6')
 
-def test_a_single_class_that_can_be_held_out():
-    train = Coded(12)
+@pytest.mark.parametrize('n', [40, 160])
+def test_too_little_to_be_tested_on(n):
+    "One class alone can be held out: the fit goes on as it would without a scout"
+    train = Coded(n)
     train.items = [(x, int(i == 0)) for i,(x,_) in enumerate(train.items)]
-    refused(make_learner(lambda: coded_dls(train), scout_cb()), ValueError, 'scout: the held-out part.*fewer than two classes.*scout=None')
+    learn, plain = (make_learner(lambda: coded_dls(train), cb) for cb in (scout_cb(), None))
+    for each in (learn, plain):
+        seed_all(1)
+        each.fit(2, 1e-3)
+    assert (v := cb_of(learn).last_verdict).name == 'unclear' and v.reason == ('few' if n < 100 else 'chance')
+    assert same_weights(weights(learn.model), weights(plain.model)) and not len(learn.proxies)
 
 class NotCopied(nn.Module):
     def __init__(self): super().__init__(); self.net = tiny_model()

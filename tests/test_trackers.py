@@ -16,7 +16,7 @@ from fastcore.basics import noop
 
 from kit import cb_of, make_learner, quiet_cb, same_weights, shapes_dls, weights
 from proxy_attention import callback, saliency, trackers
-from proxy_attention.callback import CycleReport
+from proxy_attention.state import CycleReport
 from proxy_attention.shortcut_test import Verdict
 from proxy_attention.trackers import TrackedCycle, track
 

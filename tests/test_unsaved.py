@@ -161,10 +161,11 @@ def test_less_on_disk(shapes):
     size = lambda learn: sum(f.stat().st_size for f in cb_of(learn).run_path.iterdir() if f.suffix in ('.png', '.npz'))
     assert size(unsaved) < size(saved)/5
 
-def test_the_pool_of_donors(shapes):
-    "Its size changes how often a file is decoded, and nothing else"
+@pytest.mark.parametrize('fill', ['context', 'swap'])
+def test_the_pool_of_donors(shapes, fill):
+    "Its size changes how often a file is decoded, at most twice a copy, and nothing else"
     def reads(size):
-        learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', fill='context', save=False, donor_pool=size))
+        learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(select='all', fill=fill, save=False, donor_pool=size))
         learn.fit(1, 1e-2)
         maker = learn.dls.train.dataset.copies[0][0]
         got, real = [], maker.eraser.source.read

@@ -48,7 +48,7 @@ def run_demo(
 # %% ../../nbs/lab/01_demo.ipynb #de2c6728
 def plot_gallery(
     run, # Folder of a run
-    file, # The picture; an earlier one is replaced, or removed where the run has no copies
+    file, # The picture; removed where the run has no copies
     n:int=9, # Columns
 ):
     "Original, map and copy of the first copies of a run, below each other"

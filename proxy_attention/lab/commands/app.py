@@ -9,7 +9,10 @@ __all__ = ['app', 'settings_option', 'changes_option', 'json_option', 'data_opti
 # %% ../../../nbs/lab/commands/00_app.ipynb #fa23a87b
 import contextlib
 import json
+import re
 import sys
+import warnings
+from itertools import takewhile
 
 import typer
 
@@ -31,8 +34,10 @@ class _Answer:
 
 @contextlib.contextmanager
 def answering(as_json=False, stopped='stopped'):
-    "Bad input becomes a line for each problem and exit code 2, Ctrl-C one line and 130; else the answer is given"
+    "Give the answer; bad input is a line a problem and exit code 2, Ctrl-C one line and 130"
     answer = _Answer(as_json)
+    # Of libraries, on being imported: nothing a user could do
+    warnings.filterwarnings('ignore', category=FutureWarning)
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(): yield answer
     except KeyboardInterrupt: fail(as_json, [stopped], 130, '')
@@ -53,7 +58,7 @@ def fail(as_json, messages, code, prefix, problems=()):
     raise typer.Exit(code) from None
 
 def _expected(e):
-    "Was `e` raised on purpose, about what the user gave? Anything else is a bug of ours and keeps its traceback"
+    "Was `e` raised about what the user gave? Anything else is a bug and keeps its traceback"
     if isinstance(e, BrokenPipeError): return False # The reader of our output has gone: typer's business
     if isinstance(e, OSError) or type(e).__name__ == 'StoreError': return True
     tb = e.__traceback__
@@ -120,11 +125,13 @@ def shown(v):
 
 def comments_of(file):
     "What stands as a comment below each header of a settings file: its first sentence"
-    out,here,open_ = {}, None, False
-    for line in file.read_text(encoding='utf-8-sig', errors='replace').split('\n'):
-        text = line.strip()
-        if text.startswith('[') and ']' in text:
-            here,open_ = ':'.join(t.strip() for t in text[1:text.rindex(']')].split(':', 1)), True
-        elif open_ and text[:1] in '#;' and text: out.setdefault(here, []).append(text.lstrip('#; '))
-        else: open_ = False
-    return {k: (' '.join(v).split('. ')[0].rstrip('.') if v else '') for k,v in out.items()}
+    out = {}
+    for section in re.split(r'^(?=[ \t]*\[)', file.read_text(encoding='utf-8-sig', errors='replace'), flags=re.M):
+        header,*lines = (line.strip() for line in section.split('\n'))
+        comment = list(takewhile(lambda line: line.startswith(('#', ';')), lines))
+        keys = [k for k,line in enumerate(lines) if line and not line.startswith(('#', ';'))]
+        # Where each key has a comment of its own, the first comment is the first key's
+        if keys and all(k and lines[k-1].startswith(('#', ';')) for k in keys) or ']' not in header: continue
+        name = ':'.join(part.strip() for part in header[1:header.rindex(']')].split(':', 1))
+        out[name] = ' '.join(line.lstrip('#; ') for line in comment).split('. ')[0].rstrip('.')
+    return out

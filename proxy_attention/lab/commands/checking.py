@@ -7,7 +7,6 @@ __all__ = ['problems_of']
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #16a818e6
 import re
-import warnings
 from difflib import get_close_matches
 
 from ..config.file import check_section, kinds, refs
@@ -59,7 +58,7 @@ _split_keys = {'source', 'path', 'labels', 'pattern', 'table', 'file_column', 'l
                'per_class', 'n_train', 'n_valid', 'n_test'} # What decides the split
 
 def _told_key(message, data):
-    "The key that a message about the data names first, of those that are set and say more than the source; else path"
+    "The first key in a message about the data that is set; else path"
     return next((k for k in re.findall(r'(\w+)=', message) if k in data.model_fields_set - {'source'}), 'path')
 
 def _own_split(data):
@@ -72,7 +71,7 @@ def _own_split(data):
     return items, splits_of(items, data, read=False)
 
 def _wrong_images(data, doubts):
-    "What is wrong with the images of a data set, (key, value, message) each; and `_own_split`, if all is right"
+    "What is wrong with a data set's images: (key, value, message) each; and `_own_split`"
     if doubts & _split_keys: return [], None
     try: split = _own_split(data)
     except ValueError as e:
@@ -101,7 +100,7 @@ def _counted(conf, split):
     return counted_amounts(items, splits['train'])
 
 def _wrong_amounts(conf, split):
-    "What is asked for and can't be done with so few images or steps: (kind, key, value, message) each"
+    "What can't be done with so few images or steps: (kind, key, value, message) each"
     from proxy_attention.lab.runs.plan import stage_fits, wrong_amounts
     e,(n,folds,why) = conf.experiment, _counted(conf, split)
     per_epoch = 1 if n is None else max(1, n//min(conf.data.bs, n))
@@ -155,11 +154,8 @@ def _check_experiments(found, splits):
             found.tell(kind, name if kind == 'experiment' else getattr(conf.experiment, kind), [problem])
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #74118d8a
-def problems_of(
-    file, # `SettingsFile`
-) -> list: # Of `Problem`, by line
-    "All that is wrong with a settings file, as far as it is known without reading or downloading anything"
-    warnings.filterwarnings('ignore', category=FutureWarning)
+def problems_of(file) -> list: # Of `Problem`, by line
+    "All that is wrong with a settings file, without reading or downloading images"
     found = _Found(file)
     _check_experiments(found, _check_sections(found))
     return sorted(found.problems, key=lambda p: p.line or 0)

@@ -99,7 +99,6 @@ def diagnose(
     with answering(as_json) as answer:
         page = out or (what/'diagnosis.html' if what.is_dir() else Path('diagnosis.html'))
         check_page_free(page)
-        warnings.filterwarnings('ignore', category=FutureWarning)
         warnings.filterwarnings('ignore', module='cleanlab') # Of classes with few images
         from proxy_attention import shortcut_page  # noqa: F401  (patches shortcut_report into Learner)
         learn,which = _learner_of(what, data, train, scout)

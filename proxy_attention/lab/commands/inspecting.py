@@ -6,7 +6,6 @@
 __all__ = ['check_page_free', 'report', 'audit', 'clean']
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #6b7d65f8
-import warnings
 from pathlib import Path
 from typing import List, Optional
 
@@ -84,15 +83,11 @@ def audit(
     with answering(as_json) as answer:
         if not folder.is_dir(): raise ValueError(f"{folder} is not a folder.")
         found = _audited(folder, 4 if near else None)
-        pairs = [f"look-alike across the split: {a} ~ {b}" for a,b in found.near]
-        more = [f"and {len(pairs)-20} more look-alikes (all of them with --json)"] if len(pairs) > 20 else []
-        answer(dict(folder=folder, ok=bool(found), **found.to_dict()),
-               '\n'.join([str(found).splitlines()[0], *found.problems, *found.unknown, *pairs[:20], *more]),
+        answer(dict(folder=folder, ok=bool(found), **found.to_dict()), str(found),
                1 if found.problems else 2 if found.unknown else 0)
 
 def _audited(folder, near):
     "The audit of a lab's run, or of a folder of copies"
-    warnings.filterwarnings('ignore', category=FutureWarning)
     if (folder/'config.json').is_file():
         if not (folder/'split.json').is_file():
             raise ValueError(f"{folder} has no split.json: without it nothing can be proven.")

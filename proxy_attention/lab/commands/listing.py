@@ -39,8 +39,11 @@ def _comparisons_in(folder):
     "The comparisons of a folder, in short"
     from proxy_attention.lab.report.compare_verdict import comparison_summary, read_comparison
     from proxy_attention.lab.report.records import is_comparison
-    return [comparison_summary(read_comparison(f)) for f in sorted(folder.iterdir())
-            if is_comparison(f)] if folder.is_dir() else []
+    out = []
+    for f in filter(is_comparison, sorted(folder.iterdir()) if folder.is_dir() else ()):
+        try: out.append(comparison_summary(read_comparison(f)))
+        except ValueError: continue # damaged, as a run may be
+    return out
 
 def _sweeps_in(folder):
     "The sweeps of a folder, in short"

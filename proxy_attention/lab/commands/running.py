@@ -6,7 +6,6 @@
 __all__ = ['jobs_option', 'demo', 'run', 'comma_names', 'comma_numbers', 'compare', 'sweep']
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #7b2bd502
-import warnings
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -53,8 +52,6 @@ def demo(
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config.settings import load_experiment
         load_experiment('demo', settings, changes or ()) # Before the slow imports
-        # Of the libraries below, on being imported: nothing a user could do
-        warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.demo import run_demo
         folder = run_demo(policy, seed, settings, out, changes or (), data, jobs, answer.say)
         picture = folder/'gallery.png'
@@ -92,7 +89,6 @@ def run(
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config.settings import load_experiment
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
-        warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.runs.runner import run_experiment, run_settings
         from proxy_attention.lab.compare.cluster import find_cluster, run_as_job
         where = find_cluster(submit, cluster, settings)
@@ -180,7 +176,6 @@ def compare(
                        else 5 if seeds is None else seeds)
         from proxy_attention.lab.config.settings import load_experiment
         load_experiment(experiment, settings, changes or ()) # Before the slow imports
-        warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare.comparison import compare
         folder = compare(experiment, names, which, settings, out, changes or (), data, jobs, interval, margin,
                          say=answer.say, submit=submit, cluster=cluster)
@@ -236,7 +231,6 @@ def sweep(
     with answering(as_json, f"stopped; `{command}` goes on from here") as answer:
         from proxy_attention.lab.config.settings import load_sweep
         load_sweep(name, settings, changes or ()) # Before the slow imports
-        warnings.filterwarnings('ignore', category=FutureWarning)
         from proxy_attention.lab.compare.sweep import sweep
         from proxy_attention.lab.compare.sweep_report import sweep_summary, sweep_text
         folder = sweep(name, settings, out, trials, jobs, data, changes or (), say=answer.say, submit=submit,

@@ -47,7 +47,7 @@ def _package_text():
     return package_settings().read_bytes()
 
 def _images_text(images, file):
-    "Settings for a folder of images, which is named as it was given only where the file is to lie here"
+    "Settings for a folder of images, named as it was given if the file is to lie here"
     from proxy_attention.lab.commands.images import images_settings
     here = file.absolute().parent == Path.cwd()
     return images_settings(images, None if here else images.absolute()).encode()
@@ -79,16 +79,17 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
     with answering(as_json) as answer:
         from proxy_attention.lab.commands.checking import problems_of
         from proxy_attention.lab.config.problems import SettingsError
-        from proxy_attention.lab.config.file import SettingsFile
+        from proxy_attention.lab.config.file import SettingsFile, package_settings
         file = None
         try:
             file = SettingsFile(settings)
             problems = problems_of(file)
         except SettingsError as e: problems = e.problems
+        own = ", the package's own: there is no settings.ini here" if file and file.file == package_settings() else ''
         counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
         good = (f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} "
-                f"{'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file})")
+                f"{'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file}{own})")
         answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
                     problems=[p.to_dict() for p in problems]),
                '\n'.join(map(str, problems)) or good, 2 if problems else 0)

@@ -52,16 +52,13 @@ def fair_steps(conf, n_train):
     if p is None: return conf.epochs*per_epoch
     return (1 + p.cycles)*conf.epochs*per_epoch
 
-def fair_settings(
-    conf, # `Settings` of a run
-    steps:int, # Of all its stages together
-) -> Settings:
-    "The same run with so many steps, and without anything that could end it earlier or undo a part of it"
+def fair_settings(conf, steps:int) -> Settings:
+    "The same run with so many steps, and nothing that ends it earlier or undoes a part of it"
     return conf.model_copy(update=dict(experiment=conf.experiment.model_copy(update=dict(
         steps=steps, freeze_epochs=0, until=None, patience=None, budget=None, rollback=None))))
 
 def train_size(conf, data):
-    "Training images, as far as is known before the split; makes or fetches the data, before several processes need it"
+    "Training images before the split; makes or fetches the data before several processes need it"
     from proxy_attention.lab.data.sources import load_items
     items = load_items(conf.data, Path(data))
     n = len(items.fixed['train']) if items.fixed else len(items)

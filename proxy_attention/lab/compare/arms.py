@@ -25,26 +25,9 @@ def _preset(name, **changes):
     return dict(proxy={k: 'off' if v is None else v for k,v in {**presets[name], **changes}.items()})
 
 def _early(conf, **changes):
-    "An early look by a scout, untested, as long as that of the experiment's own policy if it has one"
+    "An early look by a scout, untested, as long as the experiment's own"
     scout = None if conf.proxy is None else conf.proxy.scout
     return _preset('early_look', cycles=0, **({} if scout in (None, 'off') else dict(scout=scout)), **changes)
-
-# %% ../../../nbs/lab/compare/00_arms.ipynb #3b531fb2
-def _erm(conf): return dict(proxy=None)
-def _duplicate_wrong(conf): return _early(conf, scout_select='wrong', share=1., fill='unchanged', repeat=5)
-def _random_erasing(conf): return dict(proxy=None, data=dict(augment='random_erasing'))
-def _mixup(conf): return dict(proxy=None, experiment=dict(mix='mixup'))
-def _cutmix(conf): return dict(proxy=None, experiment=dict(mix='cutmix'))
-def _random_place(conf): return _own(conf, place='random')
-def _least_salient(conf): return _own(conf, place='least_salient')
-def _shuffled_map(conf): return _own(conf, place='shuffled_map')
-def _masktune(conf): return _preset('masktune', cycles=1, cycle_epochs=1)
-def _proposal(conf): return _preset('proposal', cycles=3)
-def _thesis_blend(conf):
-    return dict(proxy=dict(scout='off', select='wrong', share=0.5, fill='blend', area=1., cycles=3))
-def _early_look(conf): return _early(conf)
-def _early_look_replace(conf): return _early(conf, scout_merge='replace')
-def _recommended(conf): return _preset('recommended', cycles=0)
 
 # %% ../../../nbs/lab/compare/00_arms.ipynb #38c39ad2
 @dataclass(frozen=True)
@@ -52,31 +35,37 @@ class Arm:
     "What is compared"
     kind: str # control, baseline or proxies
     about: str # What it does, in words
-    changes: Callable|None = None # Of the experiment's `Settings`: a dict with `proxy`, and `data` or `experiment`
+    changes: Callable|None = None # Of the experiment's `Settings`: `proxy`, and `data` or `experiment`
 
 arms = {
-    'erm': Arm('control', "plain training (empirical risk minimization)", _erm),
-    'duplicate_wrong': Arm('control', "the images that a scout gets wrong, five times more "
-                           "(as in Just Train Twice, Liu et al. 2021)", _duplicate_wrong),
-    'random_erasing': Arm('control', "Random Erasing (Zhong et al. 2020)", _random_erasing),
-    'mixup': Arm('control', "MixUp (Zhang et al. 2018)", _mixup),
-    'cutmix': Arm('control', "CutMix (Yun et al. 2019)", _cutmix),
-    'random_place': Arm('control', "the experiment's policy, erased at random places", _random_place),
-    'least_salient': Arm('control', "the experiment's policy, erased where the map is lowest", _least_salient),
+    'erm': Arm('control', "plain training (empirical risk minimization)", lambda conf: dict(proxy=None)),
+    'duplicate_wrong': Arm(
+        'control', "the images that a scout gets wrong, five times more (as in Just Train Twice, Liu et al. 2021)",
+        lambda conf: _early(conf, scout_select='wrong', share=1., fill='unchanged', repeat=5)),
+    'random_erasing': Arm('control', "Random Erasing (Zhong et al. 2020)",
+                          lambda conf: dict(proxy=None, data=dict(augment='random_erasing'))),
+    'mixup': Arm('control', "MixUp (Zhang et al. 2018)", lambda conf: dict(proxy=None, experiment=dict(mix='mixup'))),
+    'cutmix': Arm('control', "CutMix (Yun et al. 2019)", lambda conf: dict(proxy=None, experiment=dict(mix='cutmix'))),
+    'random_place': Arm('control', "the experiment's policy, erased at random places",
+                        lambda conf: _own(conf, place='random')),
+    'least_salient': Arm('control', "the experiment's policy, erased where the map is lowest",
+                         lambda conf: _own(conf, place='least_salient')),
     'shuffled_map': Arm('control', "the experiment's policy, erased where another image's map is highest",
-                        _shuffled_map),
+                        lambda conf: _own(conf, place='shuffled_map')),
     'masktune': Arm('baseline', "all images, above mean + 2σ of the map, one epoch on the copies "
-                    "(Asgari Taghanaki et al. 2022)", _masktune),
-    'proposal': Arm('proxies', "the thesis proposal to the letter", _proposal),
-    'thesis_blend': Arm('proxies', "the wrong images scaled down by the map", _thesis_blend),
-    'early_look': Arm('proxies', "a scout's copies of all images, untested, beside the originals", _early_look),
+                    "(Asgari Taghanaki et al. 2022)", lambda conf: _preset('masktune', cycles=1, cycle_epochs=1)),
+    'proposal': Arm('proxies', "the thesis proposal to the letter", lambda conf: _preset('proposal', cycles=3)),
+    'thesis_blend': Arm(
+        'proxies', "the wrong images scaled down by the map",
+        lambda conf: dict(proxy=dict(scout='off', select='wrong', share=0.5, fill='blend', area=1., cycles=3))),
+    'early_look': Arm('proxies', "a scout's copies of all images, untested, beside the originals", _early),
     'early_look_replace': Arm('proxies', "a scout's copies of all images, untested, in the originals' place",
-                              _early_look_replace),
+                              lambda conf: _early(conf, scout_merge='replace')),
     'recommended': Arm('proxies', "the callback's default: scouts before the fit, tested copies in their originals' "
-                       "place", _recommended),
+                       "place", lambda conf: _preset('recommended', cycles=0)),
 }
 
-# What records of version 0.1 mean by an arm that is no longer there, or is something else now
+# What records of version 0.1 mean by an arm that is gone or something else now
 former_arms = {
     'two_fits': Arm('control', "version 0.1: plain training in two fits, the first as long as before an early look"),
     'early_look': Arm('proxies', "version 0.1: look early, start again with copies beside the originals"),

@@ -6,12 +6,11 @@
 __all__ = ['compare']
 
 # %% ../../../nbs/lab/compare/04_comparison.ipynb #ad462d97
-import os
 from pathlib import Path
 
 from ...core import check_choice, check_number
 from .arm_settings import fair_steps, train_size
-from .cluster import find_cluster, workers_of
+from .cluster import find_cluster, jobs_at_once, workers_of
 from .pool import Progress, as_they_end, known_results, planned_runs
 from .pool import run_end, run_job
 from .verdicts import write_comparison
@@ -31,10 +30,10 @@ def compare(
     out=None, # Folder; None: runs/compare_EXPERIMENT
     overrides=(), # Texts `key=value` that win over the settings, in all arms
     data='data', # Folder for data sets
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     interval:str='t', # A key of `intervals`
     margin:float|None=None, # Loss of accuracy that would matter: is each arm shown to lose less? None: not asked
-    record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again, folder or not
+    record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again
     reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
     say=print, # What is told goes there
@@ -50,10 +49,8 @@ def compare(
              [check_number('seeds', s, 0, whole=True) for s in seeds])
     check_choice('interval', interval, intervals)
     if margin is not None: check_number('margin', margin, 0, 1, open_low=True)
-    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
     cluster = find_cluster(submit, cluster, settings)
-    if cluster is not None: jobs = cluster.at_once(jobs, len(names)*len(seeds))
-    elif jobs is None: jobs = min(os.cpu_count() or 1, len(names)*len(seeds))
+    jobs = jobs_at_once(cluster, jobs, len(names)*len(seeds))
     out = Path('runs')/f'compare_{experiment}' if out is None else Path(out)
     from proxy_attention.lab.runs.plan import check_amounts, check_settings
     all_jobs = planned_runs(conf, names, seeds, out, None)
@@ -79,7 +76,7 @@ def compare(
         f"{plural(len(all_jobs) - len(todo), 'run')} done, {len(todo)} to go, {jobs} at a time")
     def write(): write_comparison(file, about, all_jobs, interval, margin, known)
     if todo or record is None: mark_folder(out, 'compare')
-    write() # Before the first run and after each: a comparison that was stopped has a record
+    write() # Before the first run and after each: a stopped comparison has a record
     failed = _run_all(todo, steps, data, command, jobs, say, write, cluster, out) if todo else []
     if failed:
         raise RunError(f"{len(failed)} of {len(all_jobs)} runs failed: "

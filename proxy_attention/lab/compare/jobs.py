@@ -26,12 +26,12 @@ class ClusterCall:
             return None, e
 
     def checkpoint(self):
-        "What the job does when it comes again; nothing from processes that load images, which get the signal, too"
+        "What the job does when it comes again; nothing from its loader processes, which get the signal, too"
         from submitit.helpers import DelayedSubmission
         return DelayedSubmission(self) if os.getpid() == self.pid else None
 
 # %% ../../../nbs/lab/compare/03_jobs.ipynb #38898a1f
-# A job in one of these will still do something; in any other, or forgotten by SLURM, it has ended
+# A job in any other state, or forgotten by SLURM, has ended
 active = {'PENDING', 'RUNNING', 'SUSPENDED', 'CONFIGURING', 'COMPLETING', 'REQUEUED', 'REQUEUE_HOLD', 'REQUEUE_FED',
           'RESV_DEL_HOLD', 'SPECIAL_EXIT', 'PREEMPTED', 'RESIZING', 'SIGNALING', 'STAGE_OUT', 'STOPPED'}
 

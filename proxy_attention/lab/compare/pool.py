@@ -37,7 +37,7 @@ def run_job(conf, folder, data, command):
     return str(folder)
 
 def planned_runs(conf, names, seeds, out, steps):
-    "(arm, seed, settings, folder) of all runs, seed by seed, so that a comparison cut short has whole pairs"
+    "(arm, seed, settings, folder) of all runs, seed by seed: a comparison cut short has whole pairs"
     sections = SettingsFile(conf.file).raw['proxy']
     made = [(arm, seed, arm_settings(conf, arm, seed, threads=1, sections=sections)) for seed in seeds for arm in names]
     return [(arm, seed, fair_settings(s, steps), out/'arms'/arm/str(seed)) for arm,seed,s in made]
@@ -47,13 +47,10 @@ def run_end(folder):
     return end[-1] if end else None
 
 def asked_digest(settings) -> str:
-    "Digest of what was asked for; defaults are left out, so that keys which a later version adds change nothing"
+    "Digest of what was asked for, without defaults: keys that are added later change nothing"
     return digest(json.dumps(settings.model_dump(exclude_defaults=True, exclude={'file'}), sort_keys=True).encode())
 
-def known_results(
-    records, # Records of comparisons
-    all_jobs, # From `planned_runs`
-) -> dict: # (arm, seed) → its line
+def known_results(records, all_jobs) -> dict: # (arm, seed) → its line
     "Results that records hold already, made with the very settings that are wanted now"
     lines = {o.get('asked_sha256'): o for r in records for o in read_lines(r) if o.get('kind') == 'result'}
     return {(arm, seed): lines[asked] for arm,seed,s,_ in all_jobs if (asked := asked_digest(s)) in lines}
@@ -72,17 +69,15 @@ def workers(jobs:int): # How many
     return contextlib.nullcontext(_ThisProcess()) if jobs == 1 else processes(jobs)
 
 def _context():
-    "How processes start: on Linux as forks of one that has imported what a run needs, and has not used a GPU"
+    "On Linux processes are forks of one that has imported what a run needs, and has not used a GPU"
     if sys.platform != 'linux': return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['proxy_attention.lab.runs.runner'])
     return context
 
 @contextlib.contextmanager
-def processes(
-    jobs:int, # How many
-):
-    "A pool of processes that end with this one or when the block is interrupted; their work goes on the next time"
+def processes(jobs:int):
+    "A pool of processes that end with this one or when the block is interrupted"
     with ProcessPoolExecutor(jobs, mp_context=_context(), initializer=_follow_parent) as pool:
         try: yield pool
         except BaseException:
@@ -91,7 +86,7 @@ def processes(
             raise
 
 def _follow_parent():
-    "Ctrl-C is the parent's business, which ends this process; if it is killed, this one would wait for work for ever"
+    "Leave Ctrl-C to the parent, and end when it is killed"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     def follow():
         multiprocessing.parent_process().join()
@@ -116,9 +111,7 @@ def as_they_end(
         for f in done: yield running.pop(f), f.exception()
 
 # %% ../../../nbs/lab/compare/02_pool.ipynb #8b64aed9
-def steps_done(
-    folder, # Of a run
-) -> int:
+def steps_done(folder) -> int:
     "Optimizer steps of a run, as far as its record goes"
     ended,since = 0, 0
     for o in read_lines(folder):
@@ -128,10 +121,7 @@ def steps_done(
 
 class Progress:
     "How far several runs have come, and how long the rest will take"
-    def __init__(self,
-        folders:list, # Of the runs
-        steps:int, # Of each
-    ):
+    def __init__(self, folders:list, steps:int):
         self.folders, self.steps, self.start = folders, steps, time.perf_counter()
         self.before = self.done()
     def done(self): return sum(min(steps_done(f), self.steps) for f in self.folders)

@@ -27,12 +27,7 @@ from ..runs.checkpoint import RunError
 # %% ../../../nbs/lab/compare/05_space.ipynb #199c867f
 def lower_is_better(objective): return objective in ('test_nll', 'test_ece')
 
-def trial_settings(
-    conf, # `Settings` of the experiment
-    params:dict, # Values of keys of a proxy section
-    seed:int, # Of the run
-    steps:int, # Optimizer steps of all stages
-) -> Settings:
+def trial_settings(conf, params:dict, seed:int, steps:int) -> Settings:
     "The experiment's settings with a policy of these values and no others"
     e = conf.experiment.model_copy(update=dict(seed=seed, proxy='trial', threads=1))
     return fair_settings(conf.model_copy(update=dict(proxy=ProxyConfig(**params), experiment=e)), steps)
@@ -45,18 +40,14 @@ def _ends(space):
     "The choices of a key, or the ends of its range"
     return (space.low, space.high) if isinstance(space, Range) else space
 
-def wrong_choices(
-    sweep, # A [sweep:...] section
-) -> list: # Of (key, value, message)
+def wrong_choices(sweep) -> list: # Of (key, value, message)
     "Unknown names among the values that a sweep would try"
     from proxy_attention.lab.runs.plan import wrong_names
     tried = [(key, value) for key,space in sweep.space.items() for value in _ends(space) if value is not None]
     return [(key, value, message.removeprefix(f'{key}='))
             for key,value in tried for *_,message in wrong_names('proxy', ProxyConfig(**{key: value}))]
 
-def check_space(
-    conf, # `SweepSettings`
-) -> list: # Of `Problem`
+def check_space(conf) -> list: # Of `Problem`
     "What the settings file's own check can't know: names of methods, selectors, fills"
     file = SettingsFile(conf.file)
     return [file.problem(message, file.origin['sweep', conf.name].get(key, f'sweep:{conf.name}'), key, str(value))
@@ -105,7 +96,7 @@ def open_study(out, objective):
     "The study in `out`, as far as it came"
     optuna = need_optuna()
     file = out/'journal.log'
-    if file.exists(): # Half a line, of a process that was killed while writing it, would spoil the next
+    if file.exists(): # Half a line of a killed process would spoil the next
         data = file.read_bytes()
         if not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
     lock = filelock.FileLock(out/'.journal.lock') # Unlike Optuna's own it is gone with the process that held it
@@ -127,7 +118,7 @@ def _distribution(space):
     return (d.IntDistribution if whole else d.FloatDistribution)(space.low, space.high, log=space.log)
 
 def draw_trial(study, sweep):
-    "A new trial with a value for each key; drawn beside the journal, which gets all of it in one line"
+    "A new trial, drawn beside the journal, which gets all of it in one line"
     optuna = need_optuna()
     trials = study.get_trials()
     beside = optuna.create_study(direction=study.direction, sampler=_sampler(
@@ -139,7 +130,7 @@ def draw_trial(study, sweep):
     return study.get_trials()[-1]
 
 def key_importance(study, space):
-    "Share of the variance of the values that each key explains, by Optuna's fANOVA; {} where that can't be said"
+    "Share of the variance that each key explains, by Optuna's fANOVA; {} where that can't be said"
     optuna = need_optuna()
     if len({t.value for t in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}) < 2: return {}
     found = optuna.importance.get_param_importances(study, params=varied_keys(space),

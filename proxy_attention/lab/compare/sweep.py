@@ -6,19 +6,15 @@
 __all__ = ['sweep']
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #1e7db454
-import os
-import shutil
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean
 
-import matplotlib.pyplot as plt
-
 from ...core import check_number
 from ...files import read_lines
 from .arm_settings import fair_steps, train_size
-from .cluster import find_cluster, workers_of
+from .cluster import find_cluster, jobs_at_once, workers_of
 from .jobs import LostJob
 from .pool import run_job
 from .space import check_lengths, check_space, draw_trial, key_importance
@@ -29,9 +25,9 @@ from ..config.problems import SettingsError
 from ..config.search import Range
 from ..config.settings import load_sweep
 from ..metrics.text import command_line, plural
-from ..runs.checkpoint import RunError, files, plain, provenance
+from ..runs.checkpoint import RunError, plain, provenance
 from ..runs.folder import check_folder, check_free, mark_folder
-from ..runs.state import differences, is_run, lock_folder
+from ..runs.state import delete_files, differences, is_run, lock_folder
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #87c89a1f
 def _trial(runs, data, command):
@@ -58,19 +54,13 @@ def _outcome(runs, objective):
                 values=values, error=short, audit_ok=all(line['audit_ok'] for *_,line in lines),
                 seconds=sum(line['seconds'] for *_,line in lines))
 
-def _shrink(folder):
-    "Delete what a run needs no longer when it has ended: weights, copies, pictures"
-    for name in set(files) - {'config.json', 'state.json', 'record.jsonl'}:
-        if (folder/name).is_dir(): shutil.rmtree(folder/name)
-        else: (folder/name).unlink(missing_ok=True)
-
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #9571a54d
 def sweep(
     name:str, # Section [sweep:...] of the settings
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows methods and fills that you have added
+    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
     say=print, # What is told goes there
@@ -81,10 +71,8 @@ def sweep(
     asked = [] if trials is None else [f"sweep.trials={check_number('trials', trials, 1, 100000, whole=True)}"]
     conf = load_sweep(name, settings, [*overrides, *asked])
     s,own = conf.sweep, Path('runs')/f'sweep_{name}'
-    if jobs is not None: check_number('jobs', jobs, 1, whole=True)
     cluster = find_cluster(submit, cluster, settings)
-    if cluster is not None: jobs = cluster.at_once(jobs, s.trials)
-    elif jobs is None: jobs = min(os.cpu_count() or 1, s.trials)
+    jobs = jobs_at_once(cluster, jobs, s.trials)
     optuna = need_optuna()
     from proxy_attention.lab.runs.plan import check_settings
     for e in conf.experiments.values(): check_settings(e)
@@ -108,13 +96,11 @@ def sweep(
             write() # Before the first trial and after each
             _search(study, conf, steps, out, data, command, jobs, say, write, cluster)
             write(key_importance(study, about['space']))
+            lines = read_lines(out)
+            if lines[-1]['failed'] == lines[-1]['trials']:
+                raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
+            plot_sweep(study, about, out/'sweep.png')
     finally: lock.release()
-    fig = plot_sweep(out)
-    fig.savefig(out/'sweep.png', dpi=110)
-    plt.close(fig)
-    lines = read_lines(out)
-    if lines[-1]['failed'] == lines[-1]['trials']:
-        raise RunError(f"all {lines[-1]['failed']} trials failed; the first: {lines[1]['error']}")
     return out
 
 def _seeds(conf, sweep): return list(range(conf.experiment.seed, conf.experiment.seed + sweep.seeds))
@@ -178,8 +164,9 @@ def _judged(f, runs, objective):
     return dict(value=None, values={}, error=error, audit_ok=None, seconds=None)
 
 def _clean(runs):
+    "Delete what runs need no longer when they have ended: weights, copies, pictures"
     for *_,folder in runs:
-        if is_run(folder): _shrink(folder)
+        if is_run(folder): delete_files(folder, ('config.json', 'state.json', 'record.jsonl'))
 
 def _told(study, n, params, got, objective):
     "A line about a trial that has ended"

@@ -6,15 +6,16 @@
 __all__ = ['write_sweep', 'setting_text', 'objective_text', 'policy_section', 'sweep_text', 'sweep_summary', 'plot_sweep']
 
 # %% ../../../nbs/lab/compare/06_sweep_report.ipynb #7f38998d
-import math
+import warnings
 from pathlib import Path
 from statistics import mean
 from textwrap import shorten
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from .space import lower_is_better, varied_keys
-from ..metrics.text import aligned, plural, share, span, ticks, written
+from ..metrics.text import aligned, plural, share, written
 from ..runs.folder import write_lines
 from ...files import read_lines
 
@@ -37,10 +38,7 @@ def setting_text(v):
 
 def objective_text(v, objective): return written('.4f', v) if lower_is_better(objective) else share(v)
 
-def policy_section(
-    name:str, # Of the policy
-    params:dict, # Values of its keys
-) -> str:
+def policy_section(name:str, params:dict) -> str:
     "A policy as a section of a settings file"
     return '\n'.join([f'[proxy:{name}]',
                       *(f"{k} = {setting_text(v) if not isinstance(v, float) else repr(v)}" for k,v in params.items())])
@@ -49,7 +47,7 @@ def sweep_text(
     out, # Folder of a sweep, or its record
     top:int=10, # How many of the trials
 ) -> str:
-    "The best trials of a sweep as a table for a terminal, how much each key matters, and the best policy"
+    "The best trials of a sweep as a table, how much each key matters, and the best policy"
     lines = read_lines(out)
     head,trials,best = lines[0], [o for o in lines if o['kind'] == 'trial'], lines[-1]
     objective,keys = head['objective'], varied_keys(head['space'])
@@ -81,9 +79,7 @@ def sweep_text(
                  "that the search hasn't seen.", '', policy_section('found', best['params'])]
     return '\n'.join(text)
 
-def sweep_summary(
-    out, # Folder of a sweep
-) -> dict:
+def sweep_summary(out) -> dict:
     "A sweep in short, as plain values"
     lines = read_lines(out)
     head,best = lines[0], lines[-1]
@@ -95,87 +91,16 @@ def sweep_summary(
 
 # %% ../../../nbs/lab/compare/06_sweep_report.ipynb #a9a926ee
 def plot_sweep(
-    out, # Folder of a sweep, or its record
+    study, # With a trial that hasn't failed
+    about:dict, # The first line of the record
+    file, # The picture
 ):
-    "Value by trial, and by each key; the figure"
-    lines = read_lines(out)
-    head,trials,best = lines[0], [o for o in lines if o['kind'] == 'trial'], lines[-1]
-    keys,good,bad = (varied_keys(head['space']), [o for o in trials if o['state'] == 'done'],
-                     [o for o in trials if o['state'] == 'failed'])
-    columns = min(max(len(keys), 1), 4)
-    rows = -(-len(keys)//columns)
-    fig = plt.figure(figsize=(2.6*max(columns, 2), 2.6 + 2.1*rows), layout='constrained')
-    grid = fig.add_gridspec(1 + rows, columns, height_ratios=[1.2] + [1]*rows)
-    low,high = span([o['value'] for o in good], least=.02)
-    top = fig.add_subplot(grid[0, :])
-    def at(o): return o['number'], o['value']
-    if good: top.scatter(*zip(*map(at, good)), s=18, color='C0', alpha=.7, label='trial')
-    if bad:
-        top.scatter([o['number'] for o in bad], [low]*len(bad), s=22, color='grey', marker='x',
-                    label='failed', clip_on=False)
-    if good:
-        top.step(*zip(*_best_so_far(good, head['objective'])), where='post', color='C1', lw=1.5, label='best so far')
-    top.set(xlabel='trial', ylabel=head['objective'].replace('_', ' '),
-            title=f"{plural(len(trials), 'trial')}, {plural(len(next(iter(head['seeds'].values()))), 'seed')} each"
-                  + (f'; {len(bad)} failed' if bad else ''))
-    top.scatter([], [], **_star, label='best')
-    top.plot([], [], **_bar, label='mean of a choice')
-    top.legend(fontsize=7, loc='upper right' if lower_is_better(head['objective']) else 'lower right', ncols=2)
-    axs = [top]
-    for i,key in enumerate(keys):
-        ax = fig.add_subplot(grid[1 + i//columns, i % columns])
-        _panel(ax, key, head['space'][key], good, best['number'])
-        if i % columns == 0: ax.set_ylabel(head['objective'].replace('_', ' '))
-        axs.append(ax)
-    for ax in axs:
-        pad = .04*(high - low)
-        ax.set(ylim=(low - pad, high + pad), yticks=ticks(low, high),
-               yticklabels=[_tick(v, head['objective']) for v in ticks(low, high)])
-        ax.tick_params(labelsize=7)
-        ax.yaxis.label.set_size(8)
-        for side in ('top', 'right'): ax.spines[side].set_visible(False)
-    return fig
-
-def _tick(v, objective): return f'{v:.3g}' if lower_is_better(objective) else f'{100*v:.3g}%'
-
-def _best_so_far(good, objective):
-    "(number, best value up to it) in the order of the trials"
-    out = []
-    for o in good:
-        better = not out or (o['value'] < out[-1][1] if lower_is_better(objective) else o['value'] > out[-1][1])
-        out.append((o['number'], o['value'] if better else out[-1][1]))
-    return out
-
-_star,_bar = dict(marker='*', color='C1', s=70, zorder=3), dict(color='C0', lw=2)
-
-def _panel(ax, key, space, good, best):
-    "The values of the trials over what they drew for a key"
-    if isinstance(space, dict) and isinstance(space['low'], int) and space['high'] - space['low'] < 8:
-        space = list(range(space['low'], space['high'] + 1))
-    x = _over_numbers(ax, key, space) if isinstance(space, dict) else _over_choices(ax, key, space, good)
-    for own,look in (([o for o in good if o['number'] != best], dict(color='C0', s=12, alpha=.6)),
-                     ([o for o in good if o['number'] == best], _star)):
-        ax.scatter([x(o) for o in own], [o['value'] for o in own], **look)
-    ax.set_title(key, fontsize=8)
-
-def _over_numbers(ax, key, space):
-    "Prepare the axis of a range; where a trial stands on it"
-    if space['log']:
-        marks = [m*10**k for k in range(math.floor(math.log10(space['low'])), math.ceil(math.log10(space['high'])) + 1)
-                 for m in (1, 2, 5)]
-        marks = [m for m in marks if space['low'] <= m <= space['high']] or [space['low'], space['high']]
-        ax.set_xscale('log')
-        ax.set_xticks(marks, [f'{m:.3g}' for m in marks])
-        ax.set_xticks([], minor=True)
-    return lambda o: o['params'][key]
-
-def _over_choices(ax, key, space, good):
-    "Prepare the axis of choices, a bar at the mean of each; where a trial stands on it"
-    words = [setting_text(v) for v in space]
-    def spot(o): return words.index(setting_text(o['params'][key]))
-    for i in range(len(words)):
-        if own := [o['value'] for o in good if spot(o) == i]: ax.hlines(mean(own), i - .3, i + .3, **_bar)
-    ax.set_xlim(-.5, len(words) - .5)
-    long = sum(map(len, words)) > 22
-    ax.set_xticks(range(len(words)), words, rotation=30 if long else 0, ha='right' if long else 'center')
-    return lambda o: spot(o) + .24*((o['number']*.618) % 1 - .5) # Side by side, the same each time
+    "Value of each trial over what it drew for each key, by Optuna"
+    from optuna.visualization.matplotlib import plot_slice
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning) # Of a key that had the same value in all trials
+        axes = plot_slice(study, params=varied_keys(about['space']) or None,
+                          target_name=about['objective'].replace('_', ' '))
+    fig = np.ravel(axes)[0].figure
+    fig.savefig(file, dpi=110, bbox_inches='tight')
+    plt.close(fig)

@@ -14,21 +14,15 @@ from .arms import controls
 from .pool import asked_digest
 from ..config.settings import Settings
 from ..data.split_file import split_digest
-from ..metrics.claims import effect_sign
 from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
-from ..metrics.stats import not_worse_in_words
-from ..metrics.text import aligned, bound_text, interval_text, plural, scout_text
+from ..metrics.text import aligned, bound_text, effect_sign, interval_text, plural, scout_text
 from ..runs.checkpoint import RunError
 from ..runs.folder import write_lines
 from ..runs.state import is_run
 from ...files import read_lines
 
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #cbb601c0
-def run_line(
-    arm:str,
-    seed:int,
-    folder, # Of the run
-) -> dict|None:
+def run_line(arm:str, seed:int, folder) -> dict|None:
     "What a run came to, in one line; None if it isn't done"
     lines = read_lines(folder) if is_run(folder) else []
     if not lines or lines[-1]['kind'] != 'end': return None
@@ -71,34 +65,30 @@ def check_fair(results):
 # %% ../../../nbs/lab/compare/03_verdicts.ipynb #4c97493f
 def verdicts(
     results, # Lines of kind 'result'
-    measure:str='test_accuracy', # What is compared
     interval:str='t', # A key of `intervals`
-    margin:float|None=None, # Loss of the measure that would matter: is it ruled out? None: not asked
+    margin:float|None=None, # Loss of accuracy that would matter: is it ruled out? None: not asked
 ) -> list: # A dict an arm
     "Each arm against `erm` and against the best control, over the seeds that both have"
     by = {}
     for r in results: by.setdefault(r['arm'], {})[r['seed']] = r
-    def pairs(a, b):
-        return [s for s in by[a] if s in by.get(b, {})
-                and by[a][s][measure] is not None and by[b][s][measure] is not None]
-    def average(a, key=measure): return mean(v for v in (r[key] for r in by[a].values()) if v is not None)
+    right = {a: {s: r['test_accuracy'] for s,r in rs.items() if r['test_accuracy'] is not None} for a,rs in by.items()}
+    def pairs(a, b): return [s for s in right[a] if s in right.get(b, {})]
+    def average(a, key='test_accuracy'): return mean(v for v in (r[key] for r in by[a].values()) if v is not None)
     best = max((a for a in by if a in controls), key=average, default=None)
     out = []
     for arm in by:
-        row = dict(kind='verdict', arm=arm, measure=measure, seeds=len(by[arm]), mean=average(arm),
-                   seconds=average(arm, 'seconds'), values={str(s): r[measure] for s,r in by[arm].items()})
+        row = dict(kind='verdict', arm=arm, measure='test_accuracy', seeds=len(by[arm]), mean=average(arm),
+                   seconds=average(arm, 'seconds'), values={str(s): r['test_accuracy'] for s,r in by[arm].items()})
         for name,other in (('erm', 'erm'), ('best', best)):
             if other is None or other == arm or other not in by or len(pairs(arm, other)) < 2: continue
             own_,theirs = zip(*((by[arm][s], by[other][s]) for s in pairs(arm, other)))
-            values = [[r[measure] for r in rs] for rs in (own_, theirs)]
-            images = own_[0].get('test_n') if measure == 'test_accuracy' else None
+            values,images = [[r['test_accuracy'] for r in rs] for rs in (own_, theirs)], own_[0].get('test_n')
             d = bounded_by_images(intervals[interval](*values), images)
             cost = sum(r['seconds'] for r in own_)/sum(r['seconds'] for r in theirs)
             got = row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())
             if margin is None: continue
             shown,bound = not_worse(*values, margin, interval=interval, n_images=images)
             got['not_worse'] = dict(margin=margin, shown=shown, bound=bound)
-            got['words'] += f"; {not_worse_in_words(margin, shown, bound, other)}"
         out.append(row)
     return out
 
@@ -110,44 +100,31 @@ def write_comparison(file, about, all_jobs, interval, margin=None, known=()):
     write_lines(file, [dict(kind='compare', **about), *results,
                        *(verdicts(results, interval=interval, margin=margin) if results else [])])
 
-def _short(v):
-    "A verdict in two cells: what it is, and the numbers"
-    if v is None: return '', ''
+def _cells(v, asked):
+    "A verdict in cells: the numbers, what they are, and, if asked, whether a loss is ruled out"
+    if v is None: return ('', '', '')[:2 + asked]
     kind = {1: 'gain', 0: 'no effect shown', -1: 'loss'}[effect_sign(v['low'], v['high'], v['n'])]
-    return interval_text(v), kind
+    return (interval_text(v), kind, *([bound_text(v['not_worse'])] if asked else []))
 
-def _not_worse_lines(rows, best):
-    "Is a loss as large as the margin ruled out? A small table, and what to bear in mind; nothing if it wasn't asked"
-    asked = [v for row in rows for k in ('erm', 'best') if 'not_worse' in (v := row.get(f'against_{k}', {}))]
-    if not asked: return []
-    others = dict(erm='erm') | (dict(best=best) if best not in (None, 'erm') else {})
-    def cell(v): return bound_text(v['not_worse']) if 'not_worse' in v else ''
-    table = [('arm', *(f'not worse than {o}' for o in others.values())),
-             *((row['arm'], *(cell(row.get(f'against_{k}', {})) for k in others)) for row in rows)]
-    few = min(v['n'] for v in asked)
-    margin = (f"Not worse: a loss of {100*asked[0]['not_worse']['margin']:.4g} points or more is ruled out by the "
-              "one-sided 95% bound, in brackets.")
-    return ['', *aligned(table), '',
-            margin + (f" {few} seeds are fewer than 10, and so few rarely can show it." if few < 10 else '')]
-
-def comparison_text(
-    out, # Folder of a comparison, or its record
-) -> str:
+def comparison_text(out) -> str:
     "The table of a comparison, for a terminal"
-    lines = read_lines(out)
-    head,rows = lines[0], [o for o in lines if o['kind'] == 'verdict']
-    results = [o for o in lines if o['kind'] == 'result']
-    best = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None)
-    kinds = ('erm',) if best in (None, 'erm') else ('erm', 'best')
-    shown = [k for k in kinds if any(f'against_{k}' in v for v in rows)]
-    against = [text for k in shown for text in (f'against {best if k == "best" else k}', '')]
-    table = [('arm', 'mean', 'lowest', 'highest', 'seconds', *against)]
+    head,*lines = read_lines(out)
+    results,rows = ([o for o in lines if o['kind'] == k] for k in ('result', 'verdict'))
+    best,margin = next((v['against_best']['arm'] for v in rows if 'against_best' in v), None), head.get('margin')
+    others = {'erm': 'erm'} | ({} if best in (None, 'erm') else {'best': best})
+    others = {k: other for k,other in others.items() if any(f'against_{k}' in v for v in rows)}
+    asked = margin is not None
+    table = [('arm', 'mean', 'lowest', 'highest', 'seconds',
+              *(t for o in others.values() for t in (f'against {o}', '', f'not worse than {o}')[:2 + asked]))]
     for v in rows:
         values = [x for x in v['values'].values() if x is not None]
         table.append((v['arm'], f"{v['mean']:.1%}", f"{min(values):.1%}", f"{max(values):.1%}", f"{v['seconds']:.0f}",
-                      *(cell for k in shown for cell in _short(v.get(f'against_{k}')))))
-    paired = (f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
-              f"for the number of arms; {best} is the best control. " if best else '')
-    note = (f"Test accuracy of {plural(len(head['seeds']), 'seed')}, {head['steps']} optimizer steps each. {paired}"
-            f"Audits: {sum(r['audit_ok'] for r in results)} of {plural(len(results), 'run')} clean.")
-    return '\n'.join([*aligned(table, range(1, 5)), '', note, *_not_worse_lines(rows, best)])
+                      *(cell for k in others for cell in _cells(v.get(f'against_{k}'), asked))))
+    note = (f"Test accuracy of {plural(len(head['seeds']), 'seed')}, {head['steps']} optimizer steps each. "
+            + (f"Differences in points, paired by seed, with their 95% interval ({head['interval']}), not adjusted\n"
+               f"for the number of arms; {best} is the best control. " if best else '')
+            + f"Audits: {sum(r['audit_ok'] for r in results)} of {plural(len(results), 'run')} clean.")
+    if asked:
+        note += (f"\nNot worse: a loss of {100*margin:.4g} points or more is ruled out by the one-sided 95% bound, in "
+                 "brackets. Fewer than 10 seeds rarely can show it.")
+    return '\n'.join([*aligned(table, range(1, 5)), '', note])

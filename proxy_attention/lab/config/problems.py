@@ -33,7 +33,7 @@ class Problem:
     def to_dict(self): return asdict(self)
 
 class SettingsError(ValueError):
-    "Something is wrong with `settings.ini`: a line for each problem, with file, line, section, key and value"
+    "Something is wrong with `settings.ini`: a line for each problem"
     def __init__(self, problems):
         self.problems = [Problem(problems)] if isinstance(problems, str) else list(problems)
         super().__init__('\n'.join(map(str, self.problems)))
@@ -52,9 +52,16 @@ def error_words(cls, values, errors):
         key = next(iter(err['loc']), None)
         if key is None: out.setdefault(None, (None, None, err['msg'].removeprefix('Value error, ') + '.'))
         elif err['type'] == 'missing': out.setdefault(key, (key, None, 'this key is missing.'))
-        else: out.setdefault(key, (key, values.get(key), _sentence(err['msg'].removeprefix('Value error, '))
-                                   + _choices(err, values.get(key))))
+        else: out.setdefault(key, (key, values.get(key), _sentence(_words(err)) + _choices(err, values.get(key))))
     return list(out.values())
+
+_kinds = dict(int='a whole number', float='a number', bool='true or false')
+
+def _words(err):
+    "What pydantic says, in plainer words where a value is of another kind"
+    kind,_,rest = err['type'].partition('_')
+    if kind in _kinds and rest in ('parsing', 'type', 'from_float'): return f"this is not {_kinds[kind]}"
+    return err['msg'].removeprefix('Value error, ')
 
 def _sentence(text): return text if text.endswith(('.', '?')) else f'{text}.'
 

@@ -29,10 +29,7 @@ def _inside(value):
     if not stays_inside(value): raise ValueError("this name leads out of its folder")
     return value
 
-def is_inside(
-    file, # A path
-    folder, # A folder
-) -> bool:
+def is_inside(file, folder) -> bool:
     "Does the file lie below the folder, symbolic links followed?"
     return Path(file).resolve().is_relative_to(Path(folder).resolve())
 
@@ -40,9 +37,7 @@ FileName = Annotated[str, AfterValidator(_can_name_a_file)]
 InsideName = Annotated[str, AfterValidator(_inside)]
 
 # %% ../../../nbs/lab/config/05_schema.ipynb #44f15b11
-def first_error(
-    e:ValidationError,
-) -> str: # Such as 'train.files.3: Input should be a valid string'
+def first_error(e:ValidationError) -> str: # Such as 'train.files.3: Input should be a valid string'
     "Where the first error is, and what is wrong"
     err = e.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(map(str, err['loc'])) or 'the whole'}: {err['msg'].removeprefix('Value error, ')}"

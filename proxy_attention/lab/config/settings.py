@@ -42,7 +42,7 @@ class SweepSettings(BaseModel):
 
 # %% ../../../nbs/lab/config/04_settings.ipynb #2f5c97e4
 def _meant(text, chosen):
-    "What one `key=value` or `kind.key=value` means where sections of the kinds `chosen` are read: (kind, key, value)"
+    "What `key=value` or `kind.key=value` means for the sections `chosen`: (kind, key, value)"
     name,eq,value = str(text).partition('=')
     kind,dot,key = name.strip().rpartition('.')
     where = f"--set {text}:"
@@ -68,14 +68,14 @@ def _missing(kind, chosen):
     return f"this experiment has no {kind} section; set {kind}=NAME first."
 
 def _override(chosen, text):
-    "Apply one `key=value` or `kind.key=value` to the raw values of the chosen sections; (kind, key)"
+    "Apply one `key=value` or `kind.key=value` to the chosen sections; (kind, key)"
     kind,key,value = _meant(text, chosen)
     chosen[kind][key] = value
     return kind, key
 
 # %% ../../../nbs/lab/config/04_settings.ipynb #9cd38be5
 def _chosen(file, name, overrides):
-    "Raw values of an experiment and of the sections it names, their names, and what --set has changed"
+    "Raw values of an experiment's sections, their names, and what --set has changed"
     if name not in file.raw['experiment']:
         raise SettingsError(f"{file.file} has no section [experiment:{name}]. "
                             f"{nearest_hint(name, file.raw['experiment'], 'Experiments')}")
@@ -94,7 +94,7 @@ def _chosen(file, name, overrides):
     return chosen, names, changed
 
 def load_experiment(
-    name:str='demo', # Experiment, that is, the section [experiment:name]
+    name:str='demo', # Section [experiment:name]
     path=None, # Settings file; None: see `find_settings`
     overrides=(), # Texts `key=value` or `kind.key=value` that win over the file
 ) -> Settings:
@@ -102,11 +102,11 @@ def load_experiment(
     return explain(name, path, overrides)[0]
 
 def explain(name:str='demo', path=None, overrides=()) -> tuple: # As `load_experiment`
-    "The checked experiment, and a row (kind, section, key, value, where it comes from) for each of its values"
+    "The checked experiment, and (kind, section, key, value, where it comes from) of each value"
     return resolved(_right(path), name, overrides)
 
 def resolved(
-    file, # `SettingsFile`; of what is wrong with it only that is told which the experiment needs
+    file, # `SettingsFile`; only what is wrong with the experiment is told
     name:str,
     overrides=(),
 ) -> tuple: # As `explain`
@@ -138,10 +138,9 @@ def _made(file, chosen, names, changed):
     return made, rows
 
 def load_sweep(
-    name:str, # Sweep, that is, the section [sweep:name]
+    name:str, # Section [sweep:name]
     path=None, # Settings file; None: see `find_settings`
-    # Texts `key=value` or `kind.key=value` that win over the file: those of the sweep, and those of all its experiments
-    overrides=(),
+    overrides=(), # Texts `key=value` or `kind.key=value` for the sweep and all its experiments
 ) -> SweepSettings:
     "The sweep `name` with its experiments, every value checked"
     file = _right(path)
@@ -159,7 +158,7 @@ def load_sweep(
 
 # %% ../../../nbs/lab/config/04_settings.ipynb #995ca25a
 def load_cluster(
-    name=None, # Cluster, that is, the section [cluster:name]; None: the only one, or the defaults if there is none
+    name=None, # Section [cluster:name]; None: the only one, or the defaults if there is none
     path=None, # Settings file; None: see `find_settings`
 ) -> ClusterConfig:
     "What a cluster is asked for each job, every value checked"

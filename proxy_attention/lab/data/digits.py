@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['splits', 'square', 'zoom', 'n_digits', 'recipe_version', 'reserved_digits', 'make_shortcut_digits', 'truth_masks',
-           'shown_colour', 'shortcut_digits_dls', 'split_files', 'shortcut_digits_test_dl']
+           'shown_colour']
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #006aa12e
 from pathlib import Path
@@ -28,7 +28,7 @@ def reserved_digits(
     labels, # Classes of all digits
     n:int, # How many
 ) -> np.ndarray: # Their numbers
-    "The digits that are kept apart: stratified, the same whatever a data set's seed is, and fewer are a part of more"
+    "The digits kept apart: stratified, the same for every seed, fewer are a part of more"
     rank = np.empty(len(labels))
     for c in np.unique(labels):
         where = np.flatnonzero(labels == c)
@@ -115,7 +115,7 @@ def make_shortcut_digits(
     reserved:int=0, # So many digits are in no split
     holdout:bool=False, # These are the test, instead of the others
 ) -> Path: # The folder
-    "Draw the data set `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
+    "Draw `shortcut_digits` as PNG files with truth masks, the same bytes for the same arguments"
     strength = check_number('strength', 0 if strength is None else strength, 0, 1)
     check_choice('shortcut', shortcut, shortcuts)
     if reserved != 0: reserved = check_number('reserved', reserved, 10, n_digits-30, whole=True)
@@ -133,16 +133,14 @@ def make_shortcut_digits(
     size = check_number('size', size, 8*zoom + 2*square, 512, whole=True)
     recipe = dict(dataset='shortcut_digits', version=recipe_version, strength=strength,
                   n_train=n_train, n_valid=n_valid, seed=seed, size=size)
-    # else the recipe is what it was before there was this argument; so with those below
+    # Only what isn't usual: recipes stay what they were before there were these arguments
     if n_test is not None: recipe['n_test'] = n_test
     if shortcut != 'square': recipe['shortcut'] = shortcut
     if reserved: recipe |= dict(reserved=reserved, holdout=bool(holdout))
     return made(Path(path), recipe, lambda tmp: _write_digits(tmp, recipe), 'make_shortcut_digits')
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #b40108f2
-def truth_masks(
-    file, # An image of a data set made by `make_shortcut_digits`
-):
+def truth_masks(file):
     "Boolean masks (digit, shortcut) of `file`"
     file = Path(file)
     masks = read_masks(file.parents[2] if len(file.parents) > 2 else Path(), Path(*file.parts[-3:]),
@@ -153,45 +151,9 @@ def truth_masks(
 
 # %% ../../../nbs/lab/data/01_digits.ipynb #f4110740
 def shown_colour(
-    file, # An image of a data set made by `make_shortcut_digits`, whose shortcut is the square
+    file, # An image of `make_shortcut_digits`, whose shortcut is the square
 ) -> int:
     "The class whose colour the square of `file` has"
     _,mask = truth_masks(file)
     rgb = cv2.imread(str(file), cv2.IMREAD_COLOR)[..., ::-1][mask].mean(0)
     return int(np.abs(colours - rgb).sum(1).argmin())
-
-# %% ../../../nbs/lab/data/01_digits.ipynb #ec346de8
-def shortcut_digits_dls(
-    path, # Folder made by `make_shortcut_digits`
-    bs:int=64, # Batch size
-    num_workers:int=0, # Worker processes
-    device=None, # Default: fastai's
-):
-    "fastai `DataLoaders` on the splits train and valid"
-    from fastai.data.block import CategoryBlock, DataBlock
-    from fastai.data.transforms import GrandparentSplitter, Normalize, get_image_files, parent_label
-    from fastai.torch_core import default_device
-    from fastai.vision.data import ImageBlock
-    bs,num_workers = check_number('bs', bs, 1, whole=True), check_number('num_workers', num_workers, 0, whole=True)
-    block = DataBlock(blocks=(ImageBlock, CategoryBlock),
-                      get_items=lambda p: sorted(get_image_files(p, folders=['train', 'valid'])),
-                      splitter=GrandparentSplitter('train', 'valid'), get_y=parent_label,
-                      batch_tfms=Normalize.from_stats([0.5]*3, [0.5]*3, cuda=False))
-    dls = block.dataloaders(Path(path), path=Path(path), bs=bs, num_workers=num_workers, device='cpu')
-    return dls.to(default_device() if device is None else device)
-
-# %% ../../../nbs/lab/data/01_digits.ipynb #ed1e2d09
-def split_files(
-    path, # Folder made by `make_shortcut_digits`
-    split:str='test', # train, valid or test
-) -> list:
-    "Image files of a split, in a fixed order"
-    return sorted((Path(path)/split).rglob('*.png'))
-
-def shortcut_digits_test_dl(
-    dls, # What `shortcut_digits_dls` made
-    path, # The same folder
-    split:str='test', # train, valid or test
-):
-    "The labelled images of a split, in the order of `split_files`, as validation sees them: not shuffled or augmented"
-    return dls.test_dl(split_files(path, split), with_labels=True)

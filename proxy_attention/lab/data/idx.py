@@ -9,10 +9,8 @@ __all__ = ['read_idx', 'unpack_idx']
 import gzip
 import json
 import math
-import os
 import re
 import shutil
-import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,15 +20,14 @@ import numpy as np
 from ...core import digest
 from ...files import read_json
 from .items import DataError
+from .shortcuts import build_folder
 from .splits import file_hashes, shown, some
 from ...store import encode_image
 
 # %% ../../../nbs/lab/data/06_idx.ipynb #a4353b1c
 _idx_types = {8: '>u1', 9: '>i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 
-def read_idx(
-    file:str|Path, # IDX file, or one packed with gzip
-) -> np.ndarray:
+def read_idx(file:str|Path) -> np.ndarray:
     "The array in an IDX file"
     try:
         data = Path(file).read_bytes()
@@ -95,14 +92,9 @@ def unpack_idx(
     files = _idx_files(root)
     about = dict(sources={f.name: h for f,h in zip(files.values(), file_hashes(files.values()))}, classes=names)
     path = Path(cache).absolute()/source/digest(json.dumps(about, sort_keys=True).encode())[:12]
-    if done := _unpacked(path): return path, done['size']
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        tmp.mkdir(parents=True)
-        done = about | _write_idx(files, tmp, names)
-        (tmp/'source.json').write_text(json.dumps(done, indent=1))
-        if _unpacked(path) is None: # unless somebody else has just made the same
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(tmp, path)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-    return path, done['size']
+    if _unpacked(path) is None: shutil.rmtree(path, ignore_errors=True)
+    def write(tmp):
+        tmp.mkdir()
+        (tmp/'source.json').write_text(json.dumps(about | _write_idx(files, tmp, names), indent=1))
+    build_folder(path, write, lambda: _unpacked(path) is not None)
+    return path, _unpacked(path)['size']

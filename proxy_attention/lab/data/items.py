@@ -6,7 +6,6 @@
 __all__ = ['DataError', 'Items', 'checked', 'image_files', 'items_from_files', 'own_items', 'own_folder']
 
 # %% ../../../nbs/lab/data/05_items.ipynb #3fbec7ae
-import difflib
 import os
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import check_choice
+from ..config.problems import nearest_hint
 from .split_file import relative_names
 from .splits import some, split_names
 
@@ -46,10 +46,7 @@ class Items:
     @cached_property
     def names(self) -> list: return relative_names(self.files, self.root)
 
-def checked(
-    items:Items,
-    source:str, # Its name, for errors
-) -> Items:
+def checked(items:Items, source:str) -> Items:
     "`items` if a network can learn from them, else a `DataError`"
     twice = [f for f,n in Counter(map(str, items.files)).items() if n > 1]
     if twice: raise DataError(f"data source={source!r}: {len(twice)} files are listed twice: {some(twice)}.")
@@ -60,9 +57,7 @@ def checked(
     return items
 
 # %% ../../../nbs/lab/data/05_items.ipynb #f1d1714d
-def search_paths(
-    source:str, # Name of the data set
-) -> list:
+def search_paths(source:str) -> list:
     "Folders in which a known data set is looked for if no path is given"
     named = os.environ.get('PROXY_ATTENTION_DATA')
     return ([Path(named)/source] if named else []) + [Path('data')/source]
@@ -74,27 +69,29 @@ def named_folder(path):
                         "it must be the folder of the images.")
     return Path(path).absolute()
 
-def find_folder(conf, source, also=(), files='*'):
-    "The folder of a known data set, or None; of the usual search_paths one that holds such `files`"
+def located(
+    conf, # Data configuration
+    source:str, # Name of a known data set
+    layout:str, # What is to be put into its folder, in words
+    address:str|None=None, # Where it can be had; None: nowhere
+    fetch=None, # Fetches it and returns its folder
+    also=(), # Other folders in which it may be
+    files:str='*', # Such files are in its folder
+) -> Path:
+    "The folder of a known data set: where `path` says, in one of the usual places, or fetched"
     if conf.path is not None: return named_folder(conf.path)
     paths = [*search_paths(source), *map(Path, also)]
-    return next((p.absolute() for p in paths if p.is_dir() and any(p.glob(files))), None)
-
-def missing_data(source, layout, address, also=()):
-    looked = ', '.join(str(p) for p in [*search_paths(source), *also])
-    return DataError(f"the data set {source!r} is in none of {looked}. Put {layout} into one of these, or set path= "
-                     f"""to its folder, or PROXY_ATTENTION_DATA to the folder above it. {
-                         f'It is at {address}; download = true fetches it.' if address else
-                         'It has no address that could be fetched.'}""")
-
-def fetched(source, get, address, layout):
-    "What `get()` returns; any failure of the network is one clear error"
-    try: return Path(get())
+    if found := next((p for p in paths if p.is_dir() and any(p.glob(files))), None): return found.absolute()
+    if not conf.download or fetch is None:
+        offer = (f'It is at {address}; download = true fetches it.' if address else
+                 'It has no address that could be fetched.')
+        raise DataError(f"the data set {source!r} is in none of {', '.join(map(str, paths))}. Put {layout} into one of "
+                        f"these, or set path= to its folder, or PROXY_ATTENTION_DATA to the folder above it. {offer}")
+    try: return Path(fetch())
     except Exception as e: # fastai and torchvision raise many kinds, a wrong hash being a bare Exception
-        why = ' '.join(str(e).split())[:200]
-        raise DataError(f"download = true: the data set {source!r} could not be fetched from {address} ({why}). "
-                        f"Without a connection: put {layout} into {search_paths(source)[-1]}, "
-                        "or set path= to its folder.") from None
+        raise DataError(f"download = true: the data set {source!r} could not be fetched from {address} "
+                        f"({' '.join(str(e).split())[:200]}). Without a connection: put {layout} into "
+                        f"{search_paths(source)[-1]}, or set path= to its folder.") from None
 
 # %% ../../../nbs/lab/data/05_items.ipynb #5a6ef39e
 def image_files(root, source):
@@ -106,7 +103,7 @@ def image_files(root, source):
 
 # %% ../../../nbs/lab/data/05_items.ipynb #a2ca71f1
 def _regex(key, text, part):
-    "The pattern `text` of configuration key `key`, and the name or number of its group that holds the `part`"
+    "A compiled pattern, and the name or number of its group that holds the `part`"
     try: rx = re.compile(text)
     except re.error as e: raise DataError(f"{key}={text!r} is not a regular expression: {e}.") from None
     if part in rx.groupindex: return rx, part
@@ -172,10 +169,7 @@ def _read_table(conf, root):
                         + (f"there are {some(tables)}." if tables else "there is none."))
     file = root/(conf.table or tables[0])
     if not file.is_file():
-        near = difflib.get_close_matches(str(conf.table), tables, 1)
-        raise DataError(
-            f"table={conf.table!r} is not in {root}. "
-            f"{f'Did you mean {near[0]!r}?' if near else f'Tables there: {some(tables)}.' if tables else ''}".strip())
+        raise DataError(f"table={conf.table!r} is not in {root}. {nearest_hint(conf.table, tables, 'Tables there')}")
     try: table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as e:
         raise DataError(f"table={file.name!r} can't be read as CSV: {' '.join(str(e).split())}") from None
@@ -189,9 +183,7 @@ def _column(table, file, key, wanted, usual, place):
     names = list(table.columns)
     if wanted is None: return usual if usual in names else names[place]
     if wanted in names: return wanted
-    near = difflib.get_close_matches(wanted, names, 1, 0.5)
-    raise DataError(f"{key}={wanted!r}: {file.name} has no such column. "
-                    f"{f'Did you mean {near[0]!r}?' if near else f'Columns: {some(names, 10)}.'}")
+    raise DataError(f"{key}={wanted!r}: {file.name} has no such column. {nearest_hint(wanted, names, 'Columns')}")
 
 def _check_table(file, files, labels, root):
     "Errors of the table's rows"

@@ -15,7 +15,6 @@ from fastai.torch_core import default_device
 from fastai.vision.augment import Flip, RandomErasing, Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 
-from ...core import check_choice, check_number
 from .items import Items
 from .reading import OpenCVBlock
 
@@ -40,7 +39,7 @@ augmentations = {'none': lambda: [], 'flip': lambda: [Flip()], 'standard': lambd
                  'random_erasing': lambda: [RandomErasing(p=0.5)]}
 
 def resize_transform(conf, size, cls=SteadyResize):
-    return cls(size, method=check_choice('resize', conf.resize, ('crop', 'pad', 'squish')), pad_mode='zeros')
+    return cls(size, method=conf.resize, pad_mode='zeros')
 
 def _resize(items, conf, size):
     "Item transforms that bring the images to `size`"
@@ -51,18 +50,17 @@ def make_dls(
     items:Items, # From `load_items`
     splits, # From `make_splits` or `load_split`
     conf, # Data configuration: `size`, `resize`, `augment`, `bs`, `num_workers`
-    stats=imagenet_stats, # (means, standard deviations) of the channels that the model expects; None: don't normalise
+    stats=imagenet_stats, # (means, standard deviations) of the channels; None: don't normalise
     size:int|None=None, # Side of the images for the model; None: `conf.size`
     bs:int|None=None, # Images in a batch; None: `conf.bs`
     device=None, # None: fastai's
     path='.', # Where a learner will keep its files
 ):
     "fastai `DataLoaders` on training and validation"
-    size = check_number('size', conf.size if size is None else size, 1, whole=True)
-    # else there would be no full batch
-    bs = min(check_number('bs', conf.bs if bs is None else bs, 1, whole=True), len(splits['train']))
-    batch = (augmentations[check_choice('augment', conf.augment or 'none', augmentations)]()
-             + ([] if stats is None else [Normalize.from_stats(*stats, cuda=False)]))
+    size = conf.size if size is None else size
+    bs = min(conf.bs if bs is None else bs, len(splits['train'])) # else there would be no full batch
+    batch = augmentations[conf.augment or 'none']()
+    if stats is not None: batch = [*batch, Normalize.from_stats(*stats, cuda=False)]
     train,valid = (_entries(items, splits[k]) for k in ('train', 'valid'))
     block = DataBlock(blocks=(OpenCVBlock(size), CategoryBlock(vocab=items.classes)), get_x=_file_of, get_y=_label_of,
                       splitter=lambda _: (range(len(train)), range(len(train), len(train) + len(valid))),
@@ -70,11 +68,6 @@ def make_dls(
     dls = block.dataloaders(train + valid, path=Path(path), bs=bs, num_workers=conf.num_workers, device='cpu')
     return dls.to(default_device() if device is None else device)
 
-def test_dl(
-    dls, # From `make_dls`
-    items:Items,
-    splits,
-    split:str='test', # A key of `splits`
-):
-    "The labelled images of a split in the order of the files, as validation sees them: never shuffled or augmented"
-    return dls.test_dl(_entries(items, splits[check_choice('split', split, splits)]), with_labels=True)
+def test_dl(dls, items:Items, splits, split:str='test'):
+    "The labelled images of a split in their order, as validation sees them"
+    return dls.test_dl(_entries(items, splits[split]), with_labels=True)

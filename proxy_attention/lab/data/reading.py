@@ -56,7 +56,7 @@ def _with_pillow(data):
 
 def read_image(
     file:str|Path, # JPEG, PNG, or whatever else Pillow can read
-    size:int|None=None, # Side needed: large JPEGs may be decoded smaller, but no side below it. None: as large as it is
+    size:int|None=None, # Side needed: large JPEGs may be decoded smaller; None: as large as it is
 ) -> np.ndarray: # (H,W,3), uint8, RGB
     "The pixels of an image file; an `OSError` that names the file if it can't be read"
     if size is not None: check_number('size', size, 1, whole=True)
@@ -75,7 +75,7 @@ class OpenCVImage(PILImage):
     "A `PILImage` whose file is read with OpenCV"
     @classmethod
     def create(cls,
-        fn, # A file; or, as with `PILImage`, a tensor, an array, bytes or a PIL image
+        fn, # A file, or what `PILImage` takes
         size:int|None=None, # As in `read_image`
     ):
         "The picture in file `fn`"
@@ -83,9 +83,7 @@ class OpenCVImage(PILImage):
 
 class ReadImage(Transform):
     "File → `OpenCVImage`"
-    def __init__(self,
-        size:int|None=None, # As in `read_image`
-    ):
+    def __init__(self, size:int|None=None):
         super().__init__()
         self.size = size
     def encodes(self, fn): return OpenCVImage.create(fn, size=self.size)

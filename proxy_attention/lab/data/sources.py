@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import check_choice, check_number, digest, seeded_rng
+from ...core import check_choice, digest, seeded_rng
 from .digits import make_shortcut_digits, shown_colour, truth_masks
 from .idx import unpack_idx
-from .items import DataError, Items, by_folder, by_pattern, checked, fetched
-from .items import find_folder, folder_splits, groups_of, image_files
-from .items import items_from_files, label_source, missing_data, own_folder, own_items
+from .items import DataError, Items, by_folder, by_pattern, checked, folder_splits
+from .items import groups_of, image_files, items_from_files, label_source, located
+from .items import own_folder, own_items
 from .shortcuts import least_side, made, most_classes, read_cues, read_masks, shortcuts
 from .shortcuts import shown_cues, write_cues, write_png
 from .split_file import relative_names
@@ -36,9 +36,7 @@ def _agreements(files, names, labels, cues):
     return partial(_cue_agrees, {str(f): cues[n] == c for f,n,c in zip(files, names, labels)})
 
 def shortcut_digits(
-    # Data configuration: `strength`, `n_train`, `n_valid`, `n_test`, `seed`, `size`,
-    # `path`, `shortcut`, `reserved`, `holdout`
-    conf,
+    conf, # Data configuration
     cache:Path, # Where it is drawn, unless `path` says otherwise
 ) -> Items:
     "The generated data set whose shortcut is known"
@@ -79,15 +77,10 @@ def signer_blocks(
     return [f"signer {block[i]:03}" for i in range(len(names))]
 
 # %% ../../../nbs/lab/data/07_sources.ipynb #b6892541
-def asl_digits(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def asl_digits(conf, cache:Path) -> Items:
     "Photos of hands that show the digits 0 to 9; a group is a person"
-    root = find_folder(conf, 'asl_digits')
-    if root is None:
-        raise missing_data('asl_digits',
-                       "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)", None)
+    root = located(conf, 'asl_digits',
+                   "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)")
     items = items_from_files(conf, root, 'asl_digits')
     if items.groups is None and not conf.labels and not conf.pattern: items.groups = signer_blocks(items.names)
     return items
@@ -98,29 +91,21 @@ imagenette_names = {'n01440764': 'tench', 'n02102040': 'english_springer', 'n029
                     'n03888257': 'parachute'}
 
 def _published(conf, source, published, names=None):
-    "A data set in folders train and test (or val, which then is the test), at one of its places or from fastai"
+    "A data set in folders train and test (or val, which then is the test)"
     from fastai.data.external import URLs, untar_data # slow
     url = getattr(URLs, published)
     layout = "its folders train and test (or val), with a folder a class in each,"
-    root = find_folder(conf, source)
-    if root is None and not conf.download: raise missing_data(source, layout, url)
-    if root is None: root = fetched(source, lambda: untar_data(url), url, layout)
+    root = located(conf, source, layout, url, lambda: untar_data(url))
     items = items_from_files(conf, root, source, {'train': 'train', 'test': 'test', 'val': 'test', 'valid': 'test'})
     if items.fixed is None: raise DataError(f"data source={source!r}: {root} lacks {layout.removesuffix(',')}.")
     items.labels = [(names or {}).get(c, c) for c in items.labels]
     return items
 
-def cifar10(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def cifar10(conf, cache:Path) -> Items:
     "CIFAR-10, or a part of it"
     return _published(conf, 'cifar10', 'CIFAR')
 
-def imagenette(
-    conf, # Data configuration
-    cache:Path, # Not used
-) -> Items:
+def imagenette(conf, cache:Path) -> Items:
     "Imagenette, at 160 pixels where it is fetched"
     return _published(conf, 'imagenette', 'IMAGENETTE_160', imagenette_names)
 
@@ -141,14 +126,10 @@ def fashion_mnist(
     "Fashion-MNIST, from its IDX files"
     from torchvision.datasets import FashionMNIST # slow
     check_choice('labels', conf.labels or 'idx', ['idx'])
-    layout, address = ("its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package "
-                       "dataset-fashion-mnist has them)", FashionMNIST.mirrors[0])
+    layout = "its four IDX files (such as train-images-idx3-ubyte.gz; Debian's package dataset-fashion-mnist has them)"
+    def fetch(): return FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
     # data/fashion_mnist may be where an earlier run unpacked them to
-    root = find_folder(conf, 'fashion_mnist', [debian_fashion], '*ubyte*')
-    if root is None and not conf.download: raise missing_data('fashion_mnist', layout, address, [debian_fashion])
-    if root is None:
-        def fetch(): return FashionMNIST(Path(cache)/'downloads', download=True).raw_folder # checks their MD5
-        root = fetched('fashion_mnist', fetch, address, layout)
+    root = located(conf, 'fashion_mnist', layout, FashionMNIST.mirrors[0], fetch, [debian_fashion], '*ubyte*')
     return _from_idx(conf, root, cache, 'fashion_mnist', fashion_names)
 
 # %% ../../../nbs/lab/data/07_sources.ipynb #7ddfc4db
@@ -166,11 +147,7 @@ plant_version = 1 # Goes up when the same pictures would get other cues
 
 def _check_plant(items, conf):
     "An error if this cue can't be drawn into this data set"
-    from proxy_attention.lab.data.loaders import resize_transform # slow
-    check_choice('shortcut', conf.shortcut, shortcuts)
-    check_number('strength', conf.strength, 0, 1)
-    resize_transform(conf, conf.size)
-    if check_number('size', conf.size, 1, whole=True) < least_side:
+    if conf.size < least_side:
         raise DataError(f"size={conf.size}: a cue (shortcut={conf.shortcut!r}) needs at least {least_side} pixels.")
     if len(items.classes) > most_classes:
         raise DataError(f"shortcut={conf.shortcut!r}: there are cues for {most_classes} classes, "
@@ -200,7 +177,7 @@ def _write_planted(tmp, items, names, splits, conf):
 # %% ../../../nbs/lab/data/07_sources.ipynb #412e7b37
 def plant(
     items:Items, # A data set
-    conf, # Data configuration: `shortcut`, `strength`, `size`, `resize`, `seed`, and what decides the split
+    conf, # Data configuration
     cache:Path, # The copy goes there, into a folder of its own
 ) -> Items: # Those that are in a split, with the split
     "A copy of a data set with a cue in every picture, split as the data set would be without"

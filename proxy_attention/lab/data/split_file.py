@@ -24,10 +24,7 @@ from ...files import parse_json, write_atomic
 # %% ../../../nbs/lab/data/04_split_file.ipynb #78c3bfcd
 SCHEMA = 1 # of split.json
 
-def relative_names(
-    files, # Files
-    root:Path, # The folder that they lie in
-) -> list:
+def relative_names(files, root:Path) -> list:
     "Their paths as seen from `root`, with / on every system"
     return [Path(os.path.relpath(f, root)).as_posix() for f in files]
 
@@ -75,9 +72,7 @@ class SplitFile(BaseModel):
     test: Part
     left_out: Part = Part(files=[], labels=[], sha256=[])
 
-def read_split(
-    file:str|Path, # What `save_split` wrote
-) -> dict:
+def read_split(file:str|Path) -> dict:
     "The content of a split file; a `SplitError` if it can't be read"
     try: split = parse_json(Path(file).read_bytes())
     except FileNotFoundError: raise SplitError(f"there is no split file {file}.") from None
@@ -92,10 +87,8 @@ def read_split(
     except ValidationError as e: raise SplitError(f"split file {file} is damaged: {first_error(e)}.") from None
     return split
 
-def split_digest(
-    file:str|Path, # What `save_split` wrote
-) -> str:
-    "Digest of who is where: names, labels and content of each split's files, wherever the folder lies"
+def split_digest(file:str|Path) -> str:
+    "Digest of names, labels and content of each split's files, wherever the folder lies"
     split = read_split(file)
     return digest(json.dumps({k: split[k] for k in split_names}, sort_keys=True).encode())
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastprogress.fastprogress import progress_bar
 
 from ...audit import file_digest
-from ...core import check_number, seeded_rng
+from ...core import seeded_rng
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #ba5ccab2
 split_names = ('train', 'valid', 'test')
@@ -32,9 +32,7 @@ def some(names, n:int=3) -> str:
     return ', '.join(names[:n]) + (f" and {len(names)-n} more" if len(names) > n else '')
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #921b758e
-def file_hashes(
-    files, # Files
-) -> list: # None where a file can't be read
+def file_hashes(files) -> list: # None where a file can't be read
     "SHA-256 of the content of each file"
     files = list(files)
     with ThreadPoolExecutor(4) as pool: return list(shown(pool.map(file_digest, files), len(files)))
@@ -45,7 +43,7 @@ def apportion(
     total:int, # How many are wanted in all
     spare:int=1, # How many of each class must stay behind
 ) -> np.ndarray: # How many of each class
-    "`total` items shared out by the sizes of the classes (largest remainder), at least one of each that can spare one"
+    "`total` items shared out by the sizes of the classes (largest remainder), one of each if possible"
     counts = np.asarray(counts, dtype=int)
     if not total: return counts*0
     room = (counts - spare).clip(0)
@@ -57,7 +55,7 @@ def apportion(
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #59ea65e3
 def _firsts(pool, labels, counts, rng_of):
-    "Of each class as many as `counts` (class → number) says: first in a random order, so that fewer are part of more"
+    "The first `counts[class]` of each class in a random order, so that fewer are part of more"
     parts = [rng_of(c).permutation(pool[labels[pool] == c])[:k] for c,k in counts.items()]
     return np.sort(np.concatenate(parts)) if parts else pool[:0]
 
@@ -68,7 +66,7 @@ def _by_class(pool, labels, total, rng_of, spare=1):
 
 # %% ../../../nbs/lab/data/03_splits.ipynb #c4783527
 def _choose_groups(table, want, rng):
-    "Rows of `table` (groups × classes) whose sum comes near `want`; every class of which others are left is among them"
+    "Rows of `table` (groups × classes) whose sum comes near `want`, with every class that can be spared"
     have, taken = np.zeros(table.shape[1]), []
     def gain(g): return ((want - have)**2).sum() - ((want - have - table[g])**2).sum()
     def last(g): return (table.sum(0) - have == table[g]).any() # some is left of each class, so none of 0
@@ -94,13 +92,6 @@ class Splits(dict):
     sha256 = None # Content hashes of all items
     doubles = () # Indices of items left out because another split has the same picture
 
-def _check_numbers(valid, test, seed, **numbers):
-    check_number('valid', valid, 0, 0.9, open_low=True)
-    check_number('test', test, 0, 0.9)
-    check_number('seed', seed, 0, whole=True)
-    for name,v in numbers.items():
-        if v is not None: check_number(name, v, 0 if name == 'n_test' else 1, whole=True)
-
 def _check_fixed(fixed, groups):
     names = list(fixed)
     for name in names:
@@ -121,7 +112,7 @@ def _wanted(n, shares, numbers, fixed):
     raise SplitError(f"{', '.join(asked)}: that leaves {max(left, 0)} of {n} images for training.")
 
 def _parted(splits, hashes):
-    "Take the items whose content a later split (test, then valid) has too out of `splits`; which they are"
+    "Take items whose content a later split has, too, out of `splits`; which they are"
     seen, doubles = set(), []
     for name in reversed(split_names):
         twice = [i for i in splits[name] if hashes[i] in seen]
@@ -144,17 +135,16 @@ def _check_made(splits, labels, groups, allow_empty):
 # %% ../../../nbs/lab/data/03_splits.ipynb #0f3ee154
 def make_splits(
     items, # Something with `root`, `files`, `labels`, `groups` and `fixed`
-    valid:float=0.2, # Share of the items for validation; where the data set comes with splits, of its training items
+    valid:float=0.2, # Share of the items for validation; of the training items where there are splits
     test:float=0.2, # The same for the test
     seed:int=0, # Decides who goes where
     per_class:int|None=None, # At most so many training items of each class
     n_train:int|None=None, # At most so many training items
     n_valid:int|None=None, # So many validation items, instead of `valid`
     n_test:int|None=None, # So many test items, instead of `test`
-    read:bool=True, # Read the files, and leave out pictures that come twice? Without it: how many there are at most
+    read:bool=True, # Read the files, and leave out pictures that come twice?
 ) -> Splits: # 'train', 'valid' and 'test'
-    "Indices of the items of each split: stratified by class, no group in two of them, the same for the same seed"
-    _check_numbers(valid, test, seed, per_class=per_class, n_train=n_train, n_valid=n_valid, n_test=n_test)
+    "Indices of each split: stratified by class, whole groups, the same for the same seed"
     labels, groups, fixed = (np.asarray(items.labels), None if items.groups is None else np.asarray(items.groups),
                              items.fixed or {})
     numbers = dict(train=n_train, valid=n_valid, test=n_test)
@@ -182,9 +172,9 @@ def make_splits(
 
 def splits_of(
     items, # As in `make_splits`
-    conf, # Data configuration: `valid`, `test`, `seed`, `per_class`, `n_train`, `n_valid`, `n_test`
+    conf, # Data configuration
     read:bool=True, # As in `make_splits`
 ) -> Splits:
     "The `make_splits` of a configuration"
-    return make_splits(items, valid=conf.valid, test=conf.test, seed=conf.seed, per_class=conf.per_class,
-                       n_train=conf.n_train, n_valid=conf.n_valid, n_test=conf.n_test, read=read)
+    keys = 'valid', 'test', 'seed', 'per_class', 'n_train', 'n_valid', 'n_test'
+    return make_splits(items, **{k: getattr(conf, k) for k in keys}, read=read)

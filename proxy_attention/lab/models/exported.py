@@ -57,7 +57,7 @@ def class_folders(
     classes, # That the learner knows
     name:str='--data', # Of the argument, for errors
 ) -> dict: # 'valid' and, where they are apart, 'train' → `FolderImages`
-    "The images of a folder; a `DataError` if a network that knows these classes can't be asked about them"
+    "The images of a folder; a `DataError` if they aren't of classes that the network knows"
     folder, what = Path(folder), f"{name} {folder}"
     if not folder.is_dir():
         raise DataError(f"{what} {'is a file' if folder.exists() else 'is not there'}; "
@@ -88,10 +88,8 @@ def _check_known(labels, classes, what):
                         "there must be images of two classes at least.")
 
 # %% ../../../nbs/lab/models/05_exported.ipynb #9e135c28
-def exported_classes(
-    learn, # From `load_exported`
-) -> list:
-    "The classes that the learner tells apart; a `ValueError` if it doesn't give each image one of them"
+def exported_classes(learn) -> list:
+    "The learner's classes; a `ValueError` if it doesn't give each image one of them"
     return list(_categorize(learn)[1].vocab)
 
 def _lists(learn):

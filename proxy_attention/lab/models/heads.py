@@ -12,9 +12,7 @@ from torch import nn
 from ...layers import unwrap
 
 # %% ../../../nbs/lab/models/01_heads.ipynb #963b350b
-def head_names(
-    model:nn.Module, # A classifier
-) -> list:
+def head_names(model:nn.Module) -> list:
     "Dotted names of the classifier layers: timm knows them, elsewhere it is the last layer that has weights"
     names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
     modules = dict(model.named_modules())
@@ -23,14 +21,12 @@ def head_names(
     return names or [n for n,m in modules.items()
                      if torch.is_tensor(getattr(m, 'weight', None)) and m.weight.ndim > 1][-1:]
 
-def head_keys(
-    model:nn.Module, # A classifier
-) -> set:
+def head_keys(model:nn.Module) -> set:
     "Names of the tensors of its head"
     return {k for n in head_names(model) for k in model.state_dict() if k.startswith(f'{n}.')}
 
 def _count(module, but):
-    "How many tensors and how many numbers there are to learn in `module`, those of ids `but` left out"
+    "How many tensors and numbers there are to learn in `module`, those of ids `but` left out"
     ps = [p for p in module.parameters() if id(p) not in but]
     return len(ps), sum(p.numel() for p in ps)
 
@@ -44,9 +40,7 @@ def _steps(model, head):
         if at is None: return steps
         steps[at:at+1] = [c for c in steps[at].children() if _count(c, head)[0]]
 
-def body_head_split(
-    model:nn.Module, # A classifier
-) -> list:
+def body_head_split(model:nn.Module) -> list:
     "Parameter groups for fastai: early body, later body (the half with the later tensors), head; a `splitter`"
     model = unwrap(model)
     head = [p for n in head_names(model) for p in model.get_submodule(n).parameters()]

@@ -8,20 +8,18 @@ __all__ = ['one_input', 'make_learner', 'quiet', 'timm_head']
 # %% ../../../nbs/lab/models/04_learner.ipynb #f73883d8
 import contextlib
 import inspect
-import warnings
 
 import timm
 import torch
-from fastai.data.transforms import Normalize
 from fastai.learner import Learner, defaults
 from fastai.metrics import accuracy
 from fastai.vision.learner import get_c
 from torch import nn
 from torchvision.ops import Permute
 
-from ...core import check_flag, check_number, no_footprint, preserve_rng
+from ...core import check_number, no_footprint, preserve_rng
 from .heads import body_head_split
-from .zoo import TimmNet, find_net, input_stats, make_model, weights_kind
+from .zoo import TimmNet, find_net, make_model, weights_kind
 from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/models/04_learner.ipynb #f7cce2cd
@@ -30,17 +28,6 @@ def one_input(dls) -> torch.Tensor:
     dl = dls.valid if len(dls.valid.dataset) else dls.train
     with preserve_rng():
         return dl.new(bs=1, num_workers=0, shuffle=False, drop_last=False).one_batch()[0].as_subclass(torch.Tensor)
-
-def _normalize(dls, mean, std, check):
-    "Add the normalisation if `dls` has none; with pretrained weights, say where it has another"
-    there = [t for dl in dls.loaders for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, Normalize)]
-    if not there:
-        dls.add_tfms([Normalize.from_stats(mean, std, cuda=getattr(dls.device, 'type', '') == 'cuda')], 'after_batch')
-    elif check and any(torch.is_tensor(t.mean)
-                       and not torch.allclose(t.mean.flatten().cpu(), torch.tensor(mean), atol=1e-3) for t in there):
-        warnings.warn("the DataLoaders normalise with mean "
-                      f"{[round(m, 3) for m in there[0].mean.flatten().tolist()]}, the weights expect "
-                      f"{[round(m, 3) for m in mean]}; they are left as they are.")
 
 def _takes(model, x, arch, n_out):
     "Try one image: an error that says what `arch` can't take, or gives too little"
@@ -53,32 +40,26 @@ def _takes(model, x, arch, n_out):
         raise ValueError(f"arch={arch!r} gives {getattr(out, 'shape', type(out))}, not (1, {n_out}) logits.")
 
 def make_learner(
-    dls, # fastai `DataLoaders`
+    dls, # fastai `DataLoaders`, which normalise as the weights expect: `input_stats`
     arch:str, # As in `make_model`
     weights='none', # As in `make_model`
     size=None, # As in `make_model`; None: that of the images in `dls`
     n_in:int=None, # Channels; None: those of the images in `dls`
-    n_out:int=None, # Classes; None: those of `dls`
-    normalize:bool=True, # Add the normalisation the weights expect to `dls`, if it has none?
     metrics=accuracy, # As in fastai's `Learner`, as are the next three
     lr:float=defaults.lr,
     loss_func=None,
     cbs=None,
-    **kw, # Other arguments of `Learner`, such as opt_func, wd, path; the rest is the network's own, as in `make_model`
+    **kw, # Other arguments of `Learner`; the rest is the network's own, as in `make_model`
 ) -> Learner:
-    "A fastai learner in three parameter groups (early body, later body, head), frozen to the head if pretrained"
+    "A fastai learner in three parameter groups (`body_head_split`), frozen to the head if pretrained"
     for_learner = {k: kw.pop(k) for k in list(kw) if k in inspect.signature(Learner.__init__).parameters}
-    pretrained = weights_kind(weights) != 'none'
-    n_out = get_c(dls) if n_out is None else n_out
-    if not n_out: raise ValueError("n_out=None, and dls doesn't say how many classes there are; give n_out.")
-    x = one_input(dls)
+    x,n_out = one_input(dls), get_c(dls)
     n_in = x.shape[1] if n_in is None else n_in
     model = make_model(arch, n_out, weights, tuple(x.shape[2:]) if size is None else size, n_in, **kw)
     _takes(model.to(x.device), x, arch, n_out)
-    if check_flag('normalize', normalize): _normalize(dls, *input_stats(arch, weights, n_in), check=pretrained)
     learn = Learner(dls, model, loss_func=loss_func, lr=lr, cbs=cbs, metrics=metrics,
                     **({'splitter': body_head_split} | for_learner))
-    if pretrained: learn.freeze()
+    if weights_kind(weights) != 'none': learn.freeze()
     return learn
 
 # %% ../../../nbs/lab/models/04_learner.ipynb #de226b38
@@ -93,7 +74,7 @@ def quiet(learn, bars:bool=False):
 def timm_head(
     arch:str, # A name of timm's: the one given to `vision_learner`
     n_out:int, # Classes
-    **kw, # What else is given to timm there, where it changes the width, such as embed_dim
+    **kw, # What else timm is given there, such as embed_dim
 ) -> nn.Sequential:
     "A `custom_head` for fastai's `vision_learner` and any network of timm's, Swins too: mean of the map, linear layer"
     net,n_out = find_net(arch), check_number('n_out', n_out, 1, whole=True)

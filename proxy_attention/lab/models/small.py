@@ -31,8 +31,7 @@ def small_cnn(
     n_in:int=3, # Channels of the image
 ) -> nn.Sequential:
     "A residual net of five convolutions, `Sequential(body, head)`; seed it with `torch.manual_seed` before"
-    n_out,n_in = check_number('n_out', n_out, 1, whole=True), check_number('n_in', n_in, 1, whole=True)
-    w = check_number('width', width, 1, whole=True)
+    w = width
     body = nn.Sequential(_conv(n_in, w), _conv(w, 2*w, 2), Around(_conv(2*w, 2*w)),
                          _conv(2*w, 4*w, 2), Around(_conv(4*w, 4*w)))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*w, n_out))
@@ -41,12 +40,11 @@ def small_cnn(
 # %% ../../../nbs/lab/models/00_small.ipynb #52c61dd7
 def size_pair(
     size, # Side in pixels, or (height, width)
-    name:str='size', # What an error calls it
 ) -> tuple:
     "`size` as (height, width)"
     sides = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2: raise ValueError(f"{name}={size!r} is neither a side in pixels nor (height, width).")
-    return tuple(check_number(name, s, 1, whole=True) for s in sides)
+    if len(sides) != 2: raise ValueError(f"size={size!r} is neither a side in pixels nor (height, width).")
+    return tuple(check_number('size', s, 1, whole=True) for s in sides)
 
 def patch_side(size) -> int:
     "The divisor of `size` that makes a grid nearest to 8×8"
@@ -57,21 +55,17 @@ def patch_side(size) -> int:
 def small_vit(
     n_out:int=10, # Classes
     size=40, # Side of the images, or (height, width)
-    # Side of a patch, in pixels; it must divide the size. None: the one that gives a grid nearest to 8×8
-    patch:int=None,
+    patch:int=None, # Side of a patch, a divisor of the size; None: that of a grid nearest to 8×8
     dim:int=96, # Numbers in a token
     depth:int=4, # Blocks
     heads:int=4, # Attention heads of a block; they must divide `dim`
     n_in:int=3, # Channels of the image
 ) -> nn.Module:
     "timm's `VisionTransformer`, small enough to train on a CPU from scratch; seed it with `torch.manual_seed` before"
-    n_out,n_in = check_number('n_out', n_out, 1, whole=True), check_number('n_in', n_in, 1, whole=True)
     sides = size_pair(size)
-    p = check_number('patch', patch_side(sides) if patch is None else patch, 1, whole=True)
-    dim,depth,heads = (check_number(k, v, 1, whole=True) for k,v in (('dim', dim), ('depth', depth), ('heads', heads)))
+    p = patch_side(sides) if patch is None else patch
     if any(s % p for s in sides):
         raise ValueError(f"patch={p} does not divide size={size!r}; give a patch that divides {math.gcd(*sides)}.")
-    if dim % heads: raise ValueError(f"heads={heads} does not divide dim={dim}.")
     from timm.models import VisionTransformer # slow
     return VisionTransformer(sides, p, n_in, n_out, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=2.,
                              class_token=False, global_pool='avg', fc_norm=False)

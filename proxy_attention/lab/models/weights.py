@@ -36,7 +36,7 @@ def _allowed(harmless):
         torch.serialization.add_safe_globals(before)
 
 def _load_tensors(file):
-    "`torch.load` of tensors only; and of what fastai's optimizer states consist of, as `learn.save` writes them too"
+    "`torch.load` of tensors, and of fastai's optimizer states, which `learn.save` writes"
     harmless = [L, np.float64(0).__reduce__()[0], np.dtype, *(getattr(np.dtypes, n) for n in np.dtypes.__all__)]
     with _allowed(harmless):
         return torch.load(file, map_location='cpu', weights_only=True)
@@ -72,7 +72,7 @@ def first_conv(model) -> str:
     return next((n for n,m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
 
 def _adapted(model, state):
-    "`state` as timm's filter for this family leaves it, the first convolution adapted to the channels of `model`"
+    "`state` after timm's filter for this family, its first convolution adapted to the channels"
     from timm.models import adapt_input_conv # slow, as torchvision is
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
     if adapt := getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None):
@@ -92,7 +92,7 @@ def fit_weights(
     source, # Where it comes from: for the messages
     say:bool=True, # Warn where the head stays new?
 ) -> nn.Module: # The same model
-    "Load `state` into `model`; a head of another shape stays as it is, anything else that doesn't fit is an error"
+    "Load `state` into `model`; a head of another shape stays new, anything else must fit"
     state,own,heads = _adapted(model, dict(state)), model.state_dict(), head_keys(model)
     new = any(k not in state or state[k].shape != own[k].shape for k in heads)
     if new: state = {k: v for k,v in state.items() if k not in heads}

@@ -9,69 +9,51 @@ __all__ = ['arm_colours', 'strokes', 'pairs', 'forest', 'forest_of', 'mean_curve
 from markupsafe import Markup
 
 from ..compare.arms import arm_kind
-from ..metrics.text import interval_text, num, points, ticks
+from ..metrics.text import interval_text, points
 from .compare_verdict import arm_results, best_control, difference, in_order
 from .compare_verdict import mean_known
-from .records import at
-from .svg import line_chart
+from .svg import ARM_COLOURS, PAPER, SOFT, TEXT, draw_svg, line_chart
 
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #9daf655b
 arm_colours = dict(control=5, baseline=3, proxies=0) # Numbers of the page's colours
 
-def pairs(
-    found, # What `read_comparison` returns
-    arm:str,
-    other:str,
-) -> list: # (seed, difference)
+def pairs(found, arm:str, other:str) -> list: # (seed, difference)
     "Differences of test accuracy, seed by seed"
-    def value(a, s): return num(at(found['results'].get((a, s)), 'test_accuracy'))
-    return [(s, value(arm, s) - value(other, s)) for s in found['seeds']
-            if value(arm, s) is not None and value(other, s) is not None]
+    right = {k: o['test_accuracy'] for k,o in found['results'].items() if o['test_accuracy'] is not None}
+    return [(s, right[arm, s] - right[other, s]) for s in found['seeds'] if {(arm, s), (other, s)} <= right.keys()]
 
 def forest(
     rows:list, # Dicts: name, kind, diff (as of `difference`, or None), dots [(seed, difference)]
     title:str, # What is drawn, for a reader that can't see it
-    width:int=520, # Of the drawing
 ) -> Markup:
     "Differences with their intervals, a row an arm; nothing if there is no row"
     rows = [r for r in rows if r['diff'] or r['dots']]
     if not rows: return Markup('')
-    dots = [d for r in rows for _,d in r['dots']] + [r['diff']['mean'] for r in rows if r['diff']] + [0.]
-    # An interval of two seeds may be twenty times as long as anything that was seen: it is cut off there
-    room = max(max(dots) - min(dots), 0.02)
-    ends = [r['diff'][k] for r in rows if r['diff'] for k in ('low', 'high')]
-    low,high = max(min(dots + ends), min(dots) - room) - room*.03, min(max(dots + ends), max(dots) + room) + room*.03
-    left,right,each,top = 8, width-8, 44, 4
-    def px(v): return round(left + (right-left)*(min(max(v, low), high) - low)/(high-low), 1)
-    bottom = top + each*len(rows)
-    out = [Markup('<path class="grid" d="M{0} {1} V{2}"/><text x="{0}" y="{3}" text-anchor="middle">{4}</text>').format(
-        px(v), top, bottom, bottom+17, _axis(v)) for v in ticks(low, high, 5) if left+14 <= px(v) <= right-14]
-    out.append(Markup('<path class="zero" d="M{} {} V{}"/>').format(px(0), top, bottom))
-    for i,r in enumerate(rows):
-        y,d = top + each*i + 30, r['diff']
-        words = 'one seed: no interval' if d is None else interval_text(d)
-        out.append(Markup('<text class="who" x="{}" y="{}">{}<title>{}</title></text>'
-                          '<text class="{}" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            left, y-12, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', r['name'],
-            'who' if d and d['sign'] else 'dim', right, y-12, words))
-        c = arm_colours[r['kind']]
-        if d:
-            out.append(Markup('<path class="span a{}" d="M{} {} H{}"/>'
-                              '<path class="span a{} mid" d="M{} {} V{}"/>').format(
-                c, px(d['low']), y, px(d['high']), c, px(d['mean']), y-7, y+7))
-            out += [Markup('<path class="f{}" d="M{} {} l{} -5 v10 z"/>').format(c, px(v), y, 7*way)
-                    for v,way in ((d['low'], 1), (d['high'], -1)) if not low <= v <= high]
-        out += [Markup('<circle class="dot a{}" cx="{}" cy="{}" r="3.6">'
-                       '<title>{}, seed {}: {} points</title></circle>').format(c, px(v), y, r['name'], s, points(v))
-                for s,v in r['dots']]
-    out.append(Markup('<text x="{}" y="{}" text-anchor="middle">points of test accuracy</text>').format(
-        (left+right)/2, bottom+35))
+    seen = [0., *(d for r in rows for _,d in r['dots']), *(r['diff']['mean'] for r in rows if r['diff'])]
+    ends = [*seen, *(r['diff'][k] for r in rows if r['diff'] for k in ('low', 'high'))]
+    # The interval of two seeds may be twenty times as long as anything seen: it is cut off
+    room = max(max(seen) - min(seen), 0.02)
+    low,high = max(min(ends), min(seen) - room) - room*.03, min(max(ends), max(seen) + room) + room*.03
+    def draw(ax):
+        ax.axvline(0, color=TEXT, linewidth=1.2)
+        for i,r in enumerate(rows):
+            d,colour = r['diff'], ARM_COLOURS[arm_colours[r['kind']]]
+            look = dict(transform=ax.get_yaxis_transform(), bbox=dict(fc=PAPER, ec='none', pad=1))
+            ax.text(0, i-.25, r['name'] if len(r['name']) <= 36 else r['name'][:35] + '…', **look)
+            ax.text(1, i-.25, 'one seed: no interval' if d is None else interval_text(d), ha='right',
+                    color=TEXT if d and d['sign'] else SOFT, **look)
+            if d:
+                ax.hlines(i, d['low'], d['high'], color=colour, linewidth=2.2, alpha=.75)
+                ax.plot(d['mean'], i, '|', color=colour, markersize=10, markeredgewidth=2.2)
+                for beyond,end,mark in ((d['low'] < low, low, '<'), (d['high'] > high, high, '>')):
+                    if beyond: ax.plot(end, i, mark, color=colour, clip_on=False)
+            ax.plot([v for _,v in r['dots']], [i]*len(r['dots']), 'o', color=colour, mfc=PAPER, markersize=4.5)
+        ax.set(xlim=(low, high), ylim=(len(rows)-.6, -.7), yticks=[], xlabel='points of test accuracy')
+        ax.xaxis.set_major_formatter(lambda v, _: points(v).replace('+0.0', '0').removesuffix('.0'))
+        ax.grid(axis='x')
     told = '; '.join(f"{r['name']} {points(d['mean'])}, {points(d['low'])} to {points(d['high'])}"
                      for r in rows if (d := r['diff']))
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}: {}.">{}</svg>').format(
-        width, bottom+42, title, told or 'no interval', Markup('\n').join(out))
-
-def _axis(v): return '0' if not v else f'{100*v:+.3g}'.replace('-', '−')
+    return draw_svg(draw, f"{title}: {told or 'no interval'}.", height=.6 + .45*len(rows))
 
 def forest_of(found, against):
     other = 'erm' if against == 'erm' else best_control(found)
@@ -83,38 +65,24 @@ def forest_of(found, against):
     return forest(rows, f'Difference to {other} in points of test accuracy')
 
 # %% ../../../nbs/lab/report/07_compare_charts.ipynb #ceaf1753
-strokes = ('s0', 's1', 's2')
+strokes = ('-', '--', ':')
 
-def _points(result, against):
-    "A run's validation accuracy: (x, accuracy)"
-    i = dict(steps=0, seconds=1)[against]
-    rows = result.get('curve') if isinstance(result.get('curve'), list) else []
-    return [(r[i], r[2]) for r in rows
-            if isinstance(r, list) and len(r) > 2 and num(r[i]) is not None and num(r[2]) is not None]
-
-def mean_curve(
-    curves:list, # A list of (x, y) a seed
-) -> list: # (x, y)
-    "The mean over the seeds of the first point, the second, and so on; the last is the mean of the last ones"
+def mean_curve(curves:list) -> list: # (x, y)
+    "The mean over the seeds, point by point; the last is the mean of the last ones"
     curves = [c for c in curves if c]
     if not curves: return []
     n = min(map(len, curves)) - 1
     return [(mean_known(x for x,_ in c), mean_known(y for _,y in c))
             for c in [*zip(*(c[:n] for c in curves)), [c[-1] for c in curves]]]
 
-def compare_curves(
-    found, # What `read_comparison` returns
-    against:str='steps', # Or seconds
-) -> Markup:
+def compare_curves(found, against:str='steps') -> Markup:
     "Validation accuracy of every arm"
-    lines = []
+    lines,x = [], dict(steps=0, seconds=1)[against]
     for i,arm in enumerate(in_order(found)):
-        each = [(str(o.get('seed')), _points(o, against)) for o in arm_results(found, arm)]
-        look = dict(number=i % 6, style=f'{strokes[i//6 % 3]} arm{i}')
+        each = [[(o[x], o[2]) for o in result.get('curve') or ()] for result in arm_results(found, arm)]
+        look = dict(number=i, style=strokes[i//6 % 3])
         if len(each) > 1:
-            lines.append(dict(look, name='', style=f'seed arm{i}',
-                              pieces=[dict(points=[(x, y, '') for x,y in p]) for _,p in each]))
-        mean = [(x, y, f'{arm}: {y:.1%}') for x,y in mean_curve([p for _,p in each])]
-        lines.append(dict(look, name=arm, pieces=[dict(points=mean)]))
+            lines.append(dict(look, name='', gid=f'curve seed arm{i}', width=.6, pieces=[dict(points=p) for p in each]))
+        lines.append(dict(look, name=arm, gid=f'curve arm{i}', pieces=[dict(points=mean_curve(each))]))
     xlabel = dict(steps='optimizer steps', seconds='seconds of training')[against]
-    return line_chart(lines, xlabel, f'Validation accuracy by {xlabel}, mean over the seeds', top=1, percent=True)
+    return line_chart(lines, xlabel, f'Validation accuracy by {xlabel}, mean over the seeds', percent=True)

@@ -6,168 +6,94 @@
 __all__ = ['verdict_table', 'write_compare_report']
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #ac1a425d
-import shlex
 from pathlib import Path
 
-from markupsafe import Markup
-
-import proxy_attention
-from ...files import write_atomic
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import bound_text, command_line, count, interval_text, num, secs, share, written
-from .compare_charts import compare_curves, forest_of, strokes
+from ..metrics.text import bound_text, count, interval_text, secs, share, written
+from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
-from .compare_verdict import copies_trained_on, difference, distinct, in_order
-from .compare_verdict import join_words, mean_known, not_worse_of, read_comparison
-from .compare_verdict import unclean_runs, unfair_parts
-from .pages import settings_rows, template
-from .records import at
-from .run_page import content_policy, gallery
-from .svg import bars
+from .compare_verdict import copies_trained_on, difference, in_order
+from .compare_verdict import mean_known, not_worse_of, read_comparison, unclean_runs
+from .pages import settings_rows, write_page
+from .records import at, refuse_damaged
+from .run_page import gallery
+from .run_tables import cost_names
 
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #f1510da4
-def _short(d): return '–' if d is None else interval_text(d)
-def _effect(d): return '' if d is None else {1: 'gain', 0: 'none', -1: 'loss'}[d['sign']]
-
-def _ruled_out(d): return '–' if d is None else bound_text(d)
-
 def _extra(found):
     "Columns that only some data sets have: where the saliency lies, the worst group"
     keys = dict.fromkeys(k for o in found['results'].values() for k in o
-                         if k.startswith(('map_on_', 'map_hit_')) and num(o[k]) is not None)
-    out = [(('Saliency on ' if k.startswith('map_on_') else 'Peak on ') + k.split('_', 2)[2], k)
-           for k in sorted(keys, key=lambda k: k.startswith('map_hit_'))]
-    return out + [('Worst group', 'test_worst_group_accuracy')]*any(
-        num(o.get('test_worst_group_accuracy')) is not None for o in found['results'].values())
+                         if k.startswith(('map_on_', 'map_hit_')) and o[k] is not None)
+    out = {('Saliency on ' if k.startswith('map_on_') else 'Peak on ') + k.split('_', 2)[2]: k
+           for k in sorted(keys, key=lambda k: k.startswith('map_hit_'))}
+    if any(o.get('test_worst_group_accuracy') is not None for o in found['results'].values()):
+        out['Worst group'] = 'test_worst_group_accuracy'
+    return out
 
-def verdict_table(
-    found, # What `read_comparison` returns
-) -> dict: # heads, rows
+def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS class
     "A row an arm: accuracies, differences, costs"
-    extra,best = _extra(found), best_control(found)
-    asked = [k for k in ('erm', 'best') if (k == 'erm' or best != 'erm')
-             and any(not_worse_of(v, k) for v in found['verdicts'].values())]
-    heads = ['Test accuracy', *(['Against erm, the best control'] if best == 'erm'
-                                else ['Against erm', f"Against {best or 'the best control'}"]),
-             *(f"Not worse than {'erm' if k == 'erm' else best}" for k in asked),
-             'Validation accuracy', 'Seconds', 'Copies trained on', *(name for name,_ in extra),
-             f"Per seed ({', '.join(found['seeds'])})"]
-    rows = []
-    for a in in_order(found):
-        v = found['verdicts'].get(a)
-        plain,over = difference(v, 'erm'), difference(v, 'best')
-        cells = [(share(average(found, a, 'test_accuracy')), ''), (_short(plain), _effect(plain)),
-                 *([('best control' if a == best else _short(over), _effect(over))] if best != 'erm' else []),
-                 *((_ruled_out(not_worse_of(v, k)), '') for k in asked),
-                 (share(average(found, a, 'valid_accuracy')), ''), (secs(average(found, a, 'seconds')), ''),
-                 (count(mean_known(copies_trained_on(o) for o in arm_results(found, a))), '')]
-        seeds = ' '.join(written('.1f', None if x is None else 100*x)
-                         for x in (num(at(found['results'].get((a, s)), 'test_accuracy')) for s in found['seeds']))
-        cells += [*((share(average(found, a, k)), '') for _,k in extra), (seeds, '')]
-        rows.append(dict(name=a, kind=arm_kind(a), does=find_arm(a, str(found['about'].get('version'))).about,
-                         cells=cells))
-    return dict(heads=heads, rows=rows)
-
-_spent = [('Training', ('train',)), ('Validation', ('valid',)), ('Scouts', ('scout',)), ('Scoring', ('score',)),
-          ('Saliency', ('saliency',)), ('Erasing and writing', ('erase', 'write')), ('Test', ('test',))]
+    best = best_control(found)
+    def mean(key, write): return lambda a: (write(average(found, a, key)), '')
+    def against(k):
+        def cell(a):
+            if a == best and k == 'best': return 'best control', ''
+            d = difference(found['verdicts'].get(a), k)
+            return ('–', '') if d is None else (interval_text(d), {1: 'gain', 0: 'none', -1: 'loss'}[d['sign']])
+        return cell
+    def not_worse(k):
+        def cell(a): return '–' if (d := not_worse_of(found['verdicts'].get(a), k)) is None else bound_text(d), ''
+        return cell
+    def copies(a): return count(mean_known(map(copies_trained_on, arm_results(found, a)))), ''
+    def seeds(a):
+        right = [at(found['results'].get((a, s)), 'test_accuracy') for s in found['seeds']]
+        return ' '.join(written('.1f', None if x is None else 100*x) for x in right), ''
+    columns = {'Test accuracy': mean('test_accuracy', share),
+               'Against erm' + ', the best control'*(best == 'erm'): against('erm')}
+    if best != 'erm': columns[f"Against {best or 'the best control'}"] = against('best')
+    if found['about'].get('margin') is not None:
+        columns |= {'Not worse than erm': not_worse('erm'), **({f'Not worse than {best}': not_worse('best')}
+                                                               if best not in (None, 'erm') else {})}
+    columns |= {'Validation accuracy': mean('valid_accuracy', share), 'Seconds': mean('seconds', secs),
+                'Copies trained on': copies, **{name: mean(key, share) for name,key in _extra(found).items()},
+                f"Per seed ({', '.join(found['seeds'])})": seeds}
+    version = str(found['about'].get('version'))
+    return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a, version).about,
+                                                cells=[cell(a) for cell in columns.values()]) for a in in_order(found)])
 
 def _costs(found):
-    "Bars of all seconds, and what they went to"
+    "All seconds, (name, value, what is written) each, and a table of what they went to"
     arms = in_order(found)
     total = {a: average(found, a, 'seconds') for a in arms}
-    def times(a):
-        return (f" ({total[a]/total['erm']:.2f}×)"
-                if total.get('erm') and total[a] is not None and a != 'erm' else '')
+    def times(a): return f" ({total[a]/total['erm']:.2f}×)" if total.get('erm') and a != 'erm' else ''
     def ends(a):
-        return (lambda v: f'{secs(min(v))} to {secs(max(v))}' if v else '–')(
-            [o['seconds'] for o in arm_results(found, a) if num(o.get('seconds')) is not None])
-    drawn = bars([(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms])
-    def part(a, keys):
-        return (lambda vs: sum(vs) if vs else None)(
-            [v for k in keys if (v := average(found, a, f'seconds_{k}')) is not None])
-    cols = [(name, keys) for name,keys in _spent if any(part(a, keys) is not None for a in arms)]
-    rows = [[a, ends(a), *(secs(part(a, keys)) for _,keys in cols), count(average(found, a, 'peak_ram_mb'))]
-            for a in arms]
-    return drawn, dict(heads=['Arm', 'All, s: least to most', *(f'{name}, s' for name,_ in cols), 'Peak RAM, MB'],
-                       rows=rows)
+        took = [o['seconds'] for o in arm_results(found, a)]
+        return f'{secs(min(took))} to {secs(max(took))}'
+    spent = [k for k in cost_names if any(average(found, a, f'seconds_{k}') for a in arms)]
+    rows = [[a, ends(a), *(secs(average(found, a, f'seconds_{k}')) for k in spent),
+             count(average(found, a, 'peak_ram_mb'))] for a in arms]
+    heads = ['Arm', 'All, s: least to most', *(f'{cost_names[k]}, s' for k in spent), 'Peak RAM, MB']
+    return [(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms], dict(heads=heads, rows=rows)
 
 def _run_rows(found):
-    "A row a run, with the command of its page"
+    "A row a run"
     heads = ['Run', 'Test', 'Validation', 'Steps', 'Copies trained on', 'Seconds', 'Ended', 'Audit']
-    rows = [[f'{a}, seed {s}', share(o.get('test_accuracy')), share(o.get('valid_accuracy')), count(o.get('steps')),
-             count(copies_trained_on(o)), secs(o.get('seconds')), str(o.get('stop') or '–'),
-             'clean' if o.get('audit_ok') is True else 'NOT CLEAN']
+    rows = [[f'{a}, seed {s}', share(o['test_accuracy']), share(o['valid_accuracy']), count(o['steps']),
+             count(copies_trained_on(o)), secs(o['seconds']), o.get('stop') or '–',
+             'clean' if o['audit_ok'] else 'NOT CLEAN']
             for a in in_order(found) for s in found['seeds'] if (o := found['results'].get((a, s)))]
     return dict(heads=heads, rows=rows)
 
-def _commands(found):
-    "What to type for the whole, and for single runs"
-    # As it is by default; a page is published, and must not tell a path of this machine
-    top = Path('runs')/found['name']
-    if (words := _argument(found['about'].get('command'), '--out')) is not None: top = Path(words)
-    one = next(iter(found['results']), (found['arms'] or ['erm'])[:1] + (found['seeds'] or ['0'])[:1])
-    folder = (top/'arms'/one[0]/one[1]).as_posix()
-    return [('All of it again, or what is missing', str(found['about'].get('command') or '–')),
-            ('This page', command_line('report', top.as_posix())),
-            (f'The page of one run: {one[0]}, seed {one[1]}', command_line('report', folder)),
-            ('The audit of one run', command_line('audit', folder))]
-
-def _argument(command, flag):
-    "What stands behind a flag"
-    try: words = shlex.split(command) if isinstance(command, str) else []
-    except ValueError: return None
-    return words[words.index(flag)+1] if flag in words[:-1] else None
-
 # %% ../../../nbs/lab/report/08_compare_page.ipynb #90b5a93a
-_pointing = """
-for (const b of document.querySelectorAll('.pick button')) {
-  const charts = document.querySelector('.curves'), n = b.dataset.arm;
-  const show = on => {
-    for (const e of charts.querySelectorAll('.lit')) e.classList.remove('lit');
-    charts.classList.toggle('one', on);
-    if (on) for (const e of charts.querySelectorAll('.arm' + n)) e.classList.add('lit');
-  };
-  const held = () => document.querySelector('.pick button[aria-pressed=true]');
-  const rest = () => { const h = held(); if (h) h.dispatchEvent(new Event('show')); else show(false); };
-  b.addEventListener('show', () => show(true));
-  b.addEventListener('mouseenter', () => show(true));
-  b.addEventListener('focus', () => show(true));
-  b.addEventListener('mouseleave', rest);
-  b.addEventListener('blur', rest);
-  b.addEventListener('click', () => {
-    const was = b.getAttribute('aria-pressed') === 'true', h = held();
-    if (h) h.setAttribute('aria-pressed', 'false');
-    b.setAttribute('aria-pressed', String(!was));
-    rest();
-  });
-}
-"""
-
 def _same(found):
-    "What all runs share, in sentences"
-    if not found['results']: return []
-    unfair,short = unfair_parts(found), lambda h: h[:16] if h not in ('None', '') else 'unknown'
-    out = []
-    if 'split' not in unfair:
-        out.append("All runs have the same split into training, validation and test (SHA-256 of the three lists "
-                   f"{short(next(iter(distinct(found, 'split_sha256'))))}…).")
-    if 'number of optimizer steps' not in unfair:
-        out.append(f"Each took {count(num(next(iter(found['results'].values())).get('steps')))} optimizer steps, "
-                   "all stages together.")
-    if 'initial weights' not in unfair:
-        starts = {s: next((str(o.get('initial_sha256')) for (_,t),o in found['results'].items() if t == s), None)
-                  for s in found['seeds']}
-        out.append("Runs of a seed begin with the same weights (SHA-256 by seed: "
-                   f"{', '.join(f'{s}: {short(h)[:8]}…' for s,h in starts.items() if h)}).")
-    return out + [f"They don't share the {join_words(unfair)}."]*bool(unfair)
-
-def _cards(found):
-    "The cards of the configuration"
-    of = {k: v for k,v in found['about'].items() if k not in ('kind', 'settings', 'arms', 'seeds')}
-    flat = {k: ', '.join(map(str, v)) if isinstance(v, list)
-            else ', '.join(f'{a} {b}' for a,b in v.items()) if isinstance(v, dict) else v for k,v in of.items()}
-    return settings_rows({**flat, 'arms': ', '.join(found['arms']), 'seeds': ', '.join(found['seeds']),
-                      'settings': found['about'].get('settings')})
+    "What all runs share, in sentences: no record is written of runs that don't"
+    results = found['results']
+    if not results: return []
+    first,starts = next(iter(results.values())), {s: o['initial_sha256'] for (_,s),o in results.items()}
+    return ["All runs have the same split into training, validation and test (SHA-256 of the three lists "
+            f"{first['split_sha256'][:16]}…).",
+            f"Each took {count(first['steps'])} optimizer steps, all stages together.",
+            "Runs of a seed begin with the same weights (SHA-256 by seed: "
+            f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)})."]
 
 def _galleries(found, most=4):
     "Some copies of each arm, of its first seed whose folder is there"
@@ -177,33 +103,27 @@ def _galleries(found, most=4):
         out += next(([dict(arm=a, seed=s, cards=cards)] for s,cards in shown if cards), [])
     return out
 
+@refuse_damaged
 def write_compare_report(
     folder, # Folder of a comparison, or its `record.jsonl`
     out=None, # The page; None: `report.html` in the comparison's folder
 ) -> Path: # The page
     "Write the page of a comparison, from its record and the galleries of its runs"
     found = read_comparison(folder)
-    sentences,bad,arms = comparison_verdict(found), unclean_runs(found), in_order(found)
+    bad,arms,best = unclean_runs(found), in_order(found), best_control(found)
     cost_bars,cost_table = _costs(found)
-    best = best_control(found)
     asked = ([('erm, the best control', 'erm')] if best == 'erm'
              else [('erm', 'erm'), (f'the best control, {best}', 'best')])
     plots = [(f'Against {name}', svg) for name,against in asked if (svg := forest_of(found, against))]
     curves = [(f'By {words}', svg)
               for words,against in (('optimizer steps', 'steps'), ('seconds of training', 'seconds'))
               if (svg := compare_curves(found, against))]
-    legend = [dict(number=i, colour=i % 6, stroke=strokes[i//6 % 3], name=a) for i,a in enumerate(arms)]
-    page = template('compare.html').render(
-        name=found['name'], sentences=sentences, warn=bool(bad or found['missing'] or unfair_parts(found)),
-        table=verdict_table(found), n_arms=len(arms), n_seeds=len(found['seeds']), plots=plots, curves=curves,
-        legend=legend, few=len(arms) <= 3, cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad,
-        n_runs=len(found['results']),
-        margin=next((d['margin'] for v in found['verdicts'].values() for k in ('erm', 'best')
-                     if (d := not_worse_of(v, k))), None),
-        runs=_run_rows(found), commands=_commands(found), settings=_cards(found), galleries=_galleries(found),
-        interval=str(found['about'].get('interval')),
-        script=Markup(_pointing), policy=content_policy(_pointing), # noqa: S704  (a constant)
-        version=proxy_attention.__version__)
     out = found['folder']/'report.html' if out is None else Path(out)
-    write_atomic(out, page.encode(errors='replace'))
+    write_page(
+        out, 'compare', name=found['name'], sentences=comparison_verdict(found), arms=verdict_table(found), plots=plots,
+        curves=curves, warn=bool(bad or found['missing']), n_seeds=len(found['seeds']),
+        legend=[dict(number=i, colour=i % 6, stroke=i//6 % 3, name=a) for i,a in enumerate(arms)], few=len(arms) <= 3,
+        cost_bars=cost_bars, cost_table=cost_table, same=_same(found), bad=bad, n_runs=len(found['results']),
+        margin=found['about'].get('margin'), runs=_run_rows(found), command=found['about']['command'],
+        settings=settings_rows(found['about']), galleries=_galleries(found), interval=found['about']['interval'])
     return out

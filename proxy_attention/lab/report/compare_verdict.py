@@ -11,39 +11,27 @@ from pathlib import Path
 
 from ...files import read_lines
 from ..compare.arms import arm_kind
-from ..metrics.claims import MIN_PAIRS, effect_sign
-from ..metrics.text import count, interval_text, num, plural, points, share
-from .records import at, is_comparison
+from ..metrics.text import MIN_PAIRS, count, effect_sign, interval_text, plural, points, share
+from .records import at, is_comparison, refuse_damaged
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #195dd89d
 def arm_results(found, arm): return [found['results'][arm, s] for s in found['seeds'] if (arm, s) in found['results']]
 
 def mean_known(values):
-    values = [v for v in map(num, values) if v is not None]
+    values = [v for v in values if v is not None]
     return sum(values)/len(values) if values else None
 
 def average(found, arm, key): return mean_known(o.get(key) for o in arm_results(found, arm))
 
-def difference(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
+def difference(verdict, against:str) -> dict|None: # arm, mean, low, high, n, cost, sign; None if it isn't known
     "What a verdict says against `erm`, or against the best control"
     d = at(verdict, f'against_{against}')
-    if any(num(at(d, k)) is None for k in ('mean', 'low', 'high')): return None
-    return dict(arm=str(d.get('arm')), **{k: d[k] for k in ('mean', 'low', 'high')}, n=num(d.get('n')),
-                cost=num(d.get('cost')), sign=effect_sign(d['low'], d['high'], num(d.get('n')) or 0))
+    return None if d is None else d | dict(sign=effect_sign(d['low'], d['high'], d['n']))
 
-def not_worse_of(
-    verdict, # Line of kind 'verdict', or None
-    against:str, # 'erm' or 'best'
-) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
+def not_worse_of(verdict, against:str) -> dict|None: # arm, margin, bound, shown, n; None if it wasn't asked
     "What a verdict says of being not worse than `erm`, or than the best control"
     d = at(verdict, f'against_{against}')
-    v = at(d, 'not_worse')
-    if any(num(at(v, k)) is None for k in ('margin', 'bound')): return None
-    return dict(arm=str(d.get('arm')), margin=v['margin'], bound=v['bound'], shown=v['bound'] > -v['margin'],
-                n=num(d.get('n')))
+    return None if at(d, 'not_worse') is None else dict(arm=d['arm'], n=d['n'], **d['not_worse'])
 
 def best_control(found):
     "The best control: the one that verdicts name, or the only one there is"
@@ -56,28 +44,25 @@ def in_order(found) -> list:
     return sorted(of, key=lambda a: (kinds.index(arm_kind(a)), -(average(found, a, 'test_accuracy') or 0)))
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #8d7f22ea
-def read_comparison(
-    folder, # Folder of a comparison, or its `record.jsonl`
-) -> dict: # name, folder, about, arms, seeds, results, verdicts, missing
+@refuse_damaged
+def read_comparison(folder) -> dict: # name, folder, about, arms, seeds, results, verdicts, missing
     "The record of a comparison, as far as it came"
     if not is_comparison(folder):
         raise ValueError(f"{folder} is not the folder of a comparison: it has no record.jsonl of one.")
     folder = Path(folder)
-    lines = read_lines(folder)
+    about,*lines = read_lines(folder)
     if folder.is_file(): folder = folder.parent
-    about = lines[0]
-    results = {(str(o.get('arm')), str(o.get('seed'))): o for o in lines if o.get('kind') == 'result'}
-    verdicts = {str(o.get('arm')): o for o in lines if o.get('kind') == 'verdict'}
-    def listed(key): return list(map(str, about[key])) if isinstance(about.get(key), list) else []
-    arms = list(dict.fromkeys([*listed('arms'), *(a for a,_ in results)]))
-    seeds = list(dict.fromkeys([*listed('seeds'), *(s for _,s in results)]))
+    results = {(o['arm'], str(o['seed'])): o for o in lines if o['kind'] == 'result'}
+    verdicts = {o['arm']: o for o in lines if o['kind'] == 'verdict'}
+    arms = list(dict.fromkeys([*about['arms'], *(a for a,_ in results)]))
+    seeds = list(dict.fromkeys([*map(str, about['seeds']), *(s for _,s in results)]))
     missing = {a: m for a in arms if (m := [s for s in seeds if (a, s) not in results])}
     return dict(name=folder.resolve().name, folder=folder, about=about, arms=arms, seeds=seeds, results=results,
                 verdicts=verdicts, missing=missing)
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #8170312b
 def _span(d): return interval_text(d, ' points')
-def _time(d): return '' if d['cost'] is None else f", at {d['cost']:.2f}× its time"
+def _time(d): return f", at {d['cost']:.2f}× its time"
 def join_words(words): return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
 
 def _beaten(found):
@@ -97,14 +82,14 @@ def _beaten(found):
     return out + [f"{a} loses to {best}: {_span(d)}{_time(d)}." for a,d in tried if d['sign'] < 0]
 
 def _not_worse(found):
-    "Who is shown to be not worse than erm and the best control, and who isn't, where that was asked"
+    "Who is shown to be not worse than erm and the best control, if that was asked"
     best = best_control(found)
     out,few = [], []
     for against,other in (('erm', 'erm'), ('best', best)):
         asked = [(a, d) for a in found['arms']
                  if arm_kind(a) != 'control' and (d := not_worse_of(found['verdicts'].get(a), against))]
         if against == 'best' and best == 'erm' or not asked: continue
-        few += [d['n'] for _,d in asked if d['n'] is not None]
+        few += [d['n'] for _,d in asked]
         def said(which):
             return join_words([f"{a} (bound {points(d['bound'])})" for a,d in asked if d['shown'] == which])
         loss = f"not worse than {other} by {100*asked[0][1]['margin']:.4g} points or more"
@@ -130,7 +115,7 @@ def _found_by_scouts(found):
         if not results: continue
         if len(found['seeds']) == 1: out.append(f"{a}: {results[0].get('found') or results[0]['verdict']}")
         else:
-            n = Counter(str(o['verdict']) for o in results)
+            n = Counter(o['verdict'] for o in results)
             out.append(f"Scouts of {a} found: "
                        + ', '.join(f"{name} in {count(k)} of {plural(len(results), 'seed')}"
                                    for name,k in n.most_common()) + '.')
@@ -155,7 +140,7 @@ def _caveats(found):
     judged = list({(a, d['arm']): d for a,v in found['verdicts'].items() for k in ('erm', 'best')
                    if (d := difference(v, k))}.values())
     if not judged: return []
-    pairs = sorted({d['n'] for d in judged if d['n'] is not None}) or [len(found['seeds'])]
+    pairs = sorted({d['n'] for d in judged})
     n = pairs[0]
     over = plural(n, 'seed') if len(pairs) == 1 else f"{count(n)} to {plural(pairs[-1], 'seed')}"
     few = (' With so few the interval is wide, and leans on their differences being normally distributed.'
@@ -169,11 +154,8 @@ def _caveats(found):
 
 def _by_validation(found):
     "Would validation have chosen the same arm?"
-    def first(key):
-        return max((a for a in in_order(found) if average(found, a, key) is not None),
-                   key=lambda a: average(found, a, key), default=None)
-    by_valid,by_test = first('valid_accuracy'), first('test_accuracy')
-    if by_valid is None or by_test is None: return []
+    by_valid,by_test = (max(in_order(found), key=lambda a: average(found, a, key) or 0)
+                        for key in ('valid_accuracy', 'test_accuracy'))
     def of(a, key): return share(average(found, a, key))
     if average(found, by_valid, 'test_accuracy') == average(found, by_test, 'test_accuracy'):
         return [f"Validation would have chosen {by_valid}, which no arm surpasses on the test."]
@@ -185,56 +167,38 @@ def _gaps(found):
     "What is missing"
     if not found['missing']: return []
     n,of = len(found['results']), len(found['arms'])*len(found['seeds'])
-    alike = {}
-    for a,m in found['missing'].items(): alike.setdefault(tuple(m), []).append(a)
-    def seeds(m):
-        return ('every seed' if len(m) == len(found['seeds'])
-                else f"{'seed' if len(m) == 1 else 'seeds'} {join_words(m)}")
-    which = '; '.join(f"{seeds(m)} of {'every arm' if len(arms) == len(found['arms']) > 1 else join_words(arms)}"
-                      for m,arms in alike.items())
+    which = '; '.join(f"{'every seed' if len(m) == len(found['seeds']) else f'seeds {join_words(m)}'} of {a}"
+                      for a,m in found['missing'].items())
     return [f"This comparison is not finished: {count(n)} of {plural(of, 'run')} {'is' if n == 1 else 'are'} done.",
             f"Missing: {which}. An arm is judged by the seeds that it shares with the other one.",
-            f"To go on: {found['about'].get('command') or 'proxy-attention compare'}"]
+            f"To go on: {found['about']['command']}"]
 
 def unclean_runs(found):
     "Runs whose audit isn't clean"
-    return [f"{a}, seed {s}" for (a,s),o in found['results'].items() if o.get('audit_ok') is not True]
-
-def distinct(found, key): return {str(o.get(key)) for o in found['results'].values()}
-
-def unfair_parts(found):
-    "What the runs don't share, though they should"
-    out = [what for what,key in (('split', 'split_sha256'), ('number of optimizer steps', 'steps'))
-           if len(distinct(found, key)) > 1]
-    starts = any(len({str(o.get('initial_sha256')) for (_,s),o in found['results'].items() if s == seed}) > 1
-                 for seed in found['seeds'])
-    return out + ['initial weights']*starts
+    return [f"{a}, seed {s}" for (a,s),o in found['results'].items() if not o['audit_ok']]
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #ef71d856
-def comparison_verdict(
-    found, # What `read_comparison` returns
-) -> list: # Sentences, the first is the verdict
+@refuse_damaged
+def comparison_verdict(found) -> list: # Sentences, the first is the verdict
     "What the numbers say, in sentences"
-    bad,unfair = unclean_runs(found), unfair_parts(found)
+    bad = unclean_runs(found)
     out = [f"The audit of {plural(len(bad), 'run')} is not clean, so the figures can't be trusted: "
            f"{'; '.join(bad[:4])}{'; …' if len(bad) > 4 else ''}."] if bad else []
-    if unfair: out.append(f"The runs don't share the {join_words(unfair)}: this is no fair comparison.")
     parts = _gaps, _beaten, _found_by_scouts, _without_copies, _not_worse, _caveats
     out += [sentence for part in parts for sentence in part(found)]
     return out + (_by_validation(found) if len(in_order(found)) > 1 else [])
 
-def comparison_summary(
-    found, # What `read_comparison` returns
-) -> dict:
+@refuse_damaged
+def comparison_summary(found) -> dict:
     "A comparison in short, as plain values"
     a,done,of = found['about'], len(found['results']), len(found['arms'])*len(found['seeds'])
     return dict(comparison=found['name'], folder=str(found['folder']), done=not found['missing'],
                 state='done' if not found['missing'] else f'{done} of {of} runs',
                 experiment=at(a, 'settings', 'name'), arms=found['arms'], seeds=found['seeds'],
-                steps=num(a.get('steps')), interval=a.get('interval'), best_control=best_control(found),
+                steps=a['steps'], interval=a['interval'], best_control=best_control(found),
                 audits_clean=done - len(unclean_runs(found)), runs=done, verdict=comparison_verdict(found),
-                verdicts=list(found['verdicts'].values()), command=a.get('command'), commit=a.get('commit'),
-                settings_sha256=a.get('settings_sha256'))
+                verdicts=list(found['verdicts'].values()),
+                **{k: a.get(k) for k in ('command', 'commit', 'settings_sha256')})
 
 # %% ../../../nbs/lab/report/06_compare_verdict.ipynb #6434fa4f
-def copies_trained_on(o): return sum(num(c) or 0 for c in o['copies']) if isinstance(o.get('copies'), list) else None
+def copies_trained_on(o): return None if o.get('copies') is None else sum(o['copies'])

@@ -23,12 +23,9 @@ class RunAudit(Audit):
     train: int = 0 # Files of each split
     valid: int = 0
     test: int = 0
-    def __str__(self):
-        what = (f"audit of {self.train} training, {self.valid} validation and {self.test} test images "
-                f"and {self.proxies} copies: ")
-        look = ([f"look-alike across the split: {a} ~ {b}" for a,b in self.near[:20]]
-                + ([f"and {len(self.near)-20} more look-alikes"] if len(self.near) > 20 else []))
-        return '\n'.join([what + self.result, *self.problems, *self.unknown, *look])
+    @property
+    def what(self) -> str:
+        return f"{self.train} training, {self.valid} validation and {self.test} test images and {self.proxies} copies"
 
 def _listed(split):
     "Files of each split, as absolute paths"
@@ -42,7 +39,7 @@ def _files_changed(split, files, now):
             + [f"{f} has changed since the split was made" for f in other])
 
 def _in_two(split, files, now):
-    "Problems: pictures that are in two splits, by what they hold now and by what they held when the split was made"
+    "Pictures that are in two splits, by their content now or when the split was made"
     out, seen = [], {}
     for k in split_names:
         for f,h in zip(files[k], split[k]['sha256']):
@@ -85,7 +82,7 @@ def audit_run(
     near:int|None=4, # Flag pairs whose perceptual hashes differ in at most so many of 64 bits; None: don't look
     most:int=1000, # Flag at most so many pairs, the nearest first
 ) -> RunAudit:
-    "Prove from the files of a run that no image and no copy of an image is on two sides of the split"
+    "Prove from a run's files that no image or copy is on two sides of the split"
     folder = Path(folder)
     try: split = read_split(folder/'split.json')
     except SplitError as e: return RunAudit(problems=[f"{e} Nothing is proven."])

@@ -30,16 +30,14 @@ files = ('config.json', 'state.json', 'state.json.bak', 'record.jsonl', 'split.j
          'report.html', 'diagnosis.html', 'weights', 'proxies', 'gallery', 'tensorboard')
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #cdbb7fb2
-SCHEMA = 1 # of the record's lines and of the state; raised when an older reader would misread them
+SCHEMA = 1 # Of records and states; raised when an older reader would misread them
 
 MADE_BY = 'proxy_attention run'
 
 class RunError(ValueError):
     "A run's folder can't be used: it is taken, somebody else's, or was made with other settings"
 
-def is_cost(
-    key:str, # Of a record's line
-) -> bool:
+def is_cost(key:str) -> bool:
     "Is it a cost, which no two runs have the same?"
     return key.startswith(('seconds', 'images_per_second', 'peak_')) or key in ('started', 'command', 'commit')
 
@@ -55,7 +53,7 @@ def plain(v):
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #f383bea1
 def commit() -> str|None:
-    "The commit of the package's checkout, with + if files were changed since; None if it isn't one"
+    "The commit of the package's checkout, with + if files were changed since; or None"
     top = Path(proxy_attention.__file__).resolve().parent.parent
     if not (top/'.git').exists(): return None
     def git(*args):

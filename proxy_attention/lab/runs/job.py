@@ -66,7 +66,7 @@ def run_dls(job):
     return make_dls(job.items, job.splits, job.conf.data, stats=stats, size=job.size, bs=job.bs, device=job.device)
 
 def suspects(job):
-    "Indices of the training images whose label is probably wrong, as `labels` listed them; None if nobody has looked"
+    "Indices of the training images whose label is in doubt; None if `labels` hasn't looked"
     file = job.run.state.get('suspects')
     return None if file is None else [o['index'] for o in
                                       json.loads((job.run/file).read_text(encoding='utf-8'))['suspects']]
@@ -80,7 +80,7 @@ mixers = {'mixup': MixUp, 'cutmix': CutMix}
 
 def make_learn(
     job, # A `RunContext`
-    weights=None, # 'imagenet' or a file: the initial weights; None: random ones, to be overwritten
+    weights=None, # 'imagenet' or a file; None: random ones, to be overwritten
     cbs=(), # Callbacks
     dls=None, # Of a part of the training images; None: of all
 ):
@@ -110,13 +110,13 @@ def prepare(job):
     job.splits = splits_of(job.items, d)
     save_split(run/'split.json', job.items, job.splits, seed=d.seed)
     dls = run_dls(job)
-    # After the loaders, of which some augmentations draw numbers: all arms begin with the same weights
+    # After the loaders, which may draw numbers: all arms begin with the same weights
     job.seed('initial')
     learn = make_learn(job, weights=job.conf.model.weights, dls=dls)
     if job.conf.proxy is not None:
         cb = make_proxy_cb(job)
         learn.add_cb(cb)
-        cb.prepare() # what a policy can't do with this network and data is said before anything is trained
+        cb.prepare() # what a policy can't do is said before anything is trained
         cb.remove()
     learn.unfreeze()
     save_weights(run.weights('initial.safetensors'), learn.model)
@@ -157,11 +157,8 @@ def finished_run(
                        "Run it again from the start.")
     return RunContext(run, Settings(**run.about['settings']), cache)
 
-def finished_learner(
-    folder, # Of a run
-    cache='data', # As in `finished_run`
-):
-    "The learner of a run that is done: its images, its network with the weights that were tested, its learning rate"
+def finished_learner(folder, cache='data'):
+    "The learner of a finished run, with the weights that were tested"
     job = finished_run(folder, cache)
     learn = loaded(job, job.run.state['weights'])
     learn.lr = job.run.state.get('lr') or job.conf.experiment.lr

@@ -16,18 +16,15 @@ from ...core import Clock, no_footprint
 from ...files import read_lines
 from ..data.loaders import test_dl
 from ..metrics.classification import CostMeter, classification_report, copies_mb
-from ..metrics.classification import map_quality, time_to_target
-from ..metrics.maps import compared
+from ..metrics.classification import time_to_target
+from ..metrics.maps import compared, map_quality
 from .audit import audit_run
 from .job import loaded
 from ...saliency import saliency_maps
 from ...scan import plain_batch, predict
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #95369595
-def predictions(
-    model,
-    dl, # Labelled
-) -> tuple: # probabilities (N,C), targets (N,)
+def predictions(model, dl) -> tuple: # probabilities (N,C), targets (N,)
     "What the network says of every image of a loader, in its order"
     logits,y = predict(model, dl)
     return logits.softmax(1).numpy(), y.numpy()
@@ -69,7 +66,7 @@ def subgroups(job, split):
 
 # %% ../../../nbs/lab/runs/06_measuring.ipynb #12a96c28
 def test(job):
-    "The last line of the record: one test, with the weights of the last cycle that was kept; the audit; the costs"
+    "Test the weights of the last cycle that was kept, audit, and write the record's last line"
     run,conf,st,start,meter = job.run, job.conf, job.run.state, time.perf_counter(), CostMeter()
     job.seed('test')
     learn = loaded(job, st['weights'])

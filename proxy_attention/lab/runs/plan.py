@@ -38,10 +38,7 @@ def stage_steps(
                             f"and {cycles} more stages. Raise steps.")
     return each if cycle else first
 
-def even_epochs(
-    steps:int, # Of a stage
-    per_epoch:int, # Batches of a real epoch
-) -> int:
+def even_epochs(steps:int, per_epoch:int) -> int:
     "The number of equal parts of `steps` whose length comes nearest to `per_epoch`"
     return min((n for n in range(1, steps+1) if steps % n == 0), key=lambda n: (abs(math.log(steps/n/per_epoch)), n))
 
@@ -69,15 +66,9 @@ def stage_fits(
             dict(frozen=False, epochs=epochs, lr=slice(lr/200, lr/2), steps=None, more=dict(pct_start=0.3, div=5.))]
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a674b071
-def allowed_judge(
-    conf, # `Settings`
-):
-    "An error unless the network allows the method that judges maps: tried on a blank image, with random weights"
-    method = check_choice('judge', conf.experiment.judge, saliency_methods)
-    _try_judge(method, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
-
 @lru_cache(maxsize=64) # All arms and seeds of a comparison ask the same
 def _try_judge(method, arch, width, size):
+    "An error unless the network allows the method that judges maps: tried on a blank image"
     from proxy_attention.lab.metrics.maps import compared
     with preserve_rng():
         model = make_model(arch, 2, size=size, **(dict(width=width) if width is not None else {}))
@@ -86,25 +77,15 @@ def _try_judge(method, arch, width, size):
         except (ValueError, RuntimeError) as e:
             raise ValueError(f"judge={method!r} is not for arch={arch!r}: {e}") from None
 
-def named_fits(
-    fits, # Of `stage_fits`
-    cycle:int, # 0: Stage 1
-    per_epoch:int, # Batches of an epoch
-) -> list: # Of (what, batches)
+def named_fits(fits, cycle:int, per_epoch:int) -> list: # Of (what, batches)
     "How many batches each fit of a stage has"
-    stage = 'Stage 3' if cycle else 'Stage 1'
-    name = {True: f'{stage}, the head alone', False: stage, None: stage}
-    return [(name[f['frozen']], f['epochs']*(f['steps'] or per_epoch)) for f in fits]
+    return [('Stage 3' if cycle else 'Stage 1', f['epochs']*(f['steps'] or per_epoch)) for f in fits]
 
-def run_batches(
-    conf, # `Settings`
-    n:int, # Training images
-) -> list: # Of (what, batches)
+def run_batches(conf, n:int) -> list: # Of (what, batches)
     "How many batches each fit of a run has, at least: copies may add to them"
-    e,p,per_epoch,out = conf.experiment, conf.proxy, n//min(conf.data.bs, n), []
-    for cycle in range(1 if p is None else p.cycles + 1):
-        fits = stage_fits(conf, cycle, 0., per_epoch, accumulate=e.accumulate)
-        out += named_fits(fits, cycle, per_epoch)
+    e,p,per_epoch = conf.experiment, conf.proxy, n//min(conf.data.bs, n)
+    out = [fit for cycle in range(1 if p is None else p.cycles + 1)
+           for fit in named_fits(stage_fits(conf, cycle, 0., per_epoch, accumulate=e.accumulate), cycle, per_epoch)]
     if p is None or not p.label_gate: return out
     left = n - -(-n//p.label_folds) # What the network of the largest fold is trained on
     return out + [('the network of a fold', (p.label_epochs or conf.epochs)*(left//min(conf.data.bs, left)))]
@@ -119,10 +100,7 @@ def check_batches(
     raise SettingsError(f"accumulate={accumulate}: {what} has only {n} {'batch' if n == 1 else 'batches'}, so it would "
                         "not make one optimizer step. Lower accumulate, or train longer.")
 
-def long_scout(
-    conf, # `Settings`
-    n:int, # Training images
-) -> str: # '' if there is no scout, or a short one
+def long_scout(conf, n:int) -> str: # '' if there is no scout, or a short one
     "What is said of a scout that is longer than the fit it goes before"
     if conf.proxy is None or conf.proxy.policy.get('scout') is None: return ''
     per_epoch = n//min(conf.data.bs, n)
@@ -137,9 +115,7 @@ def known_images(data) -> int|None: # Training images; None: not known yet
     "What the section of a data set alone says: at most so many"
     return 1200 if data.source == 'shortcut_digits' and data.n_train is None else data.n_train
 
-def known_amounts(
-    conf, # `Settings`
-) -> tuple: # (n, folds, why), as in `wrong_amounts`
+def known_amounts(conf) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What the settings alone say of the training images: at most so many"
     d,n = conf.data, known_images(conf.data)
     if d.group is not None: return n, n, f"there are only {n} training images"
@@ -152,10 +128,7 @@ def _amounts(data, cache):
     with preserve_rng(): items = load_items(data, Path(cache))
     return counted_amounts(items, splits_of(items, data)['train'])
 
-def counted_amounts(
-    items, # `Items`
-    train, # Indices of those that are trained on
-) -> tuple: # (n, folds, why), as in `wrong_amounts`
+def counted_amounts(items, train) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What there is to train on"
     from proxy_attention.labels import most_folds # slow
     targets = np.array([items.classes.index(items.labels[i]) for i in train])
@@ -185,7 +158,7 @@ def check_amounts(
     cache, # Folder for data sets
     counted:dict|None=None, # What was counted before, in other calls with the same images
 ):
-    "A `SettingsError` if there are too few training images for what is asked: by the settings alone, then by the data"
+    "A `SettingsError` if there are too few training images for what is asked"
     _refuse(conf, wrong_amounts(conf, *known_amounts(conf)))
     gated = conf.proxy is not None and conf.proxy.label_gate
     if not gated and conf.experiment.accumulate == 1: return # Nothing has to be counted
@@ -194,10 +167,7 @@ def check_amounts(
     _refuse(conf, wrong_amounts(conf, *counted[key]))
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #b7802c00
-def precision(
-    wanted:str, # auto, fp32, fp16 or bf16
-    device, # Where the training happens
-) -> str: # fp32, fp16 or bf16
+def precision(wanted:str, device) -> str: # fp32, fp16 or bf16
     "What `wanted` means on `device`"
     gpu = torch.device(device).type == 'cuda'
     if wanted == 'auto': return ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if gpu else 'fp32'
@@ -207,14 +177,6 @@ def precision(
     return wanted
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #90cd5e11
-def _need_cleanlab():
-    from proxy_attention.labels import need_cleanlab
-    need_cleanlab()
-
-def _precision_here(wanted):
-    from fastai.torch_core import default_device
-    precision(wanted, default_device())
-
 def _trials(kind, section):
     "(key, what raises an error if the key's value names nothing) for what is set in a section"
     if kind == 'data':
@@ -228,20 +190,22 @@ def _trials(kind, section):
         policy = {k: v for k,v in section.policy.items() if k in policy_fields}
         for key,value in policy.items(): yield key, partial(Policy, **{key: value})
         yield None, partial(Policy, **policy) # What is wrong of several only together
-        if section.label_gate: yield 'label_gate', _need_cleanlab
+        if section.label_gate:
+            from proxy_attention.labels import need_cleanlab
+            yield 'label_gate', need_cleanlab
     if kind == 'experiment':
         if section.judge is not None:
             yield 'judge', partial(check_choice, 'judge', section.judge, saliency_methods)
-        if section.precision in ('fp16', 'bf16'): yield 'precision', partial(_precision_here, section.precision)
+        if section.precision in ('fp16', 'bf16'):
+            from fastai.torch_core import default_device
+            yield 'precision', partial(precision, section.precision, default_device())
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
-def wrong_judge(
-    conf, # `Settings`
-) -> list: # Of (key, value, message)
-    "Is the method that judges maps one that the network doesn't allow? Unknown names are no matter of this"
+def wrong_judge(conf) -> list: # Of (key, value, message)
+    "Doesn't the network allow the method that judges maps? Unknown names are told elsewhere"
     judge = conf.experiment.judge
     if judge not in saliency_methods or wrong_names('model', conf.model): return []
-    try: allowed_judge(conf)
+    try: _try_judge(judge, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)
     except (ValueError, TypeError, ImportError) as e: return [('judge', judge, str(e))]
     return []
 
@@ -263,10 +227,8 @@ def wrong_names(
         except (ValueError, TypeError, ImportError) as e: out.setdefault(str(e), (key, key and getattr(section, key)))
     return [(key, value, message) for message,(key,value) in out.items()] # The same words twice are one mistake
 
-def check_names(
-    conf, # `Settings`
-) -> list: # Of (kind, key, value, message)
-    "What the settings file's own check can't know: names of sources, networks, methods, selectors, fills"
+def check_names(conf) -> list: # Of (kind, key, value, message)
+    "What the settings file's own check can't know: unknown names"
     sections = dict(data=conf.data, model=conf.model, proxy=conf.proxy, experiment=conf.experiment)
     out = [(kind, *found) for kind,s in sections.items() if s is not None for found in wrong_names(kind, s)]
     return out + [('experiment', *found) for found in wrong_judge(conf)]

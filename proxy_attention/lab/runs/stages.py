@@ -44,10 +44,10 @@ def update_early_stopping(
                         for k,v in (('best', rule.best), ('kept', rule.kept), ('stale', rule.stale))}
 
 # %% ../../../nbs/lab/runs/07_stages.ipynb #ce608f8b
-named = 20 # So many of the images in doubt are named in the record; all are in suspects.json
+named = 20 # Images in doubt that the record names; suspects.json has all
 
 def labels(job, fold:int):
-    "What a network that hasn't seen a fold's images thinks of their labels; after the last fold, which are in doubt"
+    "Predict a fold's labels with a network that hasn't seen it; after the last fold, list those in doubt"
     run,conf,st,start,meter = job.run, job.conf, job.run.state, time.perf_counter(), CostMeter()
     e,p,train = conf.experiment, conf.proxy, job.splits['train']
     targets = np.array([job.items.classes.index(job.items.labels[i]) for i in train])
@@ -78,10 +78,8 @@ def labels(job, fold:int):
     run.commit(**changes, seconds=st['seconds'] + took, seconds_labels=st.get('seconds_labels', 0.) + took)
 
 # %% ../../../nbs/lab/runs/07_stages.ipynb #aea6d801
-def disk_error(
-    report:dict, # Of the callback
-) -> str:
-    "Why copies could not be written, if that has to do with the disk and not with the images; else ''"
+def disk_error(report:dict) -> str:
+    "Why copies could not be written, if that is the disk's fault; else ''"
     why = str(report.get('why') or '')
     return why if why.startswith('path=') else ''
 
@@ -122,7 +120,7 @@ def save_gallery(
     most:int=30, # Copies shown
     side:int=140, # Largest side of a picture, in pixels
 ):
-    "Small pictures of some copies of a cycle, of each class the hardest first: original, map, copy"
+    "Small pictures of some copies of a cycle, the hardest of each class first"
     cb = learn._grab_cbs(ProxyAttentionCB)[0]
     rows = stratified_sample([r for r in cb.copies.rows if r['cycle'] == cycle], most)
     folder.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from ...core import digest, file_digest
 from ...files import read_json
 from ..config.file import kinds
 from ..config.schema import InsideName
+from ..metrics.text import STEPS
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
 from ...manifest import StoreError, read_manifest
 
@@ -34,14 +35,14 @@ def differences(old, new, prefix=''):
     return out
 
 def _with_defaults(settings):
-    "Settings that an earlier version wrote, with the defaults of the keys that have been added since"
+    "Settings of an earlier version, with the defaults of keys that have been added since"
     usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()}
              for kind,cls in kinds.items()}
     return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
-def delete_files(folder):
+def delete_files(folder, keep=()):
     "Delete what a run has written, its `config.json` last: the mark that it is ours"
-    for name in sorted(files, key=lambda f: f == 'config.json'):
+    for name in sorted(set(files).difference(keep), key=lambda f: f == 'config.json'):
         if (folder/name).is_dir(): shutil.rmtree(folder/name)
         else: (folder/name).unlink(missing_ok=True)
 
@@ -85,7 +86,7 @@ def _clean_jobs(folder):
     _remove_empty(folder.parent)
 
 def clean_run(folder):
-    "Delete what a run has written into its folder and of its jobs, and the folders if nothing else is in them"
+    "Delete what a run and its jobs have written, and the folders if nothing else is in them"
     folder = Path(folder)
     if not is_run(folder): raise RunError(f"{str(folder)!r} is not the folder of a run; nothing is deleted.")
     with lock_folder(folder): delete_files(folder)
@@ -106,9 +107,7 @@ def lock_folder(folder):
 # %% ../../../nbs/lab/runs/01_state.ipynb #a60b8f2d
 weight_keys = ('initial', 'weights', 'opt', 'seen', 'said') # Keys of the state that name files in `weights/`
 
-def last_state(
-    folder, # Of a run
-) -> dict:
+def last_state(folder) -> dict:
     "How far a run came, as far as that can be read"
     found = (read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak'))
     return next((s for s in found if s is not None), dict(next=['prepare'], record_bytes=0))
@@ -154,13 +153,11 @@ def comes_before_copies(name, cycle=0):
 def _is_step(value):
     "A step of a run and, of those that come again, how often it has come"
     name,*args = value
-    if name not in _steps: raise ValueError(f"no step is called {name!r}")
-    if not all(isinstance(a, int) and a >= 0 for a in args): raise ValueError("a step's number must be whole")
-    if len(args) != (name in _numbered): raise ValueError(f"{name} takes {int(name in _numbered)} number")
+    whole = all(isinstance(a, int) and a >= 0 for a in args)
+    if name not in STEPS or len(args) != STEPS[name].count('{}') or not whole:
+        raise ValueError(f"there is no step {value!r}")
     return value
 
-_steps = ('prepare', 'find_lr', 'train', 'labels', 'proxies', 'test', 'done')
-_numbered = ('train', 'labels', 'proxies')
 _Step = Annotated[list[Union[str, int]], Field(min_length=1), AfterValidator(_is_step)]
 
 class State(BaseModel):
@@ -200,9 +197,7 @@ def read_state(file) -> dict|None:
     except ValidationError: return None
     return got
 
-def has_trained(
-    folder, # Of a run
-) -> bool:
+def has_trained(folder) -> bool:
     "Is there anything in the folder that training has made, or may have made?"
     folder = Path(folder)
     if (folder/'partial.pt').exists(): return True

@@ -8,6 +8,7 @@ __all__ = ['keep_every', 'MetricsRecorder', 'scouted', 'CheckpointCallback', 'ru
 # %% ../../../nbs/lab/runs/05_training.ipynb #9c4ae78b
 import contextlib
 import time
+from textwrap import fill, indent
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -46,6 +47,7 @@ class MetricsRecorder(Callback):
         if first and (found := scouted(self.learn)) is not None: # before copies are made after the fit
             self.scout,self.failed = found, disk_error(found['report'])
             if self.failed: raise CancelFitException
+            self.say(indent(fill(found['report']['text'], 100), ' '*10))
             if found['ids']: save_gallery(self.gallery, self.learn, 0)
         self.start, self.seen = time.perf_counter(), 0
     def before_validate(self): self.start, self.probs, self.targets = time.perf_counter(), [], []
@@ -200,6 +202,7 @@ def train(job, cycle:int):
                for c in range(cycle, 1 + (0 if p is None else p.cycles))]
     watch = MetricsRecorder(run, learn.dls.vocab, cycle, planned[0], sum(planned[1:]))
     if conf.experiment.tensorboard: learn.add_cb(tensorboard(run/'tensorboard'/f'cycle{cycle}'))
+    if cbs and not cycle and cbs[0].scout is not None and run.partial() is None: run.say(' '*10 + "scouts train first")
     with cbs[0].paused() if cbs else contextlib.nullcontext(): run_fits(job, learn, watch, fits)
     if watch.failed: raise RunError(watch.failed)
     if watch.scout is not None: run.record('scout', copies=len(watch.scout['ids']), **watch.scout['report'])
