@@ -1,4 +1,4 @@
-"""Are saliency maps on the thing, and do two networks look at the same places? Tensors in, numbers for a record out.
+"""Are saliency maps on the thing, and do two networks look at the same places? Plain tensors in, plain numbers out.
 
 What can't be said is `None`. Judge maps with another method than the one that was used for erasing.
 """

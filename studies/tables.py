@@ -58,12 +58,10 @@ def gap_closed(
 def to_target(
     line, # Of kind 'result'
     target:float, # Validation accuracy
-) -> tuple|None: # (steps, seconds); None: not reached
-    "When a run reached a validation accuracy for the first time, with all that it spent on scouts and on looking"
-    looks = sum(line.get(f'seconds_{k}') or 0 for k in ('scout', 'score', 'saliency', 'erase', 'write'))
-    for step,seconds,accuracy,_ in line['curve']:
-        if accuracy >= target: return step + (line.get('scout_steps') or 0), seconds + looks
-    return None
+) -> int|None: # None: not reached
+    "Optimizer steps, those of scouts too, after which a run had a validation accuracy for the first time"
+    reached = (step for step,_,accuracy,_ in line['curve'] if accuracy >= target)
+    return next((step + (line.get('scout_steps') or 0) for step in reached), None)
 
 def in_points(
     d, # `Difference`, or None
@@ -92,16 +90,14 @@ def spread(
     v = list(values)
     return f"{mean(v):.1%} ({100*min(v):.1f}–{100*max(v):.1f})" if v else ''
 
-def time_ratio(
+def step_ratio(
     results, # Lines of kind 'result' of a comparison
     arm:str,
-    against:str='erm',
-) -> str: # Such as 1.04×; empty: no such seed
-    "Seconds of an arm over another's, of seeds that both ran at one commit: another sitting is another load"
-    ours,theirs = by_seed(results, arm, 'seconds'), by_seed(results, against, 'seconds')
-    made = {(o['arm'], o['seed']): o.get('commit') for o in results}
-    both = [s for s in ours if s in theirs and made[arm, s] == made[against, s]]
-    return f'{sum(ours[s] for s in both)/sum(theirs[s] for s in both):.2f}×' if both else ''
+) -> str: # Such as 1.30×; empty: no such runs
+    "Optimizer steps of an arm, those of scouts too, over those of its fit"
+    mine = [o for o in results if o['arm'] == arm]
+    if not mine: return ''
+    return f"{1 + sum(o.get('scout_steps') or 0 for o in mine)/sum(o['steps'] for o in mine):.2f}×"
 
 def memory(
     results, # Lines of kind 'result' of a comparison
@@ -114,14 +110,14 @@ def memory(
 def arm_table(
     results, # Lines of kind 'result' of a comparison
 ) -> list: # Rows, the first the heading
-    "A row an arm: test accuracy, difference to plain training in points, precision, recall, time, memory"
-    rows = [['arm', 'seeds', 'accuracy', 'against erm', 'precision', 'recall', 'time', 'memory']]
+    "A row an arm: test accuracy, difference to plain training in points, precision, recall, steps, memory"
+    rows = [['arm', 'seeds', 'accuracy', 'against erm', 'precision', 'recall', 'steps', 'memory']]
     for a in dict.fromkeys(o['arm'] for o in results):
         if not (v := by_seed(results, a)): continue
         own = '' if a == 'erm' else in_points(set_against(v, by_seed(results, 'erm')))
         more = [by_seed(results, a, f'test_{k}').values() for k in ('precision', 'recall')]
         rows.append([a, len(v), spread(v.values()), own, *(f'{mean(m):.1%}' if m else '' for m in more),
-                     time_ratio(results, a), memory(results, a)])
+                     step_ratio(results, a), memory(results, a)])
     return rows
 
 def gap_table(
@@ -146,11 +142,11 @@ def amount_table(
     "A row an amount, of images or of steps: both arms and their difference, over the seeds that all amounts have"
     amounts = [(w, n) for w,n in amounts if results.get(n)]
     seeds = set.intersection(*({o['seed'] for o in results[n]} for _,n in amounts)) if amounts else set()
-    rows = [['', 'seeds', *arms, 'difference', 'time']]
+    rows = [['', 'seeds', *arms, 'difference', 'steps']]
     for w,n in amounts:
         both = [{s: v for s,v in by_seed(results[n], a).items() if s in seeds} for a in arms]
         rows.append([w, len(both[1]), *(spread(v.values()) for v in both), in_points(set_against(both[1], both[0])),
-                     time_ratio(results[n], arms[1], arms[0])])
+                     step_ratio(results[n], arms[1])])
     return rows
 
 def target_table(
@@ -158,15 +154,14 @@ def target_table(
     names, # Of comparisons whose validation is free of shortcuts
     below:float=0.02, # What the target lies below the accuracy that plain training ends at
 ) -> list: # Rows, the first the heading
-    "A row a comparison and an arm: steps and seconds to what plain training ends at, less the allowance"
-    rows = [['data', 'arm', 'reached it', 'steps', 'seconds']]
+    "A row a comparison and an arm: steps to what plain training ends at, less the allowance"
+    rows = [['data', 'arm', 'reached it', 'steps']]
     for name in (n for n in names if results.get(n)):
         targets = {s: v - below for s,v in by_seed(results[name], 'erm', 'valid_accuracy').items()}
         for a in dict.fromkeys(o['arm'] for o in results[name]):
             mine = [o for o in results[name] if o['arm'] == a and o['seed'] in targets]
             got = [t for o in mine if (t := to_target(o, targets[o['seed']])) is not None]
-            means = [f'{mean(v):.0f}' for v in zip(*got)] or ['', '']
-            rows.append([name, a, f'{len(got)} of {len(mine)}', *means])
+            rows.append([name, a, f'{len(got)} of {len(mine)}', f'{mean(got):.0f}' if got else ''])
     return rows
 
 def verdict_counts(
@@ -178,19 +173,6 @@ def verdict_counts(
         if o.get('verdict'): told.setdefault(o['arm'], []).append(o['verdict'])
     return '; '.join(f"{a}: " + ', '.join(f"{w} in {v.count(w)} of {len(v)} runs" for w in dict.fromkeys(v))
                      for a,v in told.items())
-
-def save_svg(
-    draw, # Function (axes)
-    file, # An SVG
-    size, # (width, height) in inches
-):
-    "A drawing as a file, the same bytes each time, its words as text"
-    with plt.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none', 'font.size': 9}):
-        fig,ax = plt.subplots(figsize=size, layout='constrained')
-        draw(ax)
-        for side in ('top', 'right'): ax.spines[side].set_visible(False)
-        fig.savefig(file, metadata={'Date': None, 'Creator': None})
-        plt.close(fig)
 
 # Arm → name, mark and colour in drawings
 marks = {'erm': ('plain training', 'o', '0.6'), 'default': ('the default', 'o', 'C0'),
@@ -220,28 +202,9 @@ def draw_gaps(
             legend = ax.legend(once.values(), once, loc='lower center', bbox_to_anchor=(.42, 1), ncols=3,
                                frameon=False, fontsize=8)
             for mark in legend.legend_handles: mark.set_markersize(7)
-    save_svg(draw, file, (7.2, 1.5 + 0.36*len(names)))
-
-def draw_amounts(
-    results, # Of `read_study`
-    amounts, # (number, name of a comparison), from little to much
-    file, # An SVG
-    arms=('erm', 'default'),
-    what:str='training images',
-):
-    "Accuracy over an amount: a dot a run, a line through the means"
-    amounts = [(x, n) for x,n in amounts if results.get(n)]
-    def draw(ax):
-        for arm in arms:
-            at = [(x, list(by_seed(results[n], arm).values())) for x,n in amounts if by_seed(results[n], arm)]
-            words,_,colour = marks[arm]
-            if at: ax.plot([x for x,_ in at], [mean(v) for _,v in at], color=colour, label=words)
-            for x,v in at: ax.plot([x]*len(v), v, 'o', ms=3.5, alpha=0.6, color=colour)
-        ax.set_xscale('log')
-        ax.set_xticks([x for x,_ in amounts], [f'{x:,}' for x,_ in amounts])
-        ax.set_xticks([], minor=True)
-        ax.set(ylim=(0, 1), xlabel=what, ylabel='test accuracy')
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False, fontsize=8)
-    save_svg(draw, file, (4.2, 3))
+    with plt.rc_context({'svg.hashsalt': 'study', 'svg.fonttype': 'none', 'font.size': 9}): # The same bytes each time
+        fig,ax = plt.subplots(figsize=(7.2, 1.5 + 0.36*len(names)), layout='constrained')
+        draw(ax)
+        for side in ('top', 'right'): ax.spines[side].set_visible(False)
+        fig.savefig(file, metadata={'Date': None, 'Creator': None})
+        plt.close(fig)
