@@ -22,7 +22,7 @@ from proxy_attention.lab.runs.state import clean_run, jobs_folder
 
 PROGRAMS = 'munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scancel', 'scontrol'
 CLUSTER = '[cluster:tests]\npartition = tests\ntime = 20\ncpus = 1\narray = 2\n[cluster:none]\npartition = nowhere\n'
-CHANGES = ['proxy=early', 'freeze_epochs=0', 'steps=1800', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20']
+CHANGES = ['proxy=early', 'freeze_epochs=0', 'steps=900', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20']
 
 
 @pytest.fixture(scope='module')
