@@ -32,7 +32,8 @@ def check_choice(
     "`value` if it is one of `choices`, else a `ValueError` that names the argument, the value and the choices"
     choices = list(choices)
     if isinstance(value, str) and value in choices: return value
-    near = difflib.get_close_matches(str(value).lower(), known := {c.lower(): c for c in reversed(choices)}, 1)
+    known = {c.lower(): c for c in reversed(choices)} # of two that differ in case only, the first
+    near = difflib.get_close_matches(str(value).lower(), known, 1)
     hint = f" Did you mean {known[near[0]]!r}?" if near else ''
     raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.{hint}")
 

@@ -26,6 +26,7 @@ from lab_kit import patch_name
 from proxy_attention.lab.runs.audit import audit_run
 from proxy_attention import __version__
 from proxy_attention.lab.cli import app
+from proxy_attention.lab.config.file import package_settings
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_verdict import summary, verdict
 from proxy_attention.store import MARKER
@@ -407,6 +408,7 @@ def test_the_packages_own_settings_are_named_as_such(here):
     (here/'settings.ini').unlink()
     got = run('check')
     assert got.exit_code == 0 and "the package's own: there is no settings.ini here" in got.output
+    assert "the package's own" not in run('check', '--settings', package_settings()).output
 
 def test_what_needs_no_network_is_light(here):
     code = "import sys\nsys.argv = ['proxy-attention', *sys.argv[1:]]\nfrom proxy_attention.lab.cli import main\ntry: main()\nexcept SystemExit: pass\n" \

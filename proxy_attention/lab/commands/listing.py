@@ -24,11 +24,13 @@ def is_busy(folder):
     except filelock.Timeout: return True
     except OSError: return False
 
+def _entries(folder): return sorted(folder.iterdir()) if folder.is_dir() else []
+
 def runs_in(folder):
     "The runs of a folder, in short"
     from proxy_attention.lab.report.run_verdict import summary
     out = []
-    for f in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for f in _entries(folder):
         if not (f.is_dir() and any((f/n).is_file() for n in ('config.json', 'record.jsonl'))): continue
         try: s = summary(f)
         except ValueError: continue
@@ -40,7 +42,7 @@ def _comparisons_in(folder):
     from proxy_attention.lab.report.compare_verdict import comparison_summary, read_comparison
     from proxy_attention.lab.report.records import is_comparison
     out = []
-    for f in filter(is_comparison, sorted(folder.iterdir()) if folder.is_dir() else ()):
+    for f in filter(is_comparison, _entries(folder)):
         try: out.append(comparison_summary(read_comparison(f)))
         except ValueError: continue # damaged, as a run may be
     return out
@@ -50,8 +52,7 @@ def _sweeps_in(folder):
     from proxy_attention.files import read_lines
     from proxy_attention.lab.metrics.text import count, num
     from proxy_attention.lab.report.records import record_kind
-    found = [(f, read_lines(f)) for f in sorted(folder.iterdir())
-             if record_kind(f) == 'sweep'] if folder.is_dir() else []
+    found = [(f, read_lines(f)) for f in _entries(folder) if record_kind(f) == 'sweep']
     def state(n, of): return 'done' if of and n >= of else f'{count(n)} of {count(of)} trials'
     return [dict(sweep=f.name, state=state(num(lines[-1].get('trials')) or 0, num(lines[0].get('trials'))),
                  objective=shown(lines[0].get('objective')), value=num(lines[-1].get('value')),

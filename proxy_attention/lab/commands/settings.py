@@ -85,7 +85,9 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
             file = SettingsFile(settings)
             problems = problems_of(file)
         except SettingsError as e: problems = e.problems
-        own = ", the package's own: there is no settings.ini here" if file and file.file == package_settings() else ''
+        own = ''
+        if settings is None and file is not None and file.file == package_settings():
+            own = ", the package's own: there is no settings.ini here"
         counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
         good = (f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} "
