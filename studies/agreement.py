@@ -106,7 +106,7 @@ def agreement(
     runs, # Folders of finished runs; that of a comparison stands for all of its runs
     out, # Record that is written, a file of JSON lines
     data='data', # Folder for data sets that are generated or unpacked
-    say=lambda words: None, # What is told goes there, a line a run
+    say=lambda words: None, # What is said goes there, a line a run
 ) -> list: # Lines of the record: what was asked, the reference, a line a run
     "Accuracy and maps of each run beside those of a reference, on the reference's test images"
     check_free(out, 'agreement')

@@ -40,7 +40,7 @@ def run_study(
     out='runs/study', # Folder of the runs
     data='data', # Folder for data sets
     jobs:int|None=None, # Processes; None: one a core
-    say=print, # What is told goes there
+    say=print, # What is said goes there
 ) -> list: # Files of the records
     "Run the comparisons of the settings file one after the other, as far as their records don't hold the results yet"
     listed,made = comparisons(settings), []

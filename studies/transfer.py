@@ -71,7 +71,7 @@ def second_task(
     steps:int=200, # Optimizer steps of the second task
     settings=None, # Settings file with the section; None: the working directory's, else the package's
     data='data', # Folder for data sets that are generated or unpacked
-    say=lambda words: None, # What is told goes there, a line a run
+    say=lambda words: None, # What is said goes there, a line a run
 ) -> list: # Lines of the record: what was asked, a line a run, and a line a network with initial weights ('fresh')
     "What each run learns of a second task, and what it keeps of the first"
     check_number('steps', steps, 1, whole=True)

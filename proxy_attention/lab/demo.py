@@ -29,7 +29,7 @@ def run_demo(
     overrides=(), # Texts `key=value` that win over the settings
     data='data', # Folder for data sets
     jobs:int|None=None, # Runs at the same time; None: one a core
-    say=print, # What is told goes there
+    say=print, # What is said goes there
 ) -> Path: # Folder of the comparison
     "Train with the callback and without, equally long, and write `report.html` and `gallery.png`"
     conf = load_experiment('demo', settings, overrides)

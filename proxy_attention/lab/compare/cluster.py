@@ -105,7 +105,7 @@ def cluster_jobs(
     cluster:Cluster,
     folder, # Of the command's results
     at_once:int, # Jobs at the same time
-    say=print, # What is told goes there
+    say=print, # What is said goes there
 ):
     "What `submit` makes jobs of a cluster, which don't outlive the block"
     folder = Path(folder).absolute()
@@ -129,7 +129,7 @@ def workers_of(
     cluster:Cluster|None, # None: processes of this machine
     folder, # Of the command's results
     jobs:int, # At the same time
-    say=print, # What is told goes there
+    say=print, # What is said goes there
 ):
     "A context of what `submit` runs jobs in"
     return workers(jobs) if cluster is None else cluster_jobs(cluster, folder, jobs, say)
@@ -141,7 +141,7 @@ def run_as_job(
     command:str, # What a user would type to have it again
     data, # Folder for data sets
     progress, # Not used: nobody sees a job's progress bars
-    say, # What is told goes there
+    say, # What is said goes there
 ) -> Path: # Folder of the run
     "As `run_settings`, in a job of a cluster"
     check_folder(out)

@@ -36,7 +36,7 @@ def compare(
     record=None, # File; None: record.jsonl in `out`. What it holds of the same settings isn't run again
     reuse=(), # Other records; what they hold of the same settings is taken over
     command:str|None=None, # What a user would type to have it again; None: the compare command
-    say=print, # What is told goes there
+    say=print, # What is said goes there
     submit:str|None=None, # slurm: runs are jobs of a cluster; local: the same, on this machine; None: processes
     cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
 ) -> Path: # Folder: `record.jsonl` has a line a run and a line a verdict

@@ -63,7 +63,7 @@ def sweep(
     jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     data='data', # Folder for data sets
     overrides=(), # Texts `key=value` that win over the settings
-    say=print, # What is told goes there
+    say=print, # What is said goes there
     submit:str|None=None, # slurm: trials are jobs of a cluster; local: the same, on this machine; None: processes
     cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
 ) -> Path: # Folder: `record.jsonl` has a line a trial, and the best; sweep.png shows them

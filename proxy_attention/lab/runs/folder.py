@@ -54,7 +54,7 @@ class Run:
     def __init__(self,
         folder, # Made if it isn't there
         about:dict, # From `provenance`
-        say=print, # What is told goes there: a damaged file that was done without
+        say=print, # What is said goes there: a damaged file that was done without
     ): self.folder, self.about, self.say, self.lock, self.previous = Path(folder), about, say, None, {}
 
     def __enter__(self):

@@ -202,7 +202,7 @@ def _trials(kind, section):
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #a8b1c7d4
 def wrong_judge(conf) -> list: # Of (key, value, message)
-    "Doesn't the network allow the method that judges maps? Unknown names are told elsewhere"
+    "Doesn't the network allow the method that judges maps? Unknown names are reported elsewhere"
     judge = conf.experiment.judge
     if judge not in saliency_methods or wrong_names('model', conf.model): return []
     try: _try_judge(judge, conf.model.arch, conf.model.width, conf.model.size or conf.data.size)

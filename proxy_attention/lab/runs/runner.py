@@ -86,7 +86,7 @@ def run_settings(
     command:str='', # What a user would type to have it again
     data='data', # Folder for data sets that are generated, unpacked or downloaded
     progress:bool=True, # Progress bars, where there is a terminal or a notebook to show them
-    say=print, # What is told goes there, a line a step
+    say=print, # What is said goes there, a line a step
 ) -> Path: # Folder of the run
     "Stages 0 to 3 of checked settings, or what is left of them"
     check_settings(conf)
@@ -111,7 +111,7 @@ def run_experiment(
     data='data', # Folder for data sets that are generated, unpacked or downloaded
     again:bool=False, # Throw away what the folder holds of an earlier run, and start anew?
     progress:bool=True, # Progress bars, where there is a terminal or a notebook to show them
-    say=print, # What is told goes there, a line a step
+    say=print, # What is said goes there, a line a step
     start=run_settings, # Called with the checked settings
 ) -> Path: # Folder of the run
     "Stages 0 to 3 of an experiment, or what is left of them"
