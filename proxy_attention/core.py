@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_number', 'check_flag', 'steps_of', 'digest', 'file_digest', 'seeded_rng', 'preserve_rng',
-           'preserve_modes', 'no_footprint', 'deterministic', 'Clock', 'peak_ram']
+           'preserve_modes', 'no_footprint', 'deterministic', 'frozen_heap', 'Clock', 'peak_ram']
 
 # %% ../nbs/00_core.ipynb #7e76cffc
 import contextlib
 import difflib
+import gc
 import hashlib
 import math
 import os
 import random
 import re
 import sys
+import threading
 import time
 from numbers import Real
 from pathlib import Path
@@ -189,6 +191,23 @@ def deterministic(
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
+
+# %% ../nbs/00_core.ipynb #e257f41f
+_heap = threading.Lock() # Taken by the outermost block: asking the collector would cost a walk through all objects
+
+@contextlib.contextmanager
+def frozen_heap():
+    "Inside of the block garbage collections look only at what is made there"
+    if not _heap.acquire(blocking=False):
+        yield
+        return
+    try:
+        gc.collect()
+        gc.freeze()
+        yield
+    finally:
+        gc.unfreeze()
+        _heap.release()
 
 # %% ../nbs/00_core.ipynb #634b6487
 class Clock:
