@@ -2,8 +2,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +23,21 @@ def folder(tmp_path_factory):
     make_shapes(root/'shapes')
     return root
 
+def two_processes(scenarios, folder):
+    "What torchrun would start, without its own seconds: how both have ended"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    env = dict(ENV, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    script = f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"
+    both = [Forked(script, scenarios, folder, env=dict(env, RANK=r, LOCAL_RANK=r)) for r in '01']
+    return [p.wait(300) for p in both]
+
 @pytest.fixture(scope='module')
 def found(folder):
     "What the scenarios of the worker found, by process"
     names = ['helpers', *SAME, 'error', 'outside', 'undone', 'silent']
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(WORKER), ','.join(names), str(folder)]
-    done = subprocess.run(launch, env=ENV, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-5000:]
+    for done in two_processes(','.join(names), folder): assert done.returncode == 0, done.stderr[-5000:]
     return [json.loads((folder/f'found-{r}.json').read_text()) for r in (0, 1)]
 
 @pytest.mark.parametrize('scenario', SAME)
@@ -113,14 +119,7 @@ def test_helpers(found):
     assert first['inside'] == second['inside'] == first['outside'] != second['outside'], "the second network has its own statistics again"
 
 def test_a_killed_process_ends_the_other_and_the_folder_can_be_resumed(folder, monkeypatch):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = str(s.getsockname()[1])
-    # without torchrun, which would end the first process itself
-    env = dict(ENV, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-    script = f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"
-    both = [Forked(script, 'killed', folder, env=dict(env, RANK=r, LOCAL_RANK=r)) for r in '01']
-    ended = [p.wait(300) for p in both]
+    ended = two_processes('killed', folder) # torchrun would end the first itself
     assert [p.returncode for p in ended] == [1, -9]
     assert 'RankError' in ended[0].stderr and 'another process of this distributed fit has ended' in ended[0].stderr
     assert len(read_manifest(folder/'killed')) == 27
