@@ -16,7 +16,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.vision.core import PILImage, TensorPoint
+from fastai.vision.core import PILImage
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import model_meta, vision_learner
 from fastcore.basics import noop
@@ -66,7 +66,6 @@ class Squish(Transform):
     "As `Resize(SIDE, method='squish')`, which pads, crops and draws for nothing, at a third of its cost"
     order = 1
     def encodes(self, x:PILImage): return x.resize((SIDE, SIDE), Image.BILINEAR)
-    def encodes(self, x:TensorPoint): return x
 
 def shapes_dls(root, **kwargs):
     "27 training and 9 validation images, if the folder holds 36"

@@ -10,14 +10,13 @@ from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Categorize, FuncSplitter, IntToFloatTensor, RandomSplitter, ToTensor, get_image_files, parent_label
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
-from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage, PILMask
 from fastai.vision.data import ImageBlock, ImageDataLoaders, MaskBlock
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 
-from kit import (CLASSES, SIDE, Coded, coded_dls, files_in, hooks_of, label_of, make_learner, quiet_cb, same_weights, shapes_dls,
+from kit import (CLASSES, SIDE, Coded, Squish, coded_dls, files_in, hooks_of, label_of, make_learner, quiet_cb, same_weights, shapes_dls,
                  tiny_model, to_float, weights)
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
 from proxy_attention.callback import ProxyAttentionCB
@@ -28,7 +27,7 @@ from proxy_attention.saliency import saliency_methods
 from proxy_attention.select import selectors
 from proxy_attention.store import ProxyStore, StoreError
 
-squish = Resize(SIDE, method='squish')
+squish = Squish()
 
 
 # -- arguments ------------------------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 from torch import nn
 
-from kit import (CLASSES, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, fresh_process, hooks_of, label_of, last_of, logits_of,
+from kit import (CLASSES, SIDE, Coded, Scripted, coded_dls, copied_files, copy_bytes, files_in, footprint, fresh_process, hooks_of, label_of, last_of, logits_of,
                  make_learner, quiet_cb, read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, cb_of, tiny_model, weights, wrong_files)
 from proxy_attention import files, saliency, select, store
 from proxy_attention import gallery  # noqa: F401  (patches Learner)
@@ -65,7 +65,7 @@ def fitted(shapes, tmp_path_factory):
 # -- the one line ---------------------------------------------------------------------------------------------------------------------------------
 
 def test_one_line_with_vision_learner(shapes, capsys):
-    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(48), batch_tfms=aug_transforms(),
+    dls = ImageDataLoaders.from_folder(shapes, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(SIDE), batch_tfms=aug_transforms(),
                                        num_workers=0)
     learn = resnet_learner(dls, metrics=accuracy, cbs=ProxyAttentionCB())
     learn.fine_tune(1)
@@ -497,7 +497,7 @@ def test_dataloaders_replaced_by_the_user(shapes, learner, which):
     assert learn.dls is mine
 
 def test_an_export_knows_nothing_of_the_data(learner, shapes):
-    learn = learner(quiet_cb(select='all'))
+    learn = learner(quiet_cb(select='all'), dls=lambda: shapes_dls(shapes, item_tfms=Resize(SIDE, method='squish')))
     learn.fit(1, LOW)
     file = learn.dls.train_ds.items[3]
     said, probs = learn.predict(file)[0], learn.predict(file)[2]

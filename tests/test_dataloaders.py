@@ -18,18 +18,17 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import TensorCategory
-from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage
 from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plot_top_losses to draw images)
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from PIL import Image
 from torch import nn
 
-from kit import (CLASSES, SIDE, Coded, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls, cb_of,
+from kit import (CLASSES, SIDE, Coded, Squish, cb_of, coded_dls, last_of, logits_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls,
                  tiny_model, to_float)
 from proxy_attention.dataloaders import ProxyDataset
 
-squish = Resize(SIDE, method='squish')
+squish = Squish()
 common = dict(bs=8, num_workers=0)
 
 

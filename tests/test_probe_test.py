@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.transforms import get_image_files, parent_label
-from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from PIL import Image
 
-from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
+from kit import CLASSES, SIDE, Squish, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
 from proxy_attention import callback, gallery, probe_test  # noqa: F401  (show_proxies is patched in by gallery)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -46,7 +45,7 @@ def spread(monkeypatch):
 
 def sorted_dls(root):
     "As `shapes_dls`, in whatever order the folders are listed: what a probe finds in so few images depends on which are held out"
-    return ImageDataLoaders.from_path_func(root, get_image_files(root).sorted(), parent_label, valid_pct=0.25, seed=0, bs=8, item_tfms=Resize(SIDE, method='squish'), num_workers=0)
+    return ImageDataLoaders.from_path_func(root, get_image_files(root).sorted(), parent_label, valid_pct=0.25, seed=0, bs=8, item_tfms=Squish(), num_workers=0)
 
 def fitted(root, **kwargs):
     seed_all(1)

@@ -18,11 +18,11 @@ from fastai.data.core import Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, RandomSplitter, ToTensor, get_image_files, parent_label
 from fastai.losses import BCEWithLogitsLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import OptimWrapper
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage
 from torch import nn
 
-from kit import (SIDE, Coded, Scripted, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet_cb,
+from kit import (SIDE, Coded, Scripted, Squish, cb_of, coded_dls, copy_bytes, files_in, footprint, hooks_of, last_of, make_learner, quiet_cb,
                  read_rgb, resnet_learner, same_weights, seed_all, shapes_dls, tiny_model, weights)
 from proxy_attention import callback, gallery, scout, store  # noqa: F401  (gallery patches Learner)
 from proxy_attention.audit import audit
@@ -63,7 +63,7 @@ def with_dropout(): return nn.Sequential(tiny_model()[0], nn.Sequential(nn.Dropo
 def weighted(shapes):
     files = get_image_files(shapes).sorted()
     ds = Datasets(files, [[PILImage.create], [parent_label, Categorize()]], splits=RandomSplitter(0.25, seed=0)(files))
-    return ds.weighted_dataloaders(np.linspace(1, 3, len(ds.train)), bs=8, num_workers=0, after_item=[Resize(SIDE, method='squish'), ToTensor()],
+    return ds.weighted_dataloaders(np.linspace(1, 3, len(ds.train)), bs=8, num_workers=0, after_item=[Squish(), ToTensor()],
                                    after_batch=[IntToFloatTensor()])
 
 fits = {
@@ -486,7 +486,7 @@ def test_rejected_candidates_can_be_looked_at(learner, verdict, monkeypatch, nam
     assert all(ax.images for ax in fig.axes)
 
 def test_a_figure_of_one_cycle(learner, capsys):
-    learn = learner(scout_cb(scout_test=False, scout_merge='add', select='wrong', share=1, scout_select='low_confidence', area=0.2))
+    learn = learner(scout_cb(scout_test=False, scout_merge='add', select='wrong', share=.2, scout_select='low_confidence', area=0.2))
     learn.fit(1, 1e-6)
     count = learn.proxies['cycle'].value_counts()
     assert set(count.index) == {0, 1}

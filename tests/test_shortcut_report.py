@@ -67,7 +67,7 @@ def test_nothing_of_the_learner_is_changed(learn):
 
 def test_a_second_network_is_asked(learn, report):
     assert report.network.verdict.counts.second is None
-    short,long = (learn.shortcut_report(scout=s).network.verdict for s in ('1 steps', 24))
+    short,long = (learn.shortcut_report(scout=s).network.verdict for s in ('1 steps', 20))
     assert short.counts.second < long.counts.second
     assert short.name != 'shortcut' and long.name != 'needed'
 
