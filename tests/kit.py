@@ -29,6 +29,7 @@ from proxy_attention.callback import ProxyAttentionCB
 
 CLASSES = ('blue', 'green', 'red')
 SIDE = 32 # What the network sees
+SIZES = (40, 24), (33, 33), (25, 30), (29, 37) # Widths and heights of the images
 
 
 def seed_all(seed=0):
@@ -53,7 +54,7 @@ def make_shapes(root, per_class=12, seed=0):
     for c,name in enumerate(CLASSES):
         (root/name).mkdir(parents=True)
         for k in range(per_class):
-            width,height = rng.integers(24, 41, 2) if k else (40, 24)
+            width,height = SIZES[k % len(SIZES)]
             Image.fromarray(shape_image(c, rng, width, height)).save(root/name/f'{name}_{k:02}.png')
     return root
 

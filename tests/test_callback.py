@@ -984,7 +984,7 @@ def after(n, real):
 def test_the_disk_fills_up_in_a_step(learner, monkeypatch, what, goes):
     learn = learner(quiet_cb())
     dls = learn.dls
-    learn.fit(1, 0.05)
+    learn.fit(1, LOW)
     live, before = learn.dls, copy_bytes(learn)
     writes = after(goes, open)
     class Fill(Callback):
@@ -993,7 +993,7 @@ def test_the_disk_fills_up_in_a_step(learner, monkeypatch, what, goes):
             if what == 'replace': m.setattr(os, 'replace', after(goes, os.replace))
             else: m.setattr(files, 'open', lambda path, mode, **kw: (writes if mode == 'xb' else open)(path, mode, **kw), raising=False)
     with monkeypatch.context() as m, pytest.warns(UserWarning, match='no copies.*path=.*No space left') as told:
-        learn.fit(1, 0.05, cbs=Fill())
+        learn.fit(1, LOW, cbs=Fill())
     assert sum('no copies' in str(w.message) for w in told) == 1 and 'proxies' in str(told[0].message)
     assert learn.dls is live and copy_bytes(learn) == before and last_of(learn)['proxies'] == 0
     assert not list(Path('.proxies').rglob('*.tmp')) and hooks_of(learn.model) == 0

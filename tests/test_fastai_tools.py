@@ -10,8 +10,9 @@ from fastai.callback.core import Callback
 from fastai.interpret import Interpretation
 from fastai.vision import learner as vision_learning  # noqa: F401  (teaches plot_top_losses to draw images)
 from fastai.vision import widgets
+from fastai.vision.augment import Resize
 
-from kit import cb_of, fresh_process, logits_of, make_learner, quiet_cb, shapes_dls
+from kit import SIDE, cb_of, fresh_process, logits_of, make_learner, quiet_cb, shapes_dls
 from proxy_attention.callback import ProxyAttentionCB
 from proxy_attention.dataloaders import ProxyDataset
 
@@ -100,7 +101,8 @@ with learn.no_bar(), learn.no_logging(): print(*learn.predict(sys.argv[1])[2].to
 
 @pytest.mark.parametrize('scout', [None, '2 steps'])
 def test_an_export_needs_nothing_of_ours(shapes, scout):
-    learn = make_learner(lambda: shapes_dls(shapes), quiet_cb(scout=scout, fill='context', scout_test=False))
+    dls = shapes_dls(shapes, item_tfms=Resize(SIDE, method='squish'))
+    learn = make_learner(dls, quiet_cb(scout=scout, fill='context', scout_test=False))
     learn.fit(1, LOW)
     file, there = learn.proxies['original'][0], list(learn.cbs)
     probs = learn.predict(file)[2]

@@ -636,7 +636,7 @@ def test_rounds_go_on_while_they_find_a_shortcut(learner, sent, rounds_find, rou
     assert report['verdict']['name'] == (found[0] if kept < 1 else 'shortcut')
     assert bounds == [0.15, 0.5, 0.5][:len(found)], "less would be the object itself"
     assert on_disk(learn) == {Path(p).name for p in learn.proxies.path}, "what no one trains on is gone"
-    if kept: assert learn.proxies.erased.between(0.09, 0.1*kept + 0.01).all() and (kept == 1 or learn.proxies.erased.mean() > 0.104)
+    if kept: assert learn.proxies.erased.between(0.09, 0.1*kept + 0.01).all() and (kept == 1 or learn.proxies.erased.mean() > 0.101)
     assert ('2 regions were found' in report['text']) == (kept == 2)
 
 def test_a_round_that_finds_nothing_leaves_the_former_copies(learner, rounds_find):
@@ -660,7 +660,7 @@ def test_the_second_region_is_erased_beside_the_first(learner, rounds_find):
     assert set(changed[0]) == set(changed[1])
     lost = [(one & ~changed[1][f]).sum()/one.sum() for f,one in changed[0].items()]
     assert np.mean(lost) < 0.05, "a pixel may by chance be the donor's own colour"
-    assert np.mean([two.mean() for two in changed[1].values()]) > 1.04*np.mean([one.mean() for one in changed[0].values()])
+    assert np.mean([two.mean() for two in changed[1].values()]) > 1.01*np.mean([one.mean() for one in changed[0].values()])
 
 @pytest.mark.parametrize('bad', [0, -1, 1.5, 11, '2', True, None, float('nan')])
 def test_rounds_out_of_range(bad):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kit import cb_of, coded_dls, copy_bytes, files_in, footprint, make_learner, quiet_cb, same_weights, shapes_dls, weights
+from kit import SIZES, cb_of, coded_dls, copy_bytes, files_in, footprint, make_learner, quiet_cb, same_weights, shapes_dls, weights
+from proxy_attention import copies
 from proxy_attention import gallery, learner  # noqa: F401  (patch Learner)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -190,12 +191,12 @@ def test_an_eraser_can_be_pickled(shapes):
     again = pickle.loads(pickle.dumps(maker))
     assert np.array_equal(again(3), maker(3))
 
-def test_few_grids_are_kept(shapes):
+def test_few_grids_are_kept(shapes, monkeypatch):
     "One is as large as an image: with as many sizes as images they would be a second data set in memory"
-    from proxy_attention.copies import _GRIDS
+    monkeypatch.setattr(copies, '_GRIDS', 2)
     learn = one(lambda: shapes_dls(shapes), select='all', fill='context')
     e = learn.dls.train.dataset.copies[0][0].eraser
-    assert len(e.views) > _GRIDS == len(e.grids) and all(v.shape == (3, 2) for v in e.views.values())
+    assert len(e.views) == len(SIZES) and len(e.grids) == 2 and all(v.shape == (3, 2) for v in e.views.values())
 
 # -- the file of maps ---------------------------------------------------------------------------------------------------------------------------
 
