@@ -251,7 +251,7 @@ def test_check(here):
     assert not told['ok'] and [p['line'] for p in told['problems']] == [9, 17, 22] and told['problems'][0]['value'] == 'tall'
 
 @pytest.mark.parametrize('old, new, line, word', [('= shortcut_digits', '= shortcut_digit', 5, 'shortcut_digits'), ('= shortcut_digits', '= shortcut_digits\nshortcut = sqare', 6, "'square'"), ('= small_cnn', '= smal_cnn', 12, 'small_cnn'),
-                                                  ('= low_confidence', '= low_confidnce', None, 'low_confidence'), ('scout = off', 'look_after = 15%', 15, 'A scout has taken its place')])
+                                                  ('= low_confidence', '= low_confidnce', None, 'low_confidence'), ('scout = off', 'look_after = 15%', 15, 'no such key')])
 def test_check_knows_what_only_the_libraries_know(here, old, new, line, word):
     (here/'settings.ini').write_text(ini.replace(old, new))
     (problem,) = answer('check', code=2)['problems']

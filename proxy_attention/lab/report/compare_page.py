@@ -56,8 +56,7 @@ def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS 
     columns |= {'Validation accuracy': mean('valid_accuracy', share), 'Seconds': mean('seconds', secs),
                 'Copies trained on': copies, **{name: mean(key, share) for name,key in _extra(found).items()},
                 f"Per seed ({', '.join(found['seeds'])})": seeds}
-    version = str(found['about'].get('version'))
-    return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a, version).about,
+    return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a).about,
                                                 cells=[cell(a) for cell in columns.values()]) for a in in_order(found)])
 
 def _costs(found):

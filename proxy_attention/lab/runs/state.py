@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ...core import digest, file_digest
 from ...files import read_json
-from ..config.file import kinds
 from ..config.schema import InsideName
 from ..metrics.text import STEPS
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
@@ -33,12 +32,6 @@ def differences(old, new, prefix=''):
         if isinstance(a, dict) and isinstance(b, dict): out += differences(a, b, f'{prefix}{k}.')
         else: out.append(f"{prefix}{k}: {a!r} then, {b!r} now")
     return out
-
-def _with_defaults(settings):
-    "Settings of an earlier version, with the defaults of keys that have been added since"
-    usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()}
-             for kind,cls in kinds.items()}
-    return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
 def delete_files(folder, keep=()):
     "Delete what a run has written, its `config.json` last: the mark that it is ours"
@@ -58,7 +51,7 @@ def check_same(
     if not isinstance(old.get('settings'), dict):
         raise RunError(f"{str(config)!r} is damaged, or not of a run. Give another folder.")
     now = plain(settings if isinstance(settings, dict) else settings.model_dump())
-    differ = differences(_with_defaults(old['settings']), _with_defaults(now))
+    differ = differences(old['settings'], now)
     if not differ: return old
     if not has_trained(folder): return None
     raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}"
@@ -123,12 +116,8 @@ def damaged_file(
     under:str='', # Only files whose names begin so
 ) -> str|None: # As seen from the folder
     "The first file that a state builds on and that isn't as it was written; None if all are"
-    folder,sums = Path(folder), state.get('files', {})
-    names = dict.fromkeys([*files_needed(state), *sums]) # An earlier version has noted no checksums
-    for name in (n for n in names if n.startswith(under)):
-        whole = file_digest(folder/name) == sums[name] if name in sums else (folder/name).is_file()
-        if not whole: return name
-    return None
+    return next((name for name,sha in state.get('files', {}).items()
+                 if name.startswith(under) and file_digest(Path(folder)/name) != sha), None)
 
 def _damaged_record(folder, state):
     "Is the record not any more what it was when the state was written?"
