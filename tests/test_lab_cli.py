@@ -242,7 +242,7 @@ def cli_settings():
 def test_check(here):
     got = run('check')
     assert got.exit_code == 0 and got.output == '1 experiment is right (settings.ini)\n'
-    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, comparisons=0, sweeps=0, problems=[])
+    assert answer('check') == dict(file='settings.ini', ok=True, experiments=1, sweeps=0, problems=[])
     (here/'other.ini').write_text(ini.replace('= 40', '= tall').replace('share', 'shrae').replace('= unsure', '= unsrue'))
     got = run('check', '--settings', 'other.ini')
     lines = got.stdout.splitlines()
@@ -294,14 +294,13 @@ mistakes = [ # (section, the line that is wrong, what a right one says)
     ('proxy:long', 'scout = 99 steps', 'scout = 2 steps'),
     ('experiment:try', 'lr = fast', 'lr = 0.1'), ('experiment:try', 'model = nett', 'model = net'),
     ('experiment:few', 'judge = bogus', 'judge = gradcam'), ('experiment:few', 'proxy = log', 'proxy = mine'),
-    ('comparison:arms', 'arms = early_look, recomended', 'arms = early_look, recommended'),
-    ('comparison:arms', 'change = n_trian=5', 'change = n_train=5'), ('sweep:find', 'fill = black, blak', 'fill = black, mean')]
+    ('sweep:find', 'fill = black, blak', 'fill = black, mean')]
 unsaid = {'data:folder': 'source = folder\npath = two', 'data:gone': 'source = folder', 'data:odd': 'path = two',
           'data:one': 'source = folder', 'data:small': 'source = folder\npath = two', 'model:own': 'arch = small_cnn',
           'model:file': 'arch = small_cnn', 'proxy:long': '', 'experiment:try': 'data = folder',
           'experiment:few': 'data = small\nmodel = own', 'experiment:long': 'data = odd\nmodel = net\nproxy = long\nsteps = 20',
           'experiment:base': 'data = small\nmodel = own',
-          'comparison:arms': 'experiment = base', 'sweep:find': 'experiment = base\nscout = 2 steps'}
+          'sweep:find': 'experiment = base\nscout = 2 steps'}
 
 def with_mistakes(wrong):
     "A settings file with the mistakes `wrong`, and everything else right"

@@ -67,7 +67,7 @@ def _run_row(s):
 
 # %% ../../../nbs/lab/commands/02_listing.ipynb #9d1c53a7
 _titles = dict(experiment='experiments', data='data sets', model='networks', proxy='proxy policies',
-               comparison='planned comparisons', sweep='sweeps', cluster='clusters')
+               sweep='sweeps', cluster='clusters')
 
 def _cut(text, most=90): return text if len(text) <= most else text[:most-1].rstrip(' ,;:') + '…'
 
@@ -79,8 +79,7 @@ def _everything(settings, runs):
     said,found,compared,swept = comments_of(file.file), runs_in(runs), _comparisons_in(runs), _sweeps_in(runs)
     names = dict(experiment=refs, data=('source',), model=('arch',),
                  proxy=('method', 'scout', 'scout_select', 'select'),
-                 comparison=('experiment', 'change'), sweep=('experiment',),
-                 cluster=('partition', 'time'))
+                 sweep=('experiment',), cluster=('partition', 'time'))
     values,text = {}, [f"{file.file}"]
     for kind,title in _titles.items():
         rows = {n: ({k: v[k].strip() for k in names[kind] if v.get(k, '').strip()}, said.get(f'{kind}:{n}', ''))

@@ -117,10 +117,10 @@ def comma_numbers(text, flag):
 
 def _compared(folder, page, *more):
     "What a comparison came to, as values and as text"
-    from proxy_attention.lab.compare.verdicts import comparison_text
+    from proxy_attention.lab.report.compare_page import comparison_text
     from proxy_attention.lab.report.compare_verdict import comparison_summary, comparison_verdict, read_comparison
     found = read_comparison(folder)
-    lines = ['', comparison_text(folder), '', *(fill(s, 120) for s in comparison_verdict(found)), '']
+    lines = ['', comparison_text(found), '', *(fill(s, 120) for s in comparison_verdict(found)), '']
     return comparison_summary(found) | dict(page=page), '\n'.join([*lines, *more, f"page    {page}"])
 
 @app.command()

@@ -88,9 +88,9 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
         own = ''
         if settings is None and file is not None and file.file == package_settings():
             own = ", the package's own: there is no settings.ini here"
-        counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
+        counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
-        good = (f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} "
+        good = (f"{' and '.join(told)} "
                 f"{'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file}{own})")
         answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
                     problems=[p.to_dict() for p in problems]),

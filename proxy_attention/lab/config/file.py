@@ -14,12 +14,11 @@ from pydantic import ValidationError
 import proxy_attention
 from .problems import Problem, SettingsError, error_words, nearest_hint
 from .search import SweepConfig, comma_list, searchable_keys
-from .sections import ClusterConfig, ComparisonConfig, DataConfig, ExperimentConfig
-from .sections import ModelConfig, ProxyConfig
+from .sections import ClusterConfig, DataConfig, ExperimentConfig, ModelConfig, ProxyConfig
 
 # %% ../../../nbs/lab/config/03_file.ipynb #8463c3ab
 kinds = {'data': DataConfig, 'model': ModelConfig, 'proxy': ProxyConfig,
-         'experiment': ExperimentConfig, 'comparison': ComparisonConfig, 'sweep': SweepConfig,
+         'experiment': ExperimentConfig, 'sweep': SweepConfig,
          'cluster': ClusterConfig}
 refs = ('data', 'model', 'proxy') # Keys of an experiment that name other sections
 
@@ -80,15 +79,16 @@ def package_settings() -> Path:
     raise SettingsError("no settings.ini: neither in the working directory nor in the package. Name one.")
 
 # %% ../../../nbs/lab/config/03_file.ipynb #6ce12b28
-def unknown_key_hint(key, known, what):
+def unknown_key_hint(key, known):
     "What is said of a key that a section doesn't have"
-    return f"no such key. {nearest_hint(key, known, what)}"
+    return f"no such key. {nearest_hint(key, known, 'Keys')}"
 
-def check_section(kind, values):
-    "The section's object (None if it can't be made), and all that is wrong: (key, value, message)"
-    cls = kinds[kind]
-    wrong = [(k, values[k], unknown_key_hint(k, cls.model_fields, f'Keys of a {kind} section'))
-             for k in values if k not in cls.model_fields]
+def check_section(
+    cls, # A `Section`
+    values:dict, # Texts
+) -> tuple: # The section's object (None if it can't be made), and all that is wrong: (key, value, message)
+    "A section of a settings file, checked"
+    wrong = [(k, values[k], unknown_key_hint(k, cls.model_fields)) for k in values if k not in cls.model_fields]
     try: made = cls(**{k: v for k,v in values.items() if k in cls.model_fields})
     except ValidationError as e: made = wrong.extend(error_words(cls, values, e.errors()))
     return (None if wrong else made), wrong
@@ -110,13 +110,10 @@ class SettingsFile:
         self.default = sections.pop('DEFAULT', {})
         known = {f for cls in kinds.values() for f in cls.model_fields}
         for key,value in self.default.items():
-            if key not in known: self._wrong('DEFAULT', key, value, unknown_key_hint(key, known, 'Keys'))
+            if key not in known: self._wrong('DEFAULT', key, value, unknown_key_hint(key, known))
         for section,values in sections.items(): self._read(section, values)
         for name in self.raw['experiment']:
-            for kind in refs: self._reference('experiment', name, kind)
-        for name in self.raw['comparison']:
-            self._reference('comparison', name, 'experiment')
-            self._reference('comparison', name, 'comparison', 'reference')
+            for kind in refs: self._reference(name, kind)
         for name in self.raw['sweep']: self._experiments(name)
         self.problems.sort(key=lambda p: p.line or 0)
 
@@ -135,15 +132,14 @@ class SettingsFile:
                      if k in kinds[kind].model_fields and not _excluded(kind, k, values)}
         self.raw[kind][name] = passed_on | values
         self.origin[kind, name] = {k: 'DEFAULT' for k in passed_on} | {k: section for k in values}
-        for key,value,message in check_section(kind, self.raw[kind][name])[1]:
+        for key,value,message in check_section(kinds[kind], self.raw[kind][name])[1]:
             self._wrong(self.origin[kind, name].get(key, section), key, value, message)
 
-    def _reference(self, of, name, kind, key=None):
-        "Does the section [kind:...] exist that [of:name] names, under a key that is called like the kind unless told?"
-        key = key or kind
-        ref = self.raw[of][name].get(key, '').strip()
-        if ref in self.raw[kind] or (ref.lower() in ('', 'none')): return
-        self._wrong(self.origin[of, name][key], key, ref,
+    def _reference(self, name, kind):
+        "Does the section [kind:...] exist that an experiment names?"
+        ref = self.raw['experiment'][name].get(kind, '').strip()
+        if ref in self.raw[kind] or ref.lower() in ('', 'none'): return
+        self._wrong(self.origin['experiment', name][kind], kind, ref,
                     f"there is no section [{kind}:{ref}]. {nearest_hint(ref, self.raw[kind], 'There are')}")
 
     def _experiments(self, name):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['loop_keys', 'gate_keys', 'measures', 'Section', 'DataConfig', 'ModelConfig', 'ProxyConfig', 'ExperimentConfig',
-           'ComparisonConfig', 'ClusterConfig']
+           'ClusterConfig']
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #bce1f73c
 import math
@@ -184,29 +184,6 @@ class ExperimentConfig(Section):
             raise ValueError(f"not like accuracy>=0.95 (measures: {', '.join(measures)}; signs: >=, <=, >, <)")
         if m and not math.isfinite(float(m[3])): raise ValueError('must be a finite number')
         return v
-
-class ComparisonConfig(Section):
-    "A comparison of a study: which experiment, which arms, how many seeds"
-    experiment: str # Name of an [experiment:...] section
-    arms: str # Names of arms or [proxy:...] sections, separated by commas; none is always among them
-    seeds: int = Field(5, ge=2, le=1000) # How many
-    first_seed: int = Field(0, ge=0, lt=2**32) # The first of them
-    # Name of the comparison whose plain training, without the shortcut, is what can be reached; none: no gap to close
-    reference: Optional[str] = None
-    change: str = '' # What differs from the experiment's sections: key=value or kind.key=value, separated by commas
-
-    @field_validator('change', mode='before')
-    @classmethod
-    def _none(cls, v): return v or ''
-
-    @property
-    def names(self) -> list: return [a.strip() for a in self.arms.split(',') if a.strip()]
-
-    @property
-    def overrides(self) -> list: return [c.strip() for c in self.change.split(',') if c.strip()]
-
-    @property
-    def seed_list(self) -> list: return list(range(self.first_seed, self.first_seed + self.seeds))
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #7e301835
 class ClusterConfig(Section):
