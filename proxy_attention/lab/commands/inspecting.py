@@ -7,11 +7,10 @@ __all__ = ['check_page_free', 'report', 'audit', 'clean']
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #6b7d65f8
 from pathlib import Path
-from typing import List, Optional
 
 import typer
 
-from .app import answering, app, json_option
+from .app import Json, answering, app
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #ac1d2fb0
 def check_page_free(file):
@@ -27,12 +26,12 @@ def _own_page(run): return (run if run.is_dir() else run.parent)/'report.html'
 
 @app.command()
 def report(
-    runs:List[Path]=typer.Argument(..., metavar='RUN...',
+    runs:list[Path]=typer.Argument(..., metavar='RUN...',
                                    help="Folders of runs, of a demo or a comparison; or a record.jsonl."),
-    out:Optional[Path]=typer.Option(
+    out:Path|None=typer.Option(
         None, '--out', metavar='FILE',
         help="The page (default: report.html, in the folder of a single run, else here)."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Write the page of a run, of a comparison, or of several runs side by side: one HTML file that needs no other.
 
@@ -67,7 +66,7 @@ def audit(
     folder:Path=typer.Argument(..., metavar='RUN',
                                help="Folder of a run, or of copies that the library made (as in .proxies)."),
     near:bool=typer.Option(True, '--near/--no-near', help="Look for images across the split that look alike?"),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Prove from the files of a run, by content, that nothing crossed from validation or test into training.
 
@@ -121,10 +120,10 @@ def _ours(folder):
 
 @app.command()
 def clean(
-    paths:Optional[List[Path]]=typer.Argument(None, metavar='[PATH...]', show_default=False,
-                                              help="Folders of runs, or of copies (default: .proxies)."),
+    paths:list[Path]|None=typer.Argument(None, metavar='[PATH...]', show_default=False,
+                                         help="Folders of runs, or of copies (default: .proxies)."),
     yes:bool=typer.Option(False, '--yes', '-y', help="Don't ask."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Delete what the library has written: a run (record, weights, copies, page), or copies alone. Other files stay.
 

@@ -7,12 +7,10 @@ __all__ = ['is_busy', 'runs_in', 'list_']
 
 # %% ../../../nbs/lab/commands/02_listing.ipynb #ef477d55
 from pathlib import Path
-from typing import List, Optional
 
 import typer
 
-from .app import answering, app, changes_option, comments_of, indented, json_option
-from .app import settings_option, shown
+from .app import Changes, Ini, Json, answering, app, comments_of, indented, shown
 
 # %% ../../../nbs/lab/commands/02_listing.ipynb #545b2dc2
 def is_busy(folder):
@@ -122,12 +120,12 @@ def _one_experiment(name, settings, changes):
 # %% ../../../nbs/lab/commands/02_listing.ipynb #d7ee8f5e
 @app.command('list')
 def list_(
-    experiment:Optional[str]=typer.Argument(None, show_default=False,
-                                            help="Name of an [experiment:NAME] section, to see all of its values."),
-    changes:Optional[List[str]]=changes_option,
-    settings:Optional[Path]=settings_option,
+    experiment:str|None=typer.Argument(None, show_default=False,
+                                       help="Name of an [experiment:NAME] section, to see all of its values."),
+    changes:Changes=None,
+    settings:Ini=None,
     runs:Path=typer.Option('runs', '--runs', metavar='FOLDER', help="Where the runs are."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """List experiments, data sets, networks and policies of the settings file, the arms of a comparison, and runs,
     comparisons and sweeps with their state. With an experiment: its values, and where each comes from.

@@ -7,20 +7,19 @@ __all__ = ['init', 'check']
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #f89a269f
 from pathlib import Path
-from typing import Optional
 
 import typer
 
-from .app import answering, app, json_option, settings_option
+from .app import Ini, Json, answering, app
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #832f4a34
 @app.command()
 def init(
-    images:Optional[Path]=typer.Option(None, '--images', metavar='FOLDER',
-                                       help="Write one for these images: a folder of them for each class."),
+    images:Path|None=typer.Option(None, '--images', metavar='FOLDER',
+                                  help="Write one for these images: a folder of them for each class."),
     out:Path=typer.Option('.', '--out', metavar='FILE|FOLDER',
                           help="Where to: a new file, or a folder, which gets settings.ini."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Write a settings file with comments, to be changed. It never overwrites one.
 
@@ -65,7 +64,7 @@ def _write_new(file, text):
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #54363cf8
 @app.command()
-def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
+def check(settings:Ini=None, as_json:Json=False):
     """Say everything that is wrong with the settings file, a line each, with line number: names, numbers, paths,
     amounts. Folders of images are listed; nothing is read or downloaded.
 

@@ -33,17 +33,17 @@ def _parse(file):
     except UnicodeDecodeError as e:
         raise SettingsError(f"{file} is not text in UTF-8 ({e.reason} at byte {e.start}).") from None
     except OSError as e: raise SettingsError(f"{file} can't be read: {e.strerror or e}.") from None
-    except configparser.MissingSectionHeaderError as e:
-        raise SettingsError([Problem('there is no [kind:name] above this line.', str(file), e.lineno)]) from None
-    except configparser.ParsingError as e:
-        raise SettingsError([Problem(f"{text.split(chr(10))[n-1].strip()!r} is neither [kind:name], nor key = value, "
-                                     "nor a comment.", str(file), n) for n,_ in e.errors]) from None
-    except configparser.DuplicateSectionError as e:
-        raise SettingsError([Problem('this section is there twice.', str(file), e.lineno, e.section)]) from None
-    except configparser.DuplicateOptionError as e:
-        raise SettingsError([Problem('this key is there twice.', str(file), e.lineno, e.section, e.option)]) from None
-    except configparser.Error as e: raise SettingsError(f"{file} can't be read: {' '.join(str(e).split())}") from None
+    except configparser.Error as e: raise SettingsError(_unread(e, str(file), text.split('\n'))) from None
     return {s: dict(parser.items(s)) for s in parser.sections()}, _lines(parser, text)
+
+def _unread(e, file, lines):
+    "What can't be read, as problems"
+    words = {configparser.MissingSectionHeaderError: 'there is no [kind:name] above this line.',
+             configparser.DuplicateSectionError: 'this section is there twice.',
+             configparser.DuplicateOptionError: 'this key is there twice.'}.get(type(e))
+    if words: return [Problem(words, file, e.lineno, getattr(e, 'section', None), getattr(e, 'option', None))]
+    return [Problem(f"{lines[n-1].strip()!r} is neither [kind:name], nor key = value, nor a comment.", file, n)
+            for n,_ in e.errors]
 
 def _lines(parser, text):
     "Line of each section, under None, and of each of its keys"
@@ -139,15 +139,16 @@ class SettingsFile:
         "Does the section [kind:...] exist that an experiment names?"
         ref = self.raw['experiment'][name].get(kind, '').strip()
         if ref in self.raw[kind] or ref.lower() in ('', 'none'): return
-        self._wrong(self.origin['experiment', name][kind], kind, ref,
-                    f"there is no section [{kind}:{ref}]. {nearest_hint(ref, self.raw[kind], 'There are')}")
+        self._wrong(self.origin['experiment', name][kind], kind, ref, self.lacks(kind, ref))
 
     def _experiments(self, name):
         for ref in filter(None, comma_list(self.raw['sweep'][name].get('experiment'))):
             if ref not in self.raw['experiment']:
-                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref,
-                            f"there is no section [experiment:{ref}]. "
-                            f"{nearest_hint(ref, self.raw['experiment'], 'There are')}")
+                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref, self.lacks('experiment', ref))
+
+    def lacks(self, kind:str, name:str) -> str:
+        "What is said of a section that isn't there"
+        return f"there is no section [{kind}:{name}]. {nearest_hint(name, self.raw[kind], 'There are')}"
 
     def _wrong(self, section, key, value, message):
         problem = self.problem(message, section, key, value)

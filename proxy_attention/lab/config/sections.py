@@ -147,7 +147,7 @@ class ExperimentConfig(Section):
     mix: Optional[Literal['mixup', 'cutmix']] = None # fastai's MixUp or CutMix in training
     weight_decay: Optional[float] = Field(None, ge=0, le=10) # none: fastai's
     # What patience and rollback go by, on validation
-    monitor: Literal['train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1'] = 'accuracy'
+    monitor: Literal[measures] = 'accuracy'
     until: Optional[str] = None # Stop when this holds, such as accuracy>=0.95
     patience: Optional[int] = Field(None, ge=1) # Stop after so many cycles without improvement
     budget: Optional[float] = Field(None, gt=0) # Start no cycle after so many seconds of work

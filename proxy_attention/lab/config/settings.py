@@ -77,8 +77,7 @@ def _override(chosen, text):
 def _chosen(file, name, overrides):
     "Raw values of an experiment's sections, their names, and what --set has changed"
     if name not in file.raw['experiment']:
-        raise SettingsError(f"{file.file} has no section [experiment:{name}]. "
-                            f"{nearest_hint(name, file.raw['experiment'], 'Experiments')}")
+        raise SettingsError(f"{file.file}: {file.lacks('experiment', name)}")
     chosen,names,changed = {'experiment': dict(file.raw['experiment'][name])}, {'experiment': name}, {}
     for text in overrides: # First those that choose another section
         if str(text).partition('=')[0].strip().removeprefix('experiment.') in refs: _override(chosen, text)
@@ -86,9 +85,7 @@ def _chosen(file, name, overrides):
         ref = chosen['experiment'].get(kind, '').strip()
         if kind == 'proxy' and ref.lower() in ('', 'none'): continue
         if ref not in file.raw[kind]:
-            raise SettingsError([file.problem(f"there is no section [{kind}:{ref}]. "
-                                              f"{nearest_hint(ref, file.raw[kind], 'There are')}",
-                                              f'experiment:{name}', kind, ref)])
+            raise SettingsError([file.problem(file.lacks(kind, ref), f'experiment:{name}', kind, ref)])
         chosen[kind],names[kind] = dict(file.raw[kind][ref]), ref
     for text in overrides: changed[_override(chosen, text)] = f"--set {text}"
     return chosen, names, changed
@@ -122,7 +119,7 @@ def _made(file, chosen, names, changed):
         for key,value,message in wrong:
             set_by = changed.get((kind, key)) or (next(iter(changed.values()), None) if key is None else None)
             problem = file.problem(message, section, key, value)
-            problems.append(Problem(f"{problem.message}", f"{file.file} with {set_by}", None, section, key, value)
+            problems.append(Problem(message, f"{file.file} with {set_by}", None, section, key, value)
                             if set_by else problem)
         if made[kind] is not None:
             rows += [(kind, names[kind], k, v, changed.get((kind, k)) or file.where(kind, names[kind], k))
@@ -137,9 +134,7 @@ def load_sweep(
 ) -> SweepSettings:
     "The sweep `name` with its experiments, every value checked"
     file = _right(path)
-    if name not in file.raw['sweep']:
-        hint = nearest_hint(name, file.raw['sweep'], 'Sweeps')
-        raise SettingsError(f"{file.file} has no section [sweep:{name}]. {hint}")
+    if name not in file.raw['sweep']: raise SettingsError(f"{file.file}: {file.lacks('sweep', name)}")
     chosen,changed,theirs = {'sweep': dict(file.raw['sweep'][name])}, {}, []
     for text in overrides:
         kind,key,value = _meant(text, ('sweep', 'data', 'model', 'experiment'))
@@ -159,6 +154,5 @@ def load_cluster(
     there = file.raw['cluster']
     if name is None and len(there) > 1:
         raise SettingsError(f"{file.file} has several clusters: {', '.join(there)}. Choose one with --cluster.")
-    if name is not None and name not in there:
-        raise SettingsError(f"{file.file} has no section [cluster:{name}]. {nearest_hint(name, there, 'Clusters')}")
+    if name is not None and name not in there: raise SettingsError(f"{file.file}: {file.lacks('cluster', name)}")
     return check_section(ClusterConfig, there[name] if name else next(iter(there.values()), {}))[0]

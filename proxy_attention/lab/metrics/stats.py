@@ -93,11 +93,9 @@ def in_words(
     d:Difference,
     against:str, # Name of the other arm
     cost:float|None=None, # Seconds of this arm over those of the other
-    percent:bool=True, # In percentage points? Else the numbers as they are
 ) -> str:
     "Such as '+12.3 points [8.1, 16.0] over erm at 1.04× its time', or 'no effect shown'"
-    span = (interval_text(vars(d), ' points') if percent else
-            interval_text(vars(d), write=lambda v: f'{v:+.3f}'.replace('-', '−')))
+    span = interval_text(vars(d), ' points')
     time = '' if cost is None else f" at {cost:.2f}× its time"
     if d.sign > 0: return f"{span} over {against}{time}"
     if d.sign < 0: return f"a loss: {span} against {against}{time}"

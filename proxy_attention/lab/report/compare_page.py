@@ -111,11 +111,11 @@ def _same(found):
             "Runs of a seed begin with the same weights (SHA-256 by seed: "
             f"{', '.join(f'{s}: {starts[s][:8]}…' for s in found['seeds'] if s in starts)})."]
 
-def _galleries(found, most=4):
+def _galleries(found):
     "Some copies of each arm, of its first seed whose folder is there"
     out = []
     for a in in_order(found):
-        shown = ((s, gallery(found['folder']/'arms'/a/s, most)[0]) for s in found['seeds'])
+        shown = ((s, gallery(found['folder']/'arms'/a/s, 4)[0]) for s in found['seeds'])
         out += next(([dict(arm=a, seed=s, cards=cards)] for s,cards in shown if cards), [])
     return out
 
