@@ -14,7 +14,7 @@ from .arms import controls
 from .pool import asked_digest
 from ..config.settings import Settings
 from ..data.split_file import split_digest
-from ..metrics.stats import bounded_by_images, in_words, intervals, not_worse
+from ..metrics.stats import bounded_by_images, intervals, not_worse
 from ..metrics.text import scout_text
 from ..runs.checkpoint import RunError
 from ..runs.folder import write_lines
@@ -85,7 +85,7 @@ def verdicts(
             values,images = [[r['test_accuracy'] for r in rs] for rs in (own_, theirs)], own_[0].get('test_n')
             d = bounded_by_images(intervals[interval](*values), images)
             cost = sum(r['seconds'] for r in own_)/sum(r['seconds'] for r in theirs)
-            got = row[f'against_{name}'] = dict(arm=other, cost=cost, words=in_words(d, other, cost), **d.to_dict())
+            got = row[f'against_{name}'] = dict(arm=other, cost=cost, **d.to_dict())
             if margin is None: continue
             shown,bound = not_worse(*values, margin, interval=interval, n_images=images)
             got['not_worse'] = dict(margin=margin, shown=shown, bound=bound)

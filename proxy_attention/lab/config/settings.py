@@ -6,8 +6,6 @@
 __all__ = ['Settings', 'SweepSettings', 'load_experiment', 'explain', 'load_sweep', 'load_cluster']
 
 # %% ../../../nbs/lab/config/04_settings.ipynb #12ae5f37
-from typing import Optional
-
 from pydantic import BaseModel, ConfigDict
 
 from .file import SettingsFile, check_section, kinds, refs, unknown_key_hint
@@ -24,7 +22,7 @@ class Settings(BaseModel):
     file: str # Where it was read from
     data: DataConfig
     model: ModelConfig
-    proxy: Optional[ProxyConfig] = None
+    proxy: ProxyConfig|None = None
     experiment: ExperimentConfig
 
     @property

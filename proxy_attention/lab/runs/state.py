@@ -10,7 +10,7 @@ __all__ = ['check_same', 'is_run', 'jobs_folder', 'clean_run', 'lock_folder', 'S
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Optional, Union
+from typing import Annotated
 
 import filelock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -147,34 +147,34 @@ def _is_step(value):
         raise ValueError(f"there is no step {value!r}")
     return value
 
-_Step = Annotated[list[Union[str, int]], Field(min_length=1), AfterValidator(_is_step)]
+_Step = Annotated[list[str|int], Field(min_length=1), AfterValidator(_is_step)]
 
 class State(BaseModel):
     "What `state.json` may hold; a step may add more"
     model_config = ConfigDict(strict=True, extra='allow', allow_inf_nan=False)
     next: _Step # The step that comes next, and its arguments
     record_bytes: int = Field(ge=0, lt=2**63) # The record's length when the last step ended
-    record_sha256: Optional[str] = None # Of so much of it
+    record_sha256: str|None = None # Of so much of it
     schema_: int = Field(SCHEMA, alias='schema')
     files: dict[InsideName, str] = {} # File that a later step needs → SHA-256
-    back: Optional['State'] = None # The state before the step that wrote the weights
-    initial: Optional[InsideName] = None
-    weights: Optional[InsideName] = None
-    opt: Optional[InsideName] = None
-    seen: Optional[InsideName] = None
-    said: Optional[InsideName] = None
-    suspects: Optional[InsideName] = None
+    back: 'State|None' = None # The state before the step that wrote the weights
+    initial: InsideName|None = None
+    weights: InsideName|None = None
+    opt: InsideName|None = None
+    seen: InsideName|None = None
+    said: InsideName|None = None
+    suspects: InsideName|None = None
     live: list[str] = [] # Ids of the copies that are trained on
     before: list[str] = []
     seconds: float = 0.
     seconds_labels: float = 0.
-    best: Optional[float] = None # Score of the best stage, and of the last that was kept
-    kept: Optional[float] = None
+    best: float|None = None # Score of the best stage, and of the last that was kept
+    kept: float|None = None
     stale: int = 0
     stop: str = ''
-    lr: Optional[float] = None
-    bs: Optional[int] = None
-    accumulate: Optional[int] = None
+    lr: float|None = None
+    bs: int|None = None
+    accumulate: int|None = None
 
 def read_state(file) -> dict|None:
     "The state in a file; None if there is none, or a damaged one"

@@ -19,7 +19,7 @@ from ..config.sections import measures
 from ..metrics.classification import CostMeter, classification_report, copies_mb
 from ..metrics.text import duration
 from ..models.learner import quiet
-from .checkpoint import RunError, load_opt, load_state, opt_state, plain, rng_state
+from .checkpoint import RunError, load_opt, load_state, need, opt_state, plain, rng_state
 from .checkpoint import save_state, save_weights, set_rng_state
 from .job import loaded, make_proxy_cb
 from .measuring import map_metrics
@@ -175,10 +175,8 @@ def run_fits(job, learn, watch, fits):
 
 def tensorboard(folder):
     "fastai's TensorBoard callback, with its files in `folder`"
-    try: from fastai.callback.tensorboard import TensorBoardCallback
-    except ImportError:
-        raise RunError("tensorboard=true needs the package tensorboard: "
-                       "pip install 'proxy_attention[track]'.") from None
+    need('tensorboard', 'tensorboard=true needs', 'track')
+    from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, trace_model=False, log_preds=False)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #132d4916
