@@ -145,7 +145,7 @@ def run_as_job(
         return out
     def tick(): say(f"{plural(steps_done(out), 'step')} done")
     with cluster_jobs(cluster, out, 1, say) as pool:
-        for _,error in as_they_end(pool, [(out, run_job, (conf.model_dump(), out, str(data), command))], 1, tick):
-            if isinstance(error, LostJob): raise RunError(f"{error}. The same command goes on.")
-            if error is not None: raise error
+        for _,f in as_they_end(pool, [(out, run_job, (conf.model_dump(), out, str(data), command))], 1, tick):
+            try: f.result()
+            except LostJob as e: raise RunError(f"{e}. The same command goes on.") from None
     return out
