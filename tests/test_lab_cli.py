@@ -547,7 +547,7 @@ def test_compare(here, monkeypatch):
     patch_name(monkeypatch, 'run_job', work)
     args = ['compare', 'try', '--arms', 'random_erasing,erm', '--seeds', '2', '--out', 'a b', '--data', 'pictures', *tiny]
     got = run(*args)
-    assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,erm --seeds 2 --out 'a b' --data pictures --jobs 1 "
+    assert got.exit_code == 130 and got.stderr.strip() == ("stopped; `proxy-attention compare try --arms random_erasing,erm --seeds 2 --out 'a b' --jobs 1 --data pictures "
                                                            "--set steps=4 --set n_train=40` goes on from here")
     assert 'This comparison is not finished: 1 of 4 runs is done' in run('report', 'a b').output and (here/'a b/report.html').is_file()
     patch_name(monkeypatch, 'run_job', real)

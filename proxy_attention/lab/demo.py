@@ -49,12 +49,11 @@ def run_demo(
 def plot_gallery(
     run, # Folder of a run
     file, # The picture; removed where the run has no copies
-    n:int=9, # Columns
 ):
     "Original, map and copy of the first copies of a run, below each other"
     file,index = Path(file), Path(run)/'gallery'/'cycle0.json'
     file.unlink(missing_ok=True)
-    rows = json.loads(index.read_text(encoding='utf-8'))[:n] if index.is_file() else []
+    rows = json.loads(index.read_text(encoding='utf-8'))[:9] if index.is_file() else []
     if not rows: return
     fig,axs = plt.subplots(3, len(rows), figsize=(1.1*len(rows), 3.6), squeeze=False, layout='constrained')
     for column,row in zip(axs.T, rows):

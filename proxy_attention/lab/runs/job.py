@@ -87,10 +87,9 @@ def make_learn(
     "A learner of the run: data, network, precision, accumulation"
     e,m = job.conf.experiment, job.conf.model
     dls = run_dls(job) if dls is None else dls
-    more = dict(width=m.width) if m.width is not None else {}
-    wd = dict(wd=e.weight_decay) if e.weight_decay is not None else {}
+    more = {k: v for k,v in dict(width=m.width, wd=e.weight_decay).items() if v is not None}
     learn = make_learner(dls, m.arch, weights=weights or 'none', size=job.size, cbs=list(cbs), path=job.run.folder,
-                         **wd, **more)
+                         **more)
     if job.accumulate > 1: learn.add_cb(GradientAccumulation(dls.bs*job.accumulate))
     if e.mix is not None: learn.add_cb(mixers[e.mix]())
     if e.channels_last: learn.model.to(memory_format=torch.channels_last)
