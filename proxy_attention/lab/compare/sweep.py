@@ -56,15 +56,15 @@ def _outcome(runs, objective):
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #9571a54d
 def sweep(
     name:str, # Section [sweep:...] of the settings
-    settings=None, # Settings file; None: the working directory's, else the package's
+    settings=None, # As in `compare`, as are the arguments behind `trials`
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
-    data='data', # Folder for data sets
-    overrides=(), # Texts `key=value` that win over the settings
-    say=print, # What is said goes there
-    submit:str|None=None, # slurm: trials are jobs of a cluster; local: the same, on this machine; None: processes
-    cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
+    jobs:int|None=None,
+    data='data',
+    overrides=(),
+    say=print,
+    submit:str|None=None,
+    cluster:str|None=None,
 ) -> Path: # Folder: `record.jsonl` has a line a trial, and the best; sweep.png shows them
     "Try policies until as many trials have ended as were asked for"
     asked = [] if trials is None else [f"sweep.trials={check_number('trials', trials, 1, 100000, whole=True)}"]

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ...core import digest, file_digest
 from ...files import read_json
 from ..config.schema import InsideName
+from ..config.settings import Settings
 from ..metrics.text import STEPS
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
 from ...manifest import StoreError, read_manifest
@@ -51,7 +52,9 @@ def check_same(
     if not isinstance(old.get('settings'), dict):
         raise RunError(f"{str(config)!r} is damaged, or not of a run. Give another folder.")
     now = plain(settings if isinstance(settings, dict) else settings.model_dump())
-    differ = differences(old['settings'], now)
+    try: was = plain(Settings(**old['settings']).model_dump()) # With the defaults of keys that have been added since
+    except ValidationError: was = old['settings']
+    differ = differences(was, now)
     if not differ: return old
     if not has_trained(folder): return None
     raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}"
