@@ -22,8 +22,6 @@ def check_page_free(file):
             raise ValueError(f"{file} is there already and not a page of ours; it is left as it is. "
                              "Give another name with --out.")
 
-def _own_page(run): return (run if run.is_dir() else run.parent)/'report.html'
-
 @app.command()
 def report(
     runs:list[Path]=typer.Argument(..., metavar='RUN...',
@@ -51,7 +49,7 @@ def report(
         from proxy_attention.lab.report.run_verdict import summary, verdict
         from proxy_attention.lab.report.run_page import write_report
         if out is None and len(runs) > 1: out = Path('report.html')
-        check_page_free(_own_page(runs[0]) if out is None else out)
+        check_page_free(out or (runs[0] if runs[0].is_dir() else runs[0].parent)/'report.html')
         page = write_report(runs[0] if len(runs) == 1 else runs, out)
         if len(runs) == 1 and is_comparison(runs[0]):
             found = read_comparison(runs[0])

@@ -36,17 +36,15 @@ def init(
     """
     with answering(as_json) as answer:
         file = out/'settings.ini' if out.is_dir() else out
-        _write_new(file, _package_text() if images is None else _images_text(images, file))
+        _write_new(file, _text(images, file))
         what = f"wrote {file}; proxy-attention check says whether it is right, "
         if images is None: return answer(dict(file=file), what + "proxy-attention list what it describes")
         answer(dict(file=file, experiment='images'), what + f"proxy-attention run images{_flag(file)} trains on them")
 
-def _package_text():
+def _text(images, file):
+    "The package's settings; or such for a folder of images, named as it was given if the file is to lie here"
     from proxy_attention.lab.config.file import package_settings
-    return package_settings().read_bytes()
-
-def _images_text(images, file):
-    "Settings for a folder of images, named as it was given if the file is to lie here"
+    if images is None: return package_settings().read_bytes()
     from proxy_attention.lab.commands.images import images_settings
     here = file.absolute().parent == Path.cwd()
     return images_settings(images, None if here else images.absolute()).encode()

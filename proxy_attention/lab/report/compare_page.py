@@ -65,12 +65,12 @@ def comparison_text(found) -> str:
     shown = [k for k,head in enumerate(table['heads'])
              if head in ('Test accuracy', 'Seconds') or head.startswith(('Against', 'Not worse'))
              and any(r['cells'][k][0] not in ('–', 'best control') for r in table['rows'])]
-    def ends(arm):
-        right = [o['test_accuracy'] for o in arm_results(found, arm) if o['test_accuracy'] is not None]
-        return [share(f(right, default=None)) for f in (min, max)]
-    rows = [[r['name'], *ends(r['name']), *(text + words[css] for text,css in (r['cells'][k] for k in shown))]
-            for r in table['rows']]
-    heads = ['arm', 'lowest', 'highest', *(head[0].lower() + head[1:] for head in (table['heads'][k] for k in shown))]
+    heads = ['arm', *(head[0].lower() + head[1:] for head in (table['heads'][k] for k in shown))]
+    rows = [[r['name'], *(text + words[css] for text,css in (r['cells'][k] for k in shown))] for r in table['rows']]
+    heads[2:2] = 'lowest', 'highest'
+    for row in rows:
+        right = [o['test_accuracy'] for o in arm_results(found, row[0]) if o['test_accuracy'] is not None]
+        row[2:2] = (share(f(right, default=None)) for f in (min, max))
     results,steps = found['results'].values(), found['about']['steps']
     return '\n'.join([*aligned([heads, *rows], (1, 2, 3)), '',
                       f"Test accuracy of {plural(len(found['seeds']), 'seed')}, {steps} optimizer steps each. Audits: "

@@ -30,7 +30,6 @@ from .checkpoint import RunError, load_weights, save_weights
 from .folder import Run
 from .plan import precision
 from .state import damaged_file, is_run, last_state
-from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/04_job.ipynb #fd4601e8
 class RunContext:

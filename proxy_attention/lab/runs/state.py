@@ -103,10 +103,13 @@ def lock_folder(folder):
 # %% ../../../nbs/lab/runs/01_state.ipynb #a60b8f2d
 weight_keys = ('initial', 'weights', 'opt', 'seen', 'said') # Keys of the state that name files in `weights/`
 
+def read_states(folder) -> list: # None for one that isn't there, or is damaged
+    "The state of a run, and the one before"
+    return [read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak')]
+
 def last_state(folder) -> dict:
     "How far a run came, as far as that can be read"
-    found = (read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak'))
-    return next((s for s in found if s is not None), dict(next=['prepare'], record_bytes=0))
+    return next((s for s in read_states(folder) if s is not None), dict(next=['prepare'], record_bytes=0))
 
 def files_needed(state):
     "Files that a state builds on, as seen from the run's folder"

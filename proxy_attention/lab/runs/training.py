@@ -25,7 +25,6 @@ from .job import loaded, make_proxy_cb
 from .measuring import map_metrics
 from .plan import check_batches, named_fits, stage_fits
 from .stages import disk_error, save_gallery, update_early_stopping
-from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #c894d1a9
 def _epoch_line(epoch, planned, accuracy, loss, seconds_left):
