@@ -13,7 +13,7 @@ def arguments():
 
     def command(name, text): return commands.add_parser(name, help=text, description=text)
 
-    run = command('run', "Run the comparisons that the settings list, as far as the records don't hold their results, "
+    run = command('run', "Run the comparisons of comparisons.ini, as far as the records don't hold their results, "
                   "and report all of them.")
     report = command('report', "Make the report from the records; nothing is trained.")
     agree = command('agree', "Compare the maps of runs with those of a reference network on the same test images.")
@@ -28,11 +28,11 @@ def arguments():
         c.add_argument('--out', type=Path, default=HERE/'results'/f'{name}.jsonl', help="the record, JSON lines")
     for c in (run, report, transfer):
         c.add_argument('--settings', type=Path, default=HERE/'settings.ini',
-                       help="settings file (default: the study's)")
+                       help="settings file, with comparisons.ini beside it (default: the study's)")
     for c in (run, report):
         c.add_argument('--records', type=Path, default=HERE/'results'/'study',
                        help="where the records are, and the report")
-    run.add_argument('names', nargs='*', help="names of [comparison:NAME] sections (default: all)")
+    run.add_argument('names', nargs='*', help="names of sections of comparisons.ini (default: all)")
     run.add_argument('--out', type=Path, default=Path('runs/study'), help="where the runs are")
     run.add_argument('--jobs', type=int, help="runs at the same time, one thread each (default: one a core)")
     for c in (run, agree, transfer):

@@ -65,7 +65,7 @@ def _section(name, c, have):
 
 def study_report(
     records='results/study', # Folder of the records; the report goes there too: README.md and the drawings
-    settings=None, # Settings file that lists the comparisons; None: the working directory's, else the package's
+    settings=None, # Settings file, with comparisons.ini beside it; None: the working directory's, else the package's
 ) -> Path: # README.md
     "Answers, tables and drawings of all comparisons, from their records"
     listed,results,out,file = comparisons(settings), read_study(records), Path(records), check_report(records)

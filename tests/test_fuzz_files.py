@@ -224,7 +224,7 @@ def test_pages(pages, name, data):
 
 keys = st.sampled_from(['source', 'n_train', 'size', 'bs', 'arch', 'width', 'select', 'cycles', 'data', 'model', 'proxy', 'epochs', 'lr', 'scout', 'area', 'threshold', 'path', 'seed',
                         'until', 'monitor', 'strength', 'steps', 'share', 'rounds', 'nonsense'])
-sections = st.sampled_from(['[data:digits]', '[model:net]', '[proxy:all]', '[experiment:tiny]', '[experiment:../up]', '[sweep:s]', '[comparison:c]', '[DEFAULT]', '[x:', ']', '[data:]'])
+sections = st.sampled_from(['[data:digits]', '[model:net]', '[proxy:all]', '[experiment:tiny]', '[experiment:../up]', '[sweep:s]', '[DEFAULT]', '[x:', ']', '[data:]'])
 lines = st.one_of(sections, st.builds(lambda k, v: f'{k} = {v}', keys, st.one_of(hostile.map(str), st.integers(-2, 9).map(str), names)), st.text(max_size=20))
 
 @fuzz(0.8)

@@ -64,7 +64,7 @@ def test_one_of_several_is_named():
     two = settings('[cluster:a]', 'time = 5', '[cluster:b]')
     assert load_cluster('a', two).time == 5
     with pytest.raises(SettingsError, match='several clusters: a, b. Choose one with --cluster'): load_cluster(None, two)
-    with pytest.raises(SettingsError, match=r'no section \[cluster:c\]. Clusters: a, b'): load_cluster('c', two)
+    with pytest.raises(SettingsError, match=r'no section \[cluster:c\]. There are: a, b'): load_cluster('c', two)
 
 @pytest.mark.parametrize('key,value,said', [('time', 'soon', 'must be minutes, as 90, or hours'), ('time', '1:60:00', 'as 1:30:00'), ('time', '0', 'greater than or equal to 1'),
                                             ('memory_gb', '0', 'greater than 0'), ('gpus', '-1', 'greater than or equal to 0'), ('cpus', 'two', 'not a whole number'),

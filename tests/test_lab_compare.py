@@ -15,7 +15,9 @@ from lab_kit import INI, patch_name
 from proxy_attention.lab.compare import comparison as lab
 from proxy_attention.lab.runs import runner as experiment
 from proxy_attention.lab.compare.arm_settings import arm_settings, arms, fair_steps
-from proxy_attention.lab.compare.verdicts import check_fair, comparison_text, verdicts
+from proxy_attention.lab.compare.verdicts import check_fair, verdicts
+from proxy_attention.lab.report.compare_page import comparison_text
+from proxy_attention.lab.report.compare_verdict import comparison_verdict, read_comparison
 from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.compare.arms import controls
 from proxy_attention.lab.config.sections import ProxyConfig
@@ -178,7 +180,7 @@ def test_verdicts():
     assert rows['mine']['against_best']['arm'] == 'random_erasing' and rows['mine']['against_best']['low'] == pytest.approx(d.low)
     assert rows['mine']['against_erm']['arm'] == 'erm' and rows['mine']['against_erm']['cost'] == 1.25 and rows['random_erasing']['against_erm']['cost'] == 3.75
     assert 'against_erm' not in rows['erm'] and 'against_best' not in rows['random_erasing'] and rows['erm']['mean'] == pytest.approx(.4)
-    assert rows['mine']['against_best']['words'].endswith('over random_erasing at 0.33× its time')
+    assert rows['mine']['against_best']['cost'] == pytest.approx(1/3)
 
 def test_verdicts_pair_by_seed():
     "Not by place: arm b lacks seed 0"
@@ -198,7 +200,7 @@ def test_verdicts_of_not_worse():
     rows = {v['arm']: v for v in verdicts(fake(**NEAR), margin=0.005)}
     none,best = rows['mine']['against_erm'], rows['mine']['against_best']
     assert none['not_worse'] == dict(margin=0.005, shown=True, bound=pytest.approx(paired_t(NEAR['mine'], NEAR['erm'], 0.9).low))
-    assert none['words'].startswith('no effect shown against erm') and best['arm'] == 'mixup' and not best['not_worse']['shown']
+    assert none['low'] < 0 < none['high'] and best['arm'] == 'mixup' and not best['not_worse']['shown']
     assert not verdicts(fake(**NEAR), margin=0.0005)[2]['against_erm']['not_worse']['shown']
     by_bootstrap = verdicts(fake(**NEAR), margin=0.005, interval='bootstrap-t')[2]['against_erm']['not_worse']
     assert by_bootstrap['bound'] == not_worse(NEAR['mine'], NEAR['erm'], 0.005, interval='bootstrap-t')[1]
@@ -208,12 +210,13 @@ def test_verdicts_of_not_worse():
 def test_text_of_not_worse(tmp_path):
     def text(**kw):
         got = fake(**NEAR)
-        head = dict(kind='compare', seeds=list(range(5)), steps=8, interval='t', **kw)
+        head = dict(kind='compare', arms=list(NEAR), seeds=list(range(5)), steps=8, interval='t', **kw)
         (tmp_path/'record.jsonl').write_text('\n'.join(map(json.dumps, [head, *(r | dict(audit_ok=True) for r in got), *verdicts(got, **kw)])))
-        return comparison_text(tmp_path)
+        found = read_comparison(tmp_path)
+        return '\n'.join([comparison_text(found), *comparison_verdict(found)])
     asked = text(margin=0.005)
-    assert 'ot worse' not in text() and 'a loss of 0.5 points or more is ruled out' in asked
-    assert re.search(r'against erm +not worse than erm +against mixup +not worse than mixup\n', asked) and re.search(r'mine .* yes \(−0.1\) .* not shown \(−2.\d\)', asked)
+    assert 'ot worse' not in text() and 'not worse than erm by 0.5 points or more: mine' in asked
+    assert re.search(r'against erm +against mixup +not worse than erm +not worse than mixup +seconds\n', asked) and re.search(r'mine .* yes \(−0.1\) +not shown \(−2.\d\)', asked)
 
 def test_margin(run):
     "It judges runs that are there; head line, command, and the note hold it"
@@ -222,7 +225,7 @@ def test_margin(run):
     out = run(['random_erasing'], margin=0.25)
     head,*_,last = read_lines(out)
     assert head['margin'] == last['against_erm']['not_worse']['margin'] == 0.25 and '--margin 0.25' in head['command']
-    assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than erm' in comparison_text(out)
+    assert all(f.stat().st_mtime_ns == t for f,t in trained.items()) and 'not worse than erm' in comparison_text(read_comparison(out))
     assert read_lines(run(['random_erasing']))[0]['margin'] is None and '--margin' not in read_lines(out)[0]['command']
 
 def test_the_best_control_is_a_control():
@@ -231,7 +234,8 @@ def test_the_best_control_is_a_control():
 
 def test_text(run):
     out = run(['early_look'], 2, interval='bootstrap-t')
-    text = comparison_text(out)
+    found = read_comparison(out)
+    text = '\n'.join([comparison_text(found), *comparison_verdict(found)])
     assert 'early_look' in text and 'against erm' in text and '8 optimizer steps each' in text and '(bootstrap-t)' in text and 'of 2 seeds' in text and '4 of 4 runs clean' in text
 
 # --------------------------------------------------------------------------------------------------------------------------------------- errors

@@ -95,7 +95,7 @@ def test_mistakes_name_the_key(pets, kw, says): refused(says, config(**(dict(pat
 def test_folders_that_hold_no_classes(tmp_path):
     refused('there are no images in', config(path=tmp_path))
     put(tmp_path, ['a.png', 'cat/b.png'])
-    refused("labels='folder': 1 of the 2 images lie in the data set's folder itself.*a.png", config(path=tmp_path))
+    refused("labels='folder': 1 of its 2 images lie in the folder itself.*a.png", config(path=tmp_path))
     (tmp_path/'a.png').rename(tmp_path/'cat'/'a.png')
     refused("all 2 images .* have the label 'cat'", config(path=tmp_path))
     refused('is a file', config(path=tmp_path/'cat'/'a.png'))

@@ -27,11 +27,13 @@ data = digits
 model = net
 lr = 0.01
 steps = 8
-[comparison:strong]
+"""
+LIST = """\
+[strong]
 experiment = small
 arms = early_look
 seeds = 2
-[comparison:weak]
+[weak]
 experiment = small
 arms = early_look@layercam, random_erasing
 seeds = 2
@@ -39,13 +41,18 @@ first_seed = 7
 change = strength=0.5, steps=9
 """
 
+def write_study(old='', new=''):
+    "Settings and list of a study, with one change in either"
+    assert not old or old in INI + LIST
+    for file,text in (('settings.ini', INI), ('comparisons.ini', LIST)): Path(file).write_text(text.replace(old, new, 1) if old else text)
+
 @pytest.fixture(scope='session')
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('study')/'data'
 
 @pytest.fixture
 def study(cache, monkeypatch):
     "A function: run the study; which runs that took"
-    Path('settings.ini').write_text(INI)
+    write_study()
     ran = []
     real = compare_module.run_job
     patch_name(monkeypatch, 'run_job', lambda conf, folder, *args: ran.append('/'.join(Path(folder).parts[-4:])) or real(conf, folder, *args))
@@ -61,7 +68,7 @@ def weak(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp('weak')
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
-        Path('settings.ini').write_text(INI)
+        write_study()
         run_study(['weak'], settings='settings.ini', records='records', out='runs', data=cache, jobs=1, say=lambda *_: None)
     return folder
 
@@ -76,16 +83,16 @@ WEAK = sorted(f'weak/arms/{a}/{s}' for a in ('erm', 'early_look@layercam', 'rand
 # ---------------------------------------------------------------------------------------------------------------------------------------- running
 
 def test_the_list():
-    Path('settings.ini').write_text(INI)
+    write_study()
     listed = comparisons('settings.ini')
     assert list(listed) == ['strong', 'weak'] and listed['weak'].names == ['early_look@layercam', 'random_erasing'] and listed['weak'].seed_list == [7, 8]
     assert listed['weak'].overrides == ['strength=0.5', 'steps=9'] and listed['strong'].overrides == []
 
 @pytest.mark.parametrize('old, new, words', [('experiment = small\narms = early_look\n', 'experiment = smal\narms = early_look\n', "experiment:smal.*Did you mean 'small'"),
                                              ('seeds = 2\nfirst', 'seeds = 1\nfirst', 'seeds'), ('change = strength=0.5', 'change = strenth=0.5', 'strenth'), ('first_seed', 'fist_seed', 'first_seed'),
-                                             ('seeds = 2\nfirst', 'reference = strng\nseeds = 2\nfirst', "comparison:strng.*Did you mean 'strong'")])
+                                             ('seeds = 2\nfirst', 'reference = strng\nseeds = 2\nfirst', "reference='strng'.*'strong'")])
 def test_what_is_wrong_with_the_list_is_told_before_anything_runs(study, old, new, words):
-    Path('settings.ini').write_text(INI.replace(old, new, 1))
+    write_study(old, new)
     with pytest.raises(SettingsError, match=words): study(['strong'])
     assert not Path('runs').exists() and not Path('records').exists()
 
@@ -104,7 +111,7 @@ def test_what_is_somebody_else_s_is_left(study, file, words):
 
 def test_the_report_overwrites_nobody_s_page():
     from studies.report import study_report
-    Path('settings.ini').write_text(INI)
+    write_study()
     Path('README.md').write_text('# My project')
     with pytest.raises(ValueError, match="'README.md' is there already and not a report of ours"): study_report('.', 'settings.ini')
     assert Path('README.md').read_text() == '# My project'
@@ -125,7 +132,7 @@ def test_it_goes_on_from_its_records(weak_study):
     assert study(['weak']) == [] and len(study()) == 4
 
 def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
-    Path('settings.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing\nseeds = 2\nfirst_seed = 7\nchange = strength=0.5, steps=9', 'arms = random_erasing\nseeds = 2'))
+    write_study('arms = early_look@layercam, random_erasing\nseeds = 2\nfirst_seed = 7\nchange = strength=0.5, steps=9', 'arms = random_erasing\nseeds = 2')
     assert study(['strong']) == sorted(f'strong/arms/{a}/{s}' for a in ('erm', 'early_look') for s in (0, 1))
     assert study(['weak']) == sorted(f'weak/arms/random_erasing/{s}' for s in (0, 1))
     none = [[o for o in read_lines(f'records/{n}.jsonl') if o.get('arm') == 'erm' and o['kind'] == 'result'] for n in ('strong', 'weak')]
@@ -135,7 +142,7 @@ def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
 
 def test_other_settings_are_run_again(weak_study):
     shutil.rmtree('runs')
-    Path('settings.ini').write_text(INI.replace('lr = 0.01', 'lr = 0.02'))
+    write_study('lr = 0.01', 'lr = 0.02')
     assert weak_study(['weak']) == WEAK
 
 def test_the_method_of_an_arm(weak_study):
@@ -144,7 +151,7 @@ def test_the_method_of_an_arm(weak_study):
 
 @pytest.mark.parametrize('arm, words', [('erm@cam', "arm 'erm' makes no copies"), ('early_look@gradcm', 'gradcm'), ('early_lok@cam', "arms='early_lok'")])
 def test_arms_with_methods_that_cannot_be(study, arm, words):
-    Path('settings.ini').write_text(INI.replace('early_look@layercam', arm))
+    write_study('early_look@layercam', arm)
     with pytest.raises(ValueError, match=words): study(['weak'])
     assert not Path('runs').exists()
 
@@ -156,7 +163,8 @@ def command(monkeypatch, *args):
 def test_commands(tmp_path, monkeypatch, capsys):
     "Run, gone on with from the records alone, and reported; every flag arrives"
     monkeypatch.chdir(tmp_path)
-    Path('mine.ini').write_text(INI.replace('arms = early_look@layercam, random_erasing', 'arms = random_erasing'))
+    write_study('arms = early_look@layercam, random_erasing', 'arms = random_erasing')
+    Path('settings.ini').rename('mine.ini')
     where = '--settings', 'mine.ini', '--records', 'kept'
     command(monkeypatch, 'run', 'weak', *where, '--data', 'pictures', '--out', 'away', '--jobs', 1)
     assert '0 runs done, 4 to go' in capsys.readouterr().out and Path('pictures').is_dir() and [p.name for p in Path('away').iterdir()] == ['weak']

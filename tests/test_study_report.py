@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_study import INI, cache, study, weak, weak_study  # noqa: F401
+from test_study import LIST, cache, study, weak, weak_study, write_study  # noqa: F401
 from test_study_tables import results
 
 from proxy_attention.lab.metrics.stats import paired_t
@@ -51,8 +51,8 @@ def test_report_comes_back_identical(weak_study):  # noqa: F811
     assert {f.name: f.read_bytes() for f in Path('records').iterdir()} == before
 
 def test_report_of_the_gap(tmp_path):
-    Path('settings.ini').write_text(INI.replace('comparison:strong', 'comparison:digits_0').replace(
-        'comparison:weak]', 'comparison:images_120]\nreference = digits_0'))
+    write_study()
+    Path('comparisons.ini').write_text(LIST.replace('[strong]', '[digits_0]').replace('[weak]', '[images_120]\nreference = digits_0'))
     lines = results(erm=[.2, .4], default=[.6, .9])
     lines[2]['verdict'] = 'shortcut'
     for name,had in (('digits_0', results(erm=[1., .9])), ('images_120', lines), ('digits_95', results(erm=[.2, .3]))):

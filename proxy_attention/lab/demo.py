@@ -24,12 +24,12 @@ from .report.compare_page import write_compare_report
 def run_demo(
     policy:str|None=None, # An arm of `compare`, or a section [proxy:...]; None: the experiment's policy
     seed:int|None=None, # Of initial weights and order of the images; None: the experiment's
-    settings=None, # Settings file; None: the working directory's, else the package's
+    settings=None, # As in `compare`, as are the arguments behind `out`
     out='demo', # Folder of the two runs, the page and the picture
-    overrides=(), # Texts `key=value` that win over the settings
-    data='data', # Folder for data sets
-    jobs:int|None=None, # Runs at the same time; None: one a core
-    say=print, # What is said goes there
+    overrides=(),
+    data='data',
+    jobs:int|None=None,
+    say=print,
 ) -> Path: # Folder of the comparison
     "Train with the callback and without, equally long, and write `report.html` and `gallery.png`"
     conf = load_experiment('demo', settings, overrides)
@@ -49,12 +49,11 @@ def run_demo(
 def plot_gallery(
     run, # Folder of a run
     file, # The picture; removed where the run has no copies
-    n:int=9, # Columns
 ):
     "Original, map and copy of the first copies of a run, below each other"
     file,index = Path(file), Path(run)/'gallery'/'cycle0.json'
     file.unlink(missing_ok=True)
-    rows = json.loads(index.read_text(encoding='utf-8'))[:n] if index.is_file() else []
+    rows = json.loads(index.read_text(encoding='utf-8'))[:9] if index.is_file() else []
     if not rows: return
     fig,axs = plt.subplots(3, len(rows), figsize=(1.1*len(rows), 3.6), squeeze=False, layout='constrained')
     for column,row in zip(axs.T, rows):

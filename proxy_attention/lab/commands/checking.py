@@ -10,17 +10,18 @@ import re
 from difflib import get_close_matches
 
 from ..config.file import check_section, kinds, refs
-from ..config.problems import SettingsError, nearest_hint
-from ..config.settings import Settings, resolved
+from ..config.problems import SettingsError
+from ..config.settings import Settings
 
 # %% ../../../nbs/lab/commands/05_checking.ipynb #815ce66e
 def _readable(kind, values):
     "The section without what is wrong with it (None if that can't be made), and its keys in doubt"
-    known = kinds[kind].model_fields
-    made,wrong = check_section(kind, values)
+    cls = kinds[kind]
+    made,wrong = check_section(cls, values)
     bad = {key for key,*_ in wrong}
-    if made is None: made = check_section(kind, {k: v for k,v in values.items() if k not in bad})[0]
-    meant = {near for key in bad if key not in known for near in get_close_matches(str(key), known, 1, 0.5)}
+    if made is None: made = check_section(cls, {k: v for k,v in values.items() if k not in bad})[0]
+    meant = {near for key in bad if key not in cls.model_fields
+             for near in get_close_matches(str(key), cls.model_fields, 1, 0.5)}
     return made, bad | meant
 
 class _Found:
@@ -108,23 +109,6 @@ def _wrong_amounts(conf, split):
     except SettingsError as x: return [('experiment', 'steps', e.steps, str(x))]
     return wrong_amounts(conf, n, folds, why)
 
-# %% ../../../nbs/lab/commands/05_checking.ipynb #7829ac84
-def _wrong_comparison(file, c):
-    "Arms that don't exist, and changes that the experiment can't take: (key, value, message) each"
-    from proxy_attention.lab.compare.arms import arms
-    known = [*arms, *file.raw['proxy']]
-    out = [('arms', c.arms, f"there is no arm {a!r}. {nearest_hint(a, known, 'Arms')}")
-           for a in c.names if a.partition('@')[0] not in known]
-    before = _problems(file, c.experiment)
-    return out + [('change', c.change, p.message.removeprefix('--set '))
-                  for p in _problems(file, c.experiment, c.overrides) if p not in before]
-
-def _problems(file, name, changes=()):
-    "What is wrong with an experiment that is changed"
-    try: resolved(file, name, changes)
-    except SettingsError as e: return e.problems
-    return []
-
 # %% ../../../nbs/lab/commands/05_checking.ipynb #f2f3071c
 def _check_sections(found):
     "Tell what is wrong with sections, each by itself; the `_own_split` of each data set"
@@ -137,8 +121,6 @@ def _check_sections(found):
     for name,section,doubts in found.of('data'):
         wrong,splits[name] = _wrong_images(section, doubts)
         found.tell('data', name, wrong)
-    for name,section,doubts in found.of('comparison'):
-        if not doubts & {'arms', 'change'}: found.tell('comparison', name, _wrong_comparison(found.file, section))
     for name,section,_ in found.of('sweep'): found.tell('sweep', name, wrong_choices(section))
     return splits
 

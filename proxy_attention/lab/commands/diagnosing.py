@@ -9,11 +9,10 @@ __all__ = ['diagnose']
 import warnings
 from pathlib import Path
 from textwrap import fill
-from typing import Optional
 
 import typer
 
-from .app import answering, app, json_option
+from .app import Json, answering, app
 from .inspecting import check_page_free
 
 # %% ../../../nbs/lab/commands/07_diagnosing.ipynb #cf8140e8
@@ -60,26 +59,26 @@ def diagnose(
     what:Path=typer.Argument(..., metavar='LEARNER|RUN',
                              help="A learner that learn.export() wrote, or the folder of a finished run. Loading a "
                                   "learner runs code that is in its file: it must come from someone you trust."),
-    data:Optional[Path]=typer.Option(
+    data:Path|None=typer.Option(
         None, '--data', metavar='FOLDER',
         help="For a learner: images that it was not trained on, in a folder for each class (or such folders in train "
              "and valid). For a run, which knows its images: the folder that `run` was given (default: data)."),
-    train:Optional[Path]=typer.Option(
+    train:Path|None=typer.Option(
         None, '--train', metavar='FOLDER',
         help="Training images of a learner, in a folder for each class: for --scout, and to find duplicates "
              "(default: train in the folder of --data, if there is one)."),
-    scout:Optional[str]=typer.Option(
+    scout:str|None=typer.Option(
         None, '--scout', metavar='LENGTH',
         help="Train a second network, with new weights, without the place that the first relies on: is it a shortcut, "
              "or the object itself? Epochs, or 'N steps'; about as many as the first network had."),
-    area:Optional[float]=typer.Option(None, '--area', metavar='SHARE',
-                                      help="Share of each image that is erased for the verdict (default: 0.1)."),
+    area:float|None=typer.Option(None, '--area', metavar='SHARE',
+                                 help="Share of each image that is erased for the verdict (default: 0.1)."),
     max_images:int=typer.Option(500, '--max-images', metavar='N',
                                 help="Look at no more images than this, drawn at random."),
     seed:int=typer.Option(0, '--seed', help="Decides which images are drawn, and the second network's weights."),
-    out:Optional[Path]=typer.Option(
+    out:Path|None=typer.Option(
         None, '--out', metavar='FILE', help="The page (default: diagnosis.html, in the folder of a run, else here)."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Does a finished network rely on a shortcut, and on which? It is not trained, and stays as it is.
 

@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from ..data.items import DataError, checked, own_items
+from ..data.items import DataError, checked, existing_folder, own_items
 from ..data.splits import some, splits_of
 from ..config.sections import DataConfig
 
@@ -20,9 +20,7 @@ _fewest = 5 # Images of a class: some for each split
 
 def _listed(folder):
     "The images of a folder and their split, or an error that says what is wrong with it"
-    if not folder.is_dir():
-        raise DataError(f"--images {folder} {'is a file' if folder.exists() else 'is not there'}; "
-                        "give the folder that holds a folder of images for each class.")
+    existing_folder(folder, f"--images {folder}")
     if str(folder) != str(folder).strip() or '\n' in str(folder):
         raise DataError(f"--images {str(folder)!r}: a settings file can't hold this name.")
     conf = DataConfig(source='folder', path=str(folder))
@@ -33,11 +31,11 @@ def _listed(folder):
                         f"a class needs at least {_fewest}, some for each split.")
     return items, splits_of(items, conf, read=False)
 
-def _side(files, most=25):
+def _side(files):
     "The usual shorter side of the images in pixels, by some of them"
     from PIL import Image
     sides = []
-    for file in files[::max(1, len(files)//most)]:
+    for file in files[::max(1, len(files)//25)]:
         try:
             with Image.open(file) as img: sides.append(min(img.size))
         except OSError: continue

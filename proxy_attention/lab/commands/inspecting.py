@@ -7,11 +7,10 @@ __all__ = ['check_page_free', 'report', 'audit', 'clean']
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #6b7d65f8
 from pathlib import Path
-from typing import List, Optional
 
 import typer
 
-from .app import answering, app, json_option
+from .app import Json, answering, app
 
 # %% ../../../nbs/lab/commands/04_inspecting.ipynb #ac1d2fb0
 def check_page_free(file):
@@ -23,16 +22,14 @@ def check_page_free(file):
             raise ValueError(f"{file} is there already and not a page of ours; it is left as it is. "
                              "Give another name with --out.")
 
-def _own_page(run): return (run if run.is_dir() else run.parent)/'report.html'
-
 @app.command()
 def report(
-    runs:List[Path]=typer.Argument(..., metavar='RUN...',
+    runs:list[Path]=typer.Argument(..., metavar='RUN...',
                                    help="Folders of runs, of a demo or a comparison; or a record.jsonl."),
-    out:Optional[Path]=typer.Option(
+    out:Path|None=typer.Option(
         None, '--out', metavar='FILE',
         help="The page (default: report.html, in the folder of a single run, else here)."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Write the page of a run, of a comparison, or of several runs side by side: one HTML file that needs no other.
 
@@ -52,7 +49,7 @@ def report(
         from proxy_attention.lab.report.run_verdict import summary, verdict
         from proxy_attention.lab.report.run_page import write_report
         if out is None and len(runs) > 1: out = Path('report.html')
-        check_page_free(_own_page(runs[0]) if out is None else out)
+        check_page_free(out or (runs[0] if runs[0].is_dir() else runs[0].parent)/'report.html')
         page = write_report(runs[0] if len(runs) == 1 else runs, out)
         if len(runs) == 1 and is_comparison(runs[0]):
             found = read_comparison(runs[0])
@@ -67,7 +64,7 @@ def audit(
     folder:Path=typer.Argument(..., metavar='RUN',
                                help="Folder of a run, or of copies that the library made (as in .proxies)."),
     near:bool=typer.Option(True, '--near/--no-near', help="Look for images across the split that look alike?"),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Prove from the files of a run, by content, that nothing crossed from validation or test into training.
 
@@ -121,10 +118,10 @@ def _ours(folder):
 
 @app.command()
 def clean(
-    paths:Optional[List[Path]]=typer.Argument(None, metavar='[PATH...]', show_default=False,
-                                              help="Folders of runs, or of copies (default: .proxies)."),
+    paths:list[Path]|None=typer.Argument(None, metavar='[PATH...]', show_default=False,
+                                         help="Folders of runs, or of copies (default: .proxies)."),
     yes:bool=typer.Option(False, '--yes', '-y', help="Don't ask."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Delete what the library has written: a run (record, weights, copies, page), or copies alone. Other files stay.
 

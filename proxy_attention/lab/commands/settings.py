@@ -7,20 +7,19 @@ __all__ = ['init', 'check']
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #f89a269f
 from pathlib import Path
-from typing import Optional
 
 import typer
 
-from .app import answering, app, json_option, settings_option
+from .app import Ini, Json, answering, app
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #832f4a34
 @app.command()
 def init(
-    images:Optional[Path]=typer.Option(None, '--images', metavar='FOLDER',
-                                       help="Write one for these images: a folder of them for each class."),
+    images:Path|None=typer.Option(None, '--images', metavar='FOLDER',
+                                  help="Write one for these images: a folder of them for each class."),
     out:Path=typer.Option('.', '--out', metavar='FILE|FOLDER',
                           help="Where to: a new file, or a folder, which gets settings.ini."),
-    as_json:bool=json_option,
+    as_json:Json=False,
 ):
     """Write a settings file with comments, to be changed. It never overwrites one.
 
@@ -37,17 +36,15 @@ def init(
     """
     with answering(as_json) as answer:
         file = out/'settings.ini' if out.is_dir() else out
-        _write_new(file, _package_text() if images is None else _images_text(images, file))
+        _write_new(file, _text(images, file))
         what = f"wrote {file}; proxy-attention check says whether it is right, "
         if images is None: return answer(dict(file=file), what + "proxy-attention list what it describes")
         answer(dict(file=file, experiment='images'), what + f"proxy-attention run images{_flag(file)} trains on them")
 
-def _package_text():
+def _text(images, file):
+    "The package's settings; or such for a folder of images, named as it was given if the file is to lie here"
     from proxy_attention.lab.config.file import package_settings
-    return package_settings().read_bytes()
-
-def _images_text(images, file):
-    "Settings for a folder of images, named as it was given if the file is to lie here"
+    if images is None: return package_settings().read_bytes()
     from proxy_attention.lab.commands.images import images_settings
     here = file.absolute().parent == Path.cwd()
     return images_settings(images, None if here else images.absolute()).encode()
@@ -65,7 +62,7 @@ def _write_new(file, text):
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #54363cf8
 @app.command()
-def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
+def check(settings:Ini=None, as_json:Json=False):
     """Say everything that is wrong with the settings file, a line each, with line number: names, numbers, paths,
     amounts. Folders of images are listed; nothing is read or downloaded.
 
@@ -88,9 +85,9 @@ def check(settings:Optional[Path]=settings_option, as_json:bool=json_option):
         own = ''
         if settings is None and file is not None and file.file == package_settings():
             own = ", the package's own: there is no settings.ini here"
-        counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'comparison', 'sweep')}
+        counts = {k: 0 if file is None else len(file.raw[k]) for k in ('experiment', 'sweep')}
         told = [f"{n} {k}{'s' if n != 1 else ''}" for k,n in counts.items() if n or k == 'experiment']
-        good = (f"{' and '.join([', '.join(told[:-1]), told[-1]] if len(told) > 1 else told)} "
+        good = (f"{' and '.join(told)} "
                 f"{'is' if sum(counts.values()) == 1 else 'are'} right ({file and file.file}{own})")
         answer(dict(file=file and file.file, ok=not problems, **{f'{k}s': n for k,n in counts.items()},
                     problems=[p.to_dict() for p in problems]),

@@ -21,18 +21,12 @@ from .pool import as_they_end, run_end, run_job, steps_done, workers
 from ..config.sections import ClusterConfig
 from ..config.settings import load_cluster
 from ..metrics.text import plural
-from ..runs.checkpoint import RunError
+from ..runs.checkpoint import RunError, need
 from ..runs.folder import check_folder
 from ..runs.state import check_same, jobs_folder
 
 # %% ../../../nbs/lab/compare/03_cluster.ipynb #d2b3d611
-def need_submitit():
-    "submitit, or an error that says how to get it"
-    try: import submitit
-    except ImportError:
-        raise RunError("jobs of a cluster need the package submitit, which isn't installed: "
-                       "pip install 'proxy_attention[cluster]'.") from None
-    return submitit
+def need_submitit(): return need('submitit', 'jobs of a cluster need', 'cluster')
 
 @dataclass(frozen=True)
 class Cluster:
@@ -151,7 +145,7 @@ def run_as_job(
         return out
     def tick(): say(f"{plural(steps_done(out), 'step')} done")
     with cluster_jobs(cluster, out, 1, say) as pool:
-        for _,error in as_they_end(pool, [(out, run_job, (conf.model_dump(), out, str(data), command))], 1, tick):
-            if isinstance(error, LostJob): raise RunError(f"{error}. The same command goes on.")
-            if error is not None: raise error
+        for _,f in as_they_end(pool, [(out, run_job, (conf.model_dump(), out, str(data), command))], 1, tick):
+            try: f.result()
+            except LostJob as e: raise RunError(f"{e}. The same command goes on.") from None
     return out

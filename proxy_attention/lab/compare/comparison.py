@@ -92,9 +92,9 @@ def _run_all(todo, steps, data, command, jobs, say, write, cluster, out):
     # SLURM gets all of them, as one array, of which so many run at a time
     given = len(tasks) if cluster is not None and cluster.submit == 'slurm' else jobs
     with workers_of(cluster, out, jobs, say) as pool:
-        for (arm,seed,folder),error in as_they_end(pool, tasks, given, tick):
+        for (arm,seed,folder),f in as_they_end(pool, tasks, given, tick):
             ended += 1
-            if error is not None: failed.append((arm, seed, error)); continue
+            if (error := f.exception()) is not None: failed.append((arm, seed, error)); continue
             write()
             end = run_end(folder)
             say(f"{arm} seed {seed}: {end['test']['accuracy']:.1%} in {end['seconds']:.0f} s; "

@@ -57,13 +57,12 @@ class LocalQueue:
 def cancel_jobs(
     queue, # Of those above
     jobs:list, # submitit's
-    within:float=60., # Seconds to wait
 ) -> int: # How many there were
-    "Cancel jobs and wait until they are gone, for they hold their folders until then"
+    "Cancel jobs and wait, a minute at most, until they are gone, for they hold their folders until then"
     def left(): return [i for i,state in (queue.states(jobs) or {}).items() if state in active]
     if not (found := left()): return 0
     queue.cancel(jobs)
-    end = time.monotonic() + within
+    end = time.monotonic() + 60
     while left() and time.monotonic() < end: time.sleep(0.5)
     return len(found)
 

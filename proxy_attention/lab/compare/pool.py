@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
 
 from ...core import digest
 from ...files import read_lines
@@ -95,20 +96,18 @@ def _follow_parent():
 
 def as_they_end(
     pool, # What `workers` gives
-    tasks:list, # (key, function, arguments)
+    tasks, # (key, function, arguments) each, asked for when there is room for one more
     jobs:int, # At the same time
-    tick=None, # Called now and then while waiting
-    every:float=30., # Seconds between two calls of it
+    tick=None, # Called every half a minute of waiting
 ):
-    "Yield (key, exception or None) of each task as it ends"
-    tasks,running = list(tasks), {}
-    while tasks or running:
-        while tasks and len(running) < jobs:
-            key,f,args = tasks.pop(0)
-            running[pool.submit(f, *args)] = key
-        done = wait(running, timeout=every, return_when=FIRST_COMPLETED).done
+    "Yield (key, future) of each task as it ends"
+    tasks,running = iter(tasks), {}
+    while True:
+        for key,f,args in islice(tasks, jobs - len(running)): running[pool.submit(f, *args)] = key
+        if not running: return
+        done = wait(running, timeout=30, return_when=FIRST_COMPLETED).done
         if not done and tick is not None: tick()
-        for f in done: yield running.pop(f), f.exception()
+        for f in done: yield running.pop(f), f
 
 # %% ../../../nbs/lab/compare/02_pool.ipynb #8b64aed9
 def steps_done(folder) -> int:

@@ -22,7 +22,7 @@ from ..config.problems import SettingsError
 from ..config.search import Range
 from ..config.sections import ProxyConfig
 from ..config.settings import Settings
-from ..runs.checkpoint import RunError
+from ..runs.checkpoint import need
 
 # %% ../../../nbs/lab/compare/05_space.ipynb #199c867f
 def lower_is_better(objective): return objective in ('test_nll', 'test_ece')
@@ -74,13 +74,7 @@ def check_lengths(
                                 "Raise steps, or change the choices.")
 
 # %% ../../../nbs/lab/compare/05_space.ipynb #0dfe9f20
-def need_optuna():
-    "Optuna, or an error that says how to get it"
-    try: import optuna
-    except ImportError:
-        raise RunError("a sweep needs the package optuna, which isn't installed: "
-                       "pip install 'proxy_attention[sweep]'.") from None
-    return optuna
+def need_optuna(): return need('optuna', 'a sweep needs', 'sweep')
 
 @contextlib.contextmanager
 def quiet_optuna(optuna):

@@ -6,7 +6,6 @@
 __all__ = ['sweep']
 
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #1e7db454
-from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean
@@ -16,7 +15,7 @@ from ...files import read_lines
 from .arm_settings import fair_steps, train_size
 from .cluster import find_cluster, jobs_at_once, workers_of
 from .jobs import LostJob
-from .pool import run_job
+from .pool import as_they_end, run_job
 from .space import check_lengths, check_space, draw_trial, key_importance
 from .space import need_optuna, open_study, quiet_optuna, trial_settings
 from .sweep_report import objective_text, plot_sweep, setting_text, write_sweep
@@ -57,15 +56,15 @@ def _outcome(runs, objective):
 # %% ../../../nbs/lab/compare/07_sweep.ipynb #9571a54d
 def sweep(
     name:str, # Section [sweep:...] of the settings
-    settings=None, # Settings file; None: the working directory's, else the package's
+    settings=None, # As in `compare`, as are the arguments behind `trials`
     out=None, # Folder; None: runs/sweep_NAME
     trials:int|None=None, # How many policies are tried; None: the sweep's
-    jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
-    data='data', # Folder for data sets
-    overrides=(), # Texts `key=value` that win over the settings
-    say=print, # What is said goes there
-    submit:str|None=None, # slurm: trials are jobs of a cluster; local: the same, on this machine; None: processes
-    cluster:str|None=None, # Section [cluster:...] of the settings; None: the only one
+    jobs:int|None=None,
+    data='data',
+    overrides=(),
+    say=print,
+    submit:str|None=None,
+    cluster:str|None=None,
 ) -> Path: # Folder: `record.jsonl` has a line a trial, and the best; sweep.png shows them
     "Try policies until as many trials have ended as were asked for"
     asked = [] if trials is None else [f"sweep.trials={check_number('trials', trials, 1, 100000, whole=True)}"]
@@ -135,23 +134,19 @@ def _search(study, conf, steps, out, data, command, jobs, say, write, cluster):
     each = ' and '.join(f"{e} ({plural(steps[e], 'step')})" for e in conf.experiments)
     say(f"sweep {conf.name}: {plural(len(ended), 'trial')} of {s.trials} ended before, {left} to go, "
         f"{jobs} at a time; each is {plural(s.seeds, 'seed')} of {each}")
+    def tasks():
+        for k in range(left):
+            trial = under_way[k] if k < len(under_way) else draw_trial(study, s)
+            runs = runs_of(trial.number, trial.params)
+            yield (trial, runs), _trial, ([(c.model_dump(), folder) for *_,c,folder in runs], str(data), command)
     with workers_of(cluster, out, jobs, say) as pool:
-        running = {}
-        while left or running:
-            while left and len(running) < jobs:
-                trial = under_way.pop(0) if under_way else draw_trial(study, s)
-                runs = runs_of(trial.number, trial.params)
-                running[pool.submit(_trial, [(c.model_dump(), folder) for *_,c,folder in runs],
-                                    str(data), command)] = trial, runs
-                left -= 1
-            for f in wait(running, return_when=FIRST_COMPLETED).done:
-                trial,runs = running.pop(f)
-                got = _judged(f, runs, s.objective)
-                optuna.trial.Trial(study, trial._trial_id).set_user_attr('outcome', plain(got))
-                study.tell(trial.number, got['value'], State.COMPLETE if got['error'] is None else State.FAIL)
-                write()
-                _clean(runs)
-                say(_told(study, trial.number, trial.params, got, s.objective))
+        for (trial,runs),f in as_they_end(pool, tasks(), jobs):
+            got = _judged(f, runs, s.objective)
+            optuna.trial.Trial(study, trial._trial_id).set_user_attr('outcome', plain(got))
+            study.tell(trial.number, got['value'], State.COMPLETE if got['error'] is None else State.FAIL)
+            write()
+            _clean(runs)
+            say(_told(study, trial.number, trial.params, got, s.objective))
 
 def _judged(f, runs, objective):
     "What a trial came to that has ended"

@@ -8,18 +8,17 @@ __all__ = ['Problem', 'SettingsError', 'nearest_hint', 'error_words']
 # %% ../../../nbs/lab/config/02_problems.ipynb #4b3f20a2
 import difflib
 from dataclasses import asdict, dataclass
-from typing import Optional
 
 # %% ../../../nbs/lab/config/02_problems.ipynb #830ebf8e
 @dataclass(frozen=True)
 class Problem:
     "One thing that is wrong with a settings file"
     message: str # What, and what would be right
-    file: Optional[str] = None
-    line: Optional[int] = None # Counted from 1
-    section: Optional[str] = None
-    key: Optional[str] = None
-    value: Optional[str] = None
+    file: str|None = None
+    line: int|None = None # Counted from 1
+    section: str|None = None
+    key: str|None = None
+    value: str|None = None
 
     def __str__(self):
         where = [self.file or '', f"line {self.line}" if self.line else '', f"[{self.section}]" if self.section else '']

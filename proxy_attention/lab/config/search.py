@@ -7,7 +7,7 @@ __all__ = ['searchable_keys', 'SweepConfig', 'Range', 'comma_list']
 
 # %% ../../../nbs/lab/config/01_search.ipynb #ad34d800
 import re
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic import model_validator
@@ -19,8 +19,8 @@ from .sections import ProxyConfig, Section
 class Range(BaseModel):
     "All numbers from one to another: whole ones if both are"
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    low: Union[int, float]
-    high: Union[int, float] # Itself included
+    low: int|float
+    high: int|float # Itself included
     log: bool = False # As many draws from 1 to 10 as from 10 to 100?
 
 def comma_list(text):

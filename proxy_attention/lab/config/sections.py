@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['loop_keys', 'gate_keys', 'measures', 'Section', 'DataConfig', 'ModelConfig', 'ProxyConfig', 'ExperimentConfig',
-           'ComparisonConfig', 'ClusterConfig']
+           'ClusterConfig']
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #bce1f73c
 import math
 import re
 from dataclasses import fields
-from typing import Literal, Optional, Union
+from typing import Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
@@ -36,25 +36,25 @@ def _number(v):
 class DataConfig(Section):
     "A data set: where it is, what tells the labels, how it is split and read"
     source: str # Where it comes from: a key of `lab.data.sources.datasets`, as shortcut_digits, folder or csv
-    path: Optional[str] = None # Its folder; none: the source's own place
+    path: str|None = None # Its folder; none: the source's own place
     # What tells an image's label; none: the source's own way
-    labels: Optional[Literal['folder', 'pattern', 'csv', 'idx']] = None
+    labels: Literal['folder', 'pattern', 'csv', 'idx']|None = None
     # Regular expression on the path of an image inside of the folder; its group `label` (or only group) is the label
-    pattern: Optional[str] = None
-    table: Optional[str] = None # CSV file, inside of the folder
-    file_column: Optional[str] = None # Column that holds file names; none: file, else the first
-    label_column: Optional[str] = None # Column that holds labels; none: label, else the second
+    pattern: str|None = None
+    table: str|None = None # CSV file, inside of the folder
+    file_column: str|None = None # Column that holds file names; none: file, else the first
+    label_column: str|None = None # Column that holds labels; none: label, else the second
     # Regular expression (as pattern, group `group`) or CSV column: images of one group stay in one split
-    group: Optional[str] = None
+    group: str|None = None
     valid: float = Field(0.2, gt=0, lt=1) # Share of the images for validation
     test: float = Field(0.2, ge=0, lt=1) # Share of the images for the test
-    per_class: Optional[int] = Field(None, ge=1) # At most so many training images a class
-    n_train: Optional[int] = Field(None, ge=1) # Number of training images, instead of a share
-    n_valid: Optional[int] = Field(None, ge=1) # Number of validation images, instead of a share
-    n_test: Optional[int] = Field(None, ge=1) # Number of test images, instead of a share
+    per_class: int|None = Field(None, ge=1) # At most so many training images a class
+    n_train: int|None = Field(None, ge=1) # Number of training images, instead of a share
+    n_valid: int|None = Field(None, ge=1) # Number of validation images, instead of a share
+    n_test: int|None = Field(None, ge=1) # Number of test images, instead of a share
     # Cue in every image that tells the class: a key of `lab.data.shortcuts.shortcuts`;
     # none: shortcut_digits' square, else no cue
-    shortcut: Optional[str] = None
+    shortcut: str|None = None
     # Probability that the cue tells the class, in training and validation; in the test it never does. 0: nowhere
     strength: float = Field(0.95, ge=0, le=1)
     reserved: int = Field(0, ge=0) # shortcut_digits: so many digits are in no split, whatever the seed
@@ -62,7 +62,7 @@ class DataConfig(Section):
     size: int = Field(224, ge=8, le=4096) # Side of the image the network gets, in pixels
     resize: Literal['crop', 'pad', 'squish'] = 'crop' # How an image of another shape becomes a square
     # Augmentation in training: horizontal flips, fastai's aug_transforms, or its Random Erasing
-    augment: Optional[Literal['flip', 'standard', 'random_erasing']] = None
+    augment: Literal['flip', 'standard', 'random_erasing']|None = None
     seed: int = Field(0, ge=0, lt=2**32) # Decides the splits and what is drawn
     bs: int = Field(64, ge=1) # Images in a batch
     num_workers: int = Field(0, ge=0, le=256) # Processes that load images
@@ -80,9 +80,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     "A network"
     arch: str # A preset of `lab.models.zoo`, or any name timm or torchvision knows
-    weights: Optional[str] = None # imagenet, a file (safetensors, or a checkpoint of tensors), or none: random ones
-    width: Optional[int] = Field(None, ge=1, le=1024) # small_cnn: channels of its first convolution; none: 16
-    size: Optional[int] = Field(None, ge=8, le=4096) # Side of its input in pixels; none: the data set's
+    weights: str|None = None # imagenet, a file (safetensors, or a checkpoint of tensors), or none: random ones
+    width: int|None = Field(None, ge=1, le=1024) # small_cnn: channels of its first convolution; none: 16
+    size: int|None = Field(None, ge=8, le=4096) # Side of its input in pixels; none: the data set's
 
 # %% ../../../nbs/lab/config/00_sections.ipynb #21ac405f
 # All but `thresh`: an image of the lab's data sets has one label
@@ -92,17 +92,17 @@ _PolicyConfig = create_model('_PolicyConfig', __base__=Section, **_policy_keys)
 # %% ../../../nbs/lab/config/00_sections.ipynb #9592fa6b
 class ProxyConfig(_PolicyConfig):
     "A proxy policy, and how many cycles follow Stage 1"
-    layer: Optional[str] = None # Dotted name of the layer looked at; none: the last spatial one
-    format: Optional[Literal['png', 'jpg']] = None # Of the copies
-    max_gb: Optional[float] = Field(None, gt=0) # Copies may not take more disk than this
+    layer: str|None = None # Dotted name of the layer looked at; none: the last spatial one
+    format: Literal['png', 'jpg']|None = None # Of the copies
+    max_gb: float|None = Field(None, gt=0) # Copies may not take more disk than this
     cycles: int = Field(1, ge=0, le=1000) # How many times copies are made after a fit and trained on; 0: only a scout's
-    epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
-    cycle_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
+    epochs: int|None = Field(None, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3; none: the experiment's
+    cycle_epochs: int|None = Field(None, ge=1, le=10000) # Epochs of each Stage 3, where they differ from Stage 1's
     # Give images whose label is probably wrong no copy, and list them?
     # Networks of folds are trained for it, after Stage 1; no scout then
     label_gate: bool = False
     label_folds: int = Field(5, ge=2, le=20) # How many of them; each is trained without one fold
-    label_epochs: Optional[int] = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
+    label_epochs: int|None = Field(None, ge=1, le=10000) # Epochs of each; none: as Stage 1
 
     @field_validator('threshold', 'scout', mode='before')
     @classmethod
@@ -136,31 +136,31 @@ class ExperimentConfig(Section):
     "An experiment: which data set, network and policy, and how to train"
     data: str # Name of a [data:...] section
     model: str # Name of a [model:...] section
-    proxy: Optional[str] = None # Name of a [proxy:...] section; none: train without proxies
+    proxy: str|None = None # Name of a [proxy:...] section; none: train without proxies
     seed: int = Field(0, ge=0, lt=2**32) # Decides the initial weights and the order of the images
     epochs: int = Field(5, ge=1, le=10000) # Epochs of Stage 1 and of each Stage 3
     # Optimizer steps of all stages together, instead of epochs: the same for every policy
-    steps: Optional[int] = Field(None, ge=1)
+    steps: int|None = Field(None, ge=1)
     freeze_epochs: int = Field(0, ge=0, le=1000) # Before these, so many epochs of the head alone
     # Largest learning rate of each fit (one cycle); find: fastai's lr_find, before Stage 1
-    lr: Union[float, Literal['find']] = 1e-3
-    mix: Optional[Literal['mixup', 'cutmix']] = None # fastai's MixUp or CutMix in training
-    weight_decay: Optional[float] = Field(None, ge=0, le=10) # none: fastai's
+    lr: float|Literal['find'] = 1e-3
+    mix: Literal['mixup', 'cutmix']|None = None # fastai's MixUp or CutMix in training
+    weight_decay: float|None = Field(None, ge=0, le=10) # none: fastai's
     # What patience and rollback go by, on validation
-    monitor: Literal['train_loss', 'valid_loss', 'accuracy', 'precision', 'recall', 'f1'] = 'accuracy'
-    until: Optional[str] = None # Stop when this holds, such as accuracy>=0.95
-    patience: Optional[int] = Field(None, ge=1) # Stop after so many cycles without improvement
-    budget: Optional[float] = Field(None, gt=0) # Start no cycle after so many seconds of work
-    rollback: Optional[float] = Field(None, ge=0) # Undo a cycle that worsens monitor by more than this; none: never
+    monitor: Literal[measures] = 'accuracy'
+    until: str|None = None # Stop when this holds, such as accuracy>=0.95
+    patience: int|None = Field(None, ge=1) # Stop after so many cycles without improvement
+    budget: float|None = Field(None, gt=0) # Start no cycle after so many seconds of work
+    rollback: float|None = Field(None, ge=0) # Undo a cycle that worsens monitor by more than this; none: never
     precision: Literal['auto', 'fp32', 'fp16', 'bf16'] = 'auto' # auto: bf16 or fp16 where a GPU has it
     accumulate: int = Field(1, ge=1, le=4096) # Batches whose gradients are added up before a step
     auto_batch: bool = False # When memory runs out: halve the batch, double accumulate, and try again?
     # Only deterministic algorithms, so that a repeated run has the same weights to the bit (slower on a GPU)
     deterministic: bool = False
-    threads: Optional[int] = Field(None, ge=1, le=1024) # CPU threads of torch; none: as many as torch takes
-    judge: Optional[str] = None # Saliency method that judges maps against truth masks; none: one that doesn't erase
+    threads: int|None = Field(None, ge=1, le=1024) # CPU threads of torch; none: as many as torch takes
+    judge: str|None = None # Saliency method that judges maps against truth masks; none: one that doesn't erase
     # Report epochs and seconds to this validation accuracy; none: nine tenths of the best
-    target_accuracy: Optional[float] = Field(None, gt=0, le=1)
+    target_accuracy: float|None = Field(None, gt=0, le=1)
     # Keep the network's weights in torch's channels-last order?
     # Convolutions are faster with it, most of all on GPUs and for depthwise ones
     channels_last: bool = False
@@ -185,41 +185,18 @@ class ExperimentConfig(Section):
         if m and not math.isfinite(float(m[3])): raise ValueError('must be a finite number')
         return v
 
-class ComparisonConfig(Section):
-    "A comparison of a study: which experiment, which arms, how many seeds"
-    experiment: str # Name of an [experiment:...] section
-    arms: str # Names of arms or [proxy:...] sections, separated by commas; none is always among them
-    seeds: int = Field(5, ge=2, le=1000) # How many
-    first_seed: int = Field(0, ge=0, lt=2**32) # The first of them
-    # Name of the comparison whose plain training, without the shortcut, is what can be reached; none: no gap to close
-    reference: Optional[str] = None
-    change: str = '' # What differs from the experiment's sections: key=value or kind.key=value, separated by commas
-
-    @field_validator('change', mode='before')
-    @classmethod
-    def _none(cls, v): return v or ''
-
-    @property
-    def names(self) -> list: return [a.strip() for a in self.arms.split(',') if a.strip()]
-
-    @property
-    def overrides(self) -> list: return [c.strip() for c in self.change.split(',') if c.strip()]
-
-    @property
-    def seed_list(self) -> list: return list(range(self.first_seed, self.first_seed + self.seeds))
-
 # %% ../../../nbs/lab/config/00_sections.ipynb #7e301835
 class ClusterConfig(Section):
     "A cluster: what is asked for each of its jobs"
-    partition: Optional[str] = None # none: the cluster's own
+    partition: str|None = None # none: the cluster's own
     time: int = Field(60, ge=1, le=525600) # Minutes, or hours:minutes:seconds, until a job is stopped and queued again
-    memory_gb: Optional[float] = Field(None, gt=0, le=100000) # none: the cluster's own
+    memory_gb: float|None = Field(None, gt=0, le=100000) # none: the cluster's own
     cpus: int = Field(1, ge=1, le=1024) # Cores
     gpus: int = Field(0, ge=0, le=64) # Of one node
     array: int = Field(16, ge=1, le=10000) # At most so many jobs at a time
-    account: Optional[str] = None # Who pays; none: the user's own
-    qos: Optional[str] = None # Quality of service; none: the user's own
-    setup: Optional[str] = None # A line of shell before each job, such as module load cuda
+    account: str|None = None # Who pays; none: the user's own
+    qos: str|None = None # Quality of service; none: the user's own
+    setup: str|None = None # A line of shell before each job, such as module load cuda
 
     @field_validator('time', mode='before')
     @classmethod

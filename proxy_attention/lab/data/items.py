@@ -62,12 +62,18 @@ def search_paths(source:str) -> list:
     named = os.environ.get('PROXY_ATTENTION_DATA')
     return ([Path(named)/source] if named else []) + [Path('data')/source]
 
+def existing_folder(
+    path, # Of images
+    what:str, # How it was given, for errors
+) -> Path:
+    "The folder, or an error if it is none"
+    if Path(path).is_dir(): return Path(path)
+    raise DataError(f"{what} {'is a file' if Path(path).exists() else 'is not there'}; give the folder of the images, "
+                    "as one that holds a folder of images for each class.")
+
 def named_folder(path):
     "The folder that `path=` names"
-    if not Path(path).is_dir():
-        raise DataError(f"path={str(path)!r} {'is a file' if Path(path).exists() else 'is not there'}; "
-                        "it must be the folder of the images.")
-    return Path(path).absolute()
+    return existing_folder(path, f"path={str(path)!r}").absolute()
 
 def located(
     conf, # Data configuration
@@ -94,11 +100,11 @@ def located(
                         f"{search_paths(source)[-1]}, or set path= to its folder.") from None
 
 # %% ../../../nbs/lab/data/05_items.ipynb #5a6ef39e
-def image_files(root, source):
+def image_files(root, what:str='the data set'):
     "All image files below `root`, dot folders left out, sorted"
     from fastai.data.transforms import get_image_files # slow
     files = sorted(get_image_files(root))
-    if not files: raise DataError(f"data source={source!r}: there are no images in {root}.")
+    if not files: raise DataError(f"{what}: there are no images in {root}.")
     return files
 
 # %% ../../../nbs/lab/data/05_items.ipynb #a2ca71f1
@@ -128,12 +134,13 @@ def by_pattern(
 
 def by_folder(
     names, # Paths relative to the data set's folder, with /
+    what:str="labels='folder'", # How the folder was given, for errors
+    advice:str="Give a pattern= or a table=", # And what else could be done
 ) -> list:
     "The name of each file's parent folder"
-    bad = [n for n in names if '/' not in n]
-    if bad:
-        raise DataError(f"labels='folder': {len(bad)} of the {len(names)} images lie in the data set's folder itself, "
-                        f"not in the folder of a class: {some(bad)}. Give a pattern= or a table=, or move them.")
+    if bad := [n for n in names if '/' not in n]:
+        raise DataError(f"{what}: {len(bad)} of its {len(names)} images lie in the folder itself, not in the folder of "
+                        f"a class: {some(bad)}. {advice}, or move them.")
     return [n.split('/')[-2] for n in names]
 
 def groups_of(conf, names):
@@ -214,9 +221,9 @@ def from_table(
     return Items(root, [root/n for n in files], labels, groups)
 
 # %% ../../../nbs/lab/data/05_items.ipynb #97ad88cc
-def items_from_files(conf, root, source, alias=split_folders):
+def items_from_files(conf, root, alias=split_folders):
     "The images below `root`, labelled by folder or pattern"
-    files = image_files(root, source)
+    files = image_files(root)
     names = relative_names(files, root)
     how = check_choice('labels', conf.labels or ('folder' if conf.pattern is None else 'pattern'),
                        ('folder', 'pattern'))
@@ -239,7 +246,7 @@ def own_items(
 ) -> Items:
     "Images in a folder of one's own, labelled by parent folder, pattern or table"
     root = own_folder(conf)
-    return from_table(conf, root) if label_source(conf) == 'csv' else items_from_files(conf, root, conf.source)
+    return from_table(conf, root) if label_source(conf) == 'csv' else items_from_files(conf, root)
 
 def own_folder(conf):
     "The folder of one's own images"

@@ -51,7 +51,7 @@ def shortcut_digits(
     root = (Path(conf.path) if conf.path else
             Path(cache)/'shortcut_digits'/digest(json.dumps(recipe, sort_keys=True).encode())[:12])
     root = make_shortcut_digits(root.absolute(), **recipe)
-    files = image_files(root, conf.source)
+    files = image_files(root)
     names = relative_names(files, root)
     labels = by_folder(names)
     agreement = _agreement if kind == 'square' else _agreements(files, names, labels, read_cues(root))
@@ -81,7 +81,7 @@ def asl_digits(conf, cache:Path) -> Items:
     "Photos of hands that show the digits 0 to 9; a group is a person"
     root = located(conf, 'asl_digits',
                    "its ten folders 0 to 9 (https://github.com/ardamavi/Sign-Language-Digits-Dataset)")
-    items = items_from_files(conf, root, 'asl_digits')
+    items = items_from_files(conf, root)
     if items.groups is None and not conf.labels and not conf.pattern: items.groups = signer_blocks(items.names)
     return items
 
@@ -96,7 +96,7 @@ def _published(conf, source, published, names=None):
     url = getattr(URLs, published)
     layout = "its folders train and test (or val), with a folder a class in each,"
     root = located(conf, source, layout, url, lambda: untar_data(url))
-    items = items_from_files(conf, root, source, {'train': 'train', 'test': 'test', 'val': 'test', 'valid': 'test'})
+    items = items_from_files(conf, root, {'train': 'train', 'test': 'test', 'val': 'test', 'valid': 'test'})
     if items.fixed is None: raise DataError(f"data source={source!r}: {root} lacks {layout.removesuffix(',')}.")
     items.labels = [(names or {}).get(c, c) for c in items.labels]
     return items
@@ -115,7 +115,7 @@ debian_fashion = '/usr/share/datasets/fashion-mnist' # Debian's package dataset-
 
 def _from_idx(conf, root, cache, source, names=None):
     path,side = unpack_idx(root, cache, source, names)
-    files = image_files(path, source)
+    files = image_files(path)
     rel = relative_names(files, path)
     return Items(path, files, by_folder(rel), groups_of(conf, rel), folder_splits(rel), side)
 

@@ -10,7 +10,6 @@ import json
 import os
 from pathlib import Path
 
-from typing import Optional
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,7 +53,7 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True)
     files: list[FileName] # As seen from the root
     labels: list[str]
-    sha256: list[Optional[str]] # Of the content; None: it can't be read
+    sha256: list[str|None] # Of the content; None: it can't be read
 
     @model_validator(mode='after')
     def _same_length(self):

@@ -18,7 +18,7 @@ def num(v):
 def written(fmt, v): return '–' if num(v) is None else format(v, fmt)
 def share(v): return written('.1%', v)
 def count(v): return written(',.0f', v)
-def secs(v): return written('.1f', v)
+def secs(v): return written(',.1f', v)
 def loss_text(v): return written('.3f', v)
 
 # %% ../../../nbs/lab/metrics/00_text.ipynb #88c84187

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 from fastai.data.core import Datasets
-from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize, get_image_files
+from fastai.data.transforms import Categorize, EncodedMultiCategorize, MultiCategorize
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 
-from ..data.items import DataError, folder_splits
+from ..data.items import DataError, by_folder, existing_folder, folder_splits, image_files
 from ..data.split_file import relative_names
 from ..data.splits import some
 
@@ -58,22 +58,15 @@ def class_folders(
     name:str='--data', # Of the argument, for errors
 ) -> dict: # 'valid' and, where they are apart, 'train' → `FolderImages`
     "The images of a folder; a `DataError` if they aren't of classes that the network knows"
-    folder, what = Path(folder), f"{name} {folder}"
-    if not folder.is_dir():
-        raise DataError(f"{what} {'is a file' if folder.exists() else 'is not there'}; "
-                        "give the folder that holds a folder of images for each class.")
-    files = sorted(get_image_files(folder))
-    if not files: raise DataError(f"{what}: there are no images in this folder.")
+    what = f"{name} {folder}"
+    files = image_files(existing_folder(folder, what), what)
     names = relative_names(files, folder)
-    if loose := [n for n in names if '/' not in n]:
-        raise DataError(f"{what}: {len(loose)} of its {len(files)} images lie in the folder itself, not in the folder "
-                        f"of a class: {some(loose)}. Give the folder above, or move them.")
-    _check_known([f.parent.name for f in files], classes, what)
-    splits = folder_splits(names)
-    if splits is None: splits = {'valid': range(len(files))}
-    elif 'valid' not in splits: splits = {'train': splits['train'], 'valid': splits['test']}
-    found = {k: [files[i] for i in splits[k]] for k in ('train', 'valid') if k in splits}
-    return {k: FolderImages(v, [f.parent.name for f in v]) for k,v in found.items()}
+    labels = by_folder(names, what, "Give the folder above")
+    _check_known(labels, classes, what)
+    splits = folder_splits(names) or {'valid': range(len(files))}
+    if 'valid' not in splits: splits = {'train': splits['train'], 'valid': splits['test']}
+    return {k: FolderImages(*([of[i] for i in splits[k]] for of in (files, labels)))
+            for k in ('train', 'valid') if k in splits}
 
 _MAX_NAMES = 12 # Of classes in an error
 

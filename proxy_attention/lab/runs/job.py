@@ -30,7 +30,6 @@ from .checkpoint import RunError, load_weights, save_weights
 from .folder import Run
 from .plan import precision
 from .state import damaged_file, is_run, last_state
-from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/04_job.ipynb #fd4601e8
 class RunContext:
@@ -87,10 +86,9 @@ def make_learn(
     "A learner of the run: data, network, precision, accumulation"
     e,m = job.conf.experiment, job.conf.model
     dls = run_dls(job) if dls is None else dls
-    more = dict(width=m.width) if m.width is not None else {}
-    wd = dict(wd=e.weight_decay) if e.weight_decay is not None else {}
+    more = {k: v for k,v in dict(width=m.width, wd=e.weight_decay).items() if v is not None}
     learn = make_learner(dls, m.arch, weights=weights or 'none', size=job.size, cbs=list(cbs), path=job.run.folder,
-                         **wd, **more)
+                         **more)
     if job.accumulate > 1: learn.add_cb(GradientAccumulation(dls.bs*job.accumulate))
     if e.mix is not None: learn.add_cb(mixers[e.mix]())
     if e.channels_last: learn.model.to(memory_format=torch.channels_last)

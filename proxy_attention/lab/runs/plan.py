@@ -123,11 +123,6 @@ def known_amounts(conf) -> tuple: # (n, folds, why), as in `wrong_amounts`
     folds = min([b for b in (d.per_class, None if n is None else n//classes) if b is not None], default=None)
     return n, folds, f"the smallest class has at most {folds} training images"
 
-def _amounts(data, cache):
-    "(n, folds, why) of a data set, as in `wrong_amounts`"
-    with preserve_rng(): items = load_items(data, Path(cache))
-    return counted_amounts(items, splits_of(items, data)['train'])
-
 def counted_amounts(items, train) -> tuple: # (n, folds, why), as in `wrong_amounts`
     "What there is to train on"
     from proxy_attention.labels import most_folds # slow
@@ -163,7 +158,9 @@ def check_amounts(
     gated = conf.proxy is not None and conf.proxy.label_gate
     if not gated and conf.experiment.accumulate == 1: return # Nothing has to be counted
     key,counted = conf.data.model_copy(update=dict(augment=None)), {} if counted is None else counted
-    if key not in counted: counted[key] = _amounts(conf.data, cache)
+    if key not in counted:
+        with preserve_rng(): items = load_items(conf.data, Path(cache))
+        counted[key] = counted_amounts(items, splits_of(items, conf.data)['train'])
     _refuse(conf, wrong_amounts(conf, *counted[key]))
 
 # %% ../../../nbs/lab/runs/01_plan.ipynb #b7802c00

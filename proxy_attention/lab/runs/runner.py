@@ -95,10 +95,10 @@ def run_experiment(
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder of the run; None: runs/EXPERIMENT
     overrides=(), # Texts `key=value` that win over the settings
-    data='data', # Folder for data sets that are generated, unpacked or downloaded
+    data='data', # As in `run_settings`, as are `progress` and `say`
     again:bool=False, # Throw away what the folder holds of an earlier run, and start anew?
-    progress:bool=True, # Progress bars, where there is a terminal or a notebook to show them
-    say=print, # What is said goes there, a line a step
+    progress:bool=True,
+    say=print,
     start=run_settings, # Called with the checked settings
 ) -> Path: # Folder of the run
     "Stages 0 to 3 of an experiment, or what is left of them"

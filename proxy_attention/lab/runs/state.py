@@ -10,15 +10,15 @@ __all__ = ['check_same', 'is_run', 'jobs_folder', 'clean_run', 'lock_folder', 'S
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Optional, Union
+from typing import Annotated
 
 import filelock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ...core import digest, file_digest
 from ...files import read_json
-from ..config.file import kinds
 from ..config.schema import InsideName
+from ..config.settings import Settings
 from ..metrics.text import STEPS
 from .checkpoint import MADE_BY, SCHEMA, RunError, files, plain
 from ...manifest import StoreError, read_manifest
@@ -33,12 +33,6 @@ def differences(old, new, prefix=''):
         if isinstance(a, dict) and isinstance(b, dict): out += differences(a, b, f'{prefix}{k}.')
         else: out.append(f"{prefix}{k}: {a!r} then, {b!r} now")
     return out
-
-def _with_defaults(settings):
-    "Settings of an earlier version, with the defaults of keys that have been added since"
-    usual = {kind: {k: f.default for k,f in cls.model_fields.items() if not f.is_required()}
-             for kind,cls in kinds.items()}
-    return {k: {**usual[k], **v} if k in usual and isinstance(v, dict) else v for k,v in settings.items()}
 
 def delete_files(folder, keep=()):
     "Delete what a run has written, its `config.json` last: the mark that it is ours"
@@ -58,7 +52,9 @@ def check_same(
     if not isinstance(old.get('settings'), dict):
         raise RunError(f"{str(config)!r} is damaged, or not of a run. Give another folder.")
     now = plain(settings if isinstance(settings, dict) else settings.model_dump())
-    differ = differences(_with_defaults(old['settings']), _with_defaults(now))
+    try: was = plain(Settings(**old['settings']).model_dump()) # With the defaults of keys that have been added since
+    except ValidationError: was = old['settings']
+    differ = differences(was, now)
     if not differ: return old
     if not has_trained(folder): return None
     raise RunError(f"{str(folder)!r} holds a run with other settings ({'; '.join(differ[:4])}"
@@ -107,10 +103,13 @@ def lock_folder(folder):
 # %% ../../../nbs/lab/runs/01_state.ipynb #a60b8f2d
 weight_keys = ('initial', 'weights', 'opt', 'seen', 'said') # Keys of the state that name files in `weights/`
 
+def read_states(folder) -> list: # None for one that isn't there, or is damaged
+    "The state of a run, and the one before"
+    return [read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak')]
+
 def last_state(folder) -> dict:
     "How far a run came, as far as that can be read"
-    found = (read_state(Path(folder)/n) for n in ('state.json', 'state.json.bak'))
-    return next((s for s in found if s is not None), dict(next=['prepare'], record_bytes=0))
+    return next((s for s in read_states(folder) if s is not None), dict(next=['prepare'], record_bytes=0))
 
 def files_needed(state):
     "Files that a state builds on, as seen from the run's folder"
@@ -123,12 +122,8 @@ def damaged_file(
     under:str='', # Only files whose names begin so
 ) -> str|None: # As seen from the folder
     "The first file that a state builds on and that isn't as it was written; None if all are"
-    folder,sums = Path(folder), state.get('files', {})
-    names = dict.fromkeys([*files_needed(state), *sums]) # An earlier version has noted no checksums
-    for name in (n for n in names if n.startswith(under)):
-        whole = file_digest(folder/name) == sums[name] if name in sums else (folder/name).is_file()
-        if not whole: return name
-    return None
+    return next((name for name,sha in state.get('files', {}).items()
+                 if name.startswith(under) and file_digest(Path(folder)/name) != sha), None)
 
 def _damaged_record(folder, state):
     "Is the record not any more what it was when the state was written?"
@@ -158,34 +153,34 @@ def _is_step(value):
         raise ValueError(f"there is no step {value!r}")
     return value
 
-_Step = Annotated[list[Union[str, int]], Field(min_length=1), AfterValidator(_is_step)]
+_Step = Annotated[list[str|int], Field(min_length=1), AfterValidator(_is_step)]
 
 class State(BaseModel):
     "What `state.json` may hold; a step may add more"
     model_config = ConfigDict(strict=True, extra='allow', allow_inf_nan=False)
     next: _Step # The step that comes next, and its arguments
     record_bytes: int = Field(ge=0, lt=2**63) # The record's length when the last step ended
-    record_sha256: Optional[str] = None # Of so much of it
+    record_sha256: str|None = None # Of so much of it
     schema_: int = Field(SCHEMA, alias='schema')
     files: dict[InsideName, str] = {} # File that a later step needs → SHA-256
-    back: Optional['State'] = None # The state before the step that wrote the weights
-    initial: Optional[InsideName] = None
-    weights: Optional[InsideName] = None
-    opt: Optional[InsideName] = None
-    seen: Optional[InsideName] = None
-    said: Optional[InsideName] = None
-    suspects: Optional[InsideName] = None
+    back: 'State|None' = None # The state before the step that wrote the weights
+    initial: InsideName|None = None
+    weights: InsideName|None = None
+    opt: InsideName|None = None
+    seen: InsideName|None = None
+    said: InsideName|None = None
+    suspects: InsideName|None = None
     live: list[str] = [] # Ids of the copies that are trained on
     before: list[str] = []
     seconds: float = 0.
     seconds_labels: float = 0.
-    best: Optional[float] = None # Score of the best stage, and of the last that was kept
-    kept: Optional[float] = None
+    best: float|None = None # Score of the best stage, and of the last that was kept
+    kept: float|None = None
     stale: int = 0
     stop: str = ''
-    lr: Optional[float] = None
-    bs: Optional[int] = None
-    accumulate: Optional[int] = None
+    lr: float|None = None
+    bs: int|None = None
+    accumulate: int|None = None
 
 def read_state(file) -> dict|None:
     "The state in a file; None if there is none, or a damaged one"

@@ -19,13 +19,12 @@ from ..config.sections import measures
 from ..metrics.classification import CostMeter, classification_report, copies_mb
 from ..metrics.text import duration
 from ..models.learner import quiet
-from .checkpoint import RunError, load_opt, load_state, opt_state, plain, rng_state
+from .checkpoint import RunError, load_opt, load_state, need, opt_state, plain, rng_state
 from .checkpoint import save_state, save_weights, set_rng_state
 from .job import loaded, make_proxy_cb
 from .measuring import map_metrics
 from .plan import check_batches, named_fits, stage_fits
 from .stages import disk_error, save_gallery, update_early_stopping
-from fastai.callback import schedule  # noqa: F401  (patches fit_one_cycle, fine_tune and lr_find into Learner)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #c894d1a9
 def _epoch_line(epoch, planned, accuracy, loss, seconds_left):
@@ -40,7 +39,7 @@ class MetricsRecorder(Callback):
         self.record, self.say, self.gallery = run.record, run.say, run/'gallery'
         self.where, self.planned, self.later = dict(stage='train', cycle=cycle), planned, later
         self.vocab, self.meter = list(map(str, vocab)), CostMeter()
-        self.first, self.epochs, self.steps, self.images, self.seconds = 0, 0, 0, 0, {'train': 0., 'valid': 0.}
+        self.first, self.epochs, self.steps, self.images, self.seconds_train, self.seconds_valid = 0, 0, 0, 0, 0., 0.
         self.report, self.probs, self.diverged, self.scout, self.failed = None, [], False, None, ''
     def before_train(self):
         first = self.scout is None and self.where['cycle'] == 0 # later stages take up what the scouts found
@@ -68,19 +67,18 @@ class MetricsRecorder(Callback):
         if self.epoch < self.first or self.diverged: return # skipped: it is in the record already
         loss,*rest = self.recorder.values[-1]
         self.epochs, self.images = self.epochs + 1, self.images + self.seen
-        self.seconds = {'train': self.seconds['train'] + self.took, 'valid': self.seconds['valid'] + self.took_valid}
+        self.seconds_train, self.seconds_valid = self.seconds_train + self.took, self.seconds_valid + self.took_valid
         self.last = {'train_loss': loss, 'valid_loss': rest[0],
                      **{k: self.report[k] for k in measures if k in self.report}}
         self.record('epoch', **self.where, epoch=self.epochs, step=self.steps, lr=float(self.opt.hypers[-1]['lr']),
                     **self.last, seconds_train=self.took, seconds_valid=self.took_valid,
                     images_per_second=self.seen/self.took, **self.meter.row())
         self.say(_epoch_line(self.epochs, self.planned, self.report['accuracy'], rest[0],
-                            sum(self.seconds.values())/self.epochs*(self.planned + self.later - self.epochs)))
+                            (self.seconds_train + self.seconds_valid)/self.epochs
+                            *(self.planned + self.later - self.epochs)))
 
-    def state(self): return dict(epochs=self.epochs, steps=self.steps, images=self.images, seconds=dict(self.seconds))
-    def load(self, state):
-        self.epochs, self.steps, self.images, self.seconds = (state[k]
-                                                              for k in ('epochs', 'steps', 'images', 'seconds'))
+    def state(self): return {k: vars(self)[k] for k in ('epochs', 'steps', 'images', 'seconds_train', 'seconds_valid')}
+    def load(self, state): vars(self).update(state)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #a9be1326
 keep_every = 50 # A checkpoint is written when so many times the seconds it takes have passed
@@ -175,10 +173,8 @@ def run_fits(job, learn, watch, fits):
 
 def tensorboard(folder):
     "fastai's TensorBoard callback, with its files in `folder`"
-    try: from fastai.callback.tensorboard import TensorBoardCallback
-    except ImportError:
-        raise RunError("tensorboard=true needs the package tensorboard: "
-                       "pip install 'proxy_attention[track]'.") from None
+    need('tensorboard', 'tensorboard=true needs', 'track')
+    from fastai.callback.tensorboard import TensorBoardCallback
     return TensorBoardCallback(log_dir=folder, trace_model=False, log_preds=False)
 
 # %% ../../../nbs/lab/runs/05_training.ipynb #132d4916
@@ -222,8 +218,8 @@ def train(job, cycle:int):
                accumulate=job.accumulate, epochs=watch.epochs, steps=watch.steps, lr=lr,
                train_loss=watch.last['train_loss'], valid_loss=watch.last['valid_loss'], valid=watch.report,
                **map_metrics(job, learn, 'valid', cap=200),
-               rolled_back=back, seconds_train=watch.seconds['train'], seconds_valid=watch.seconds['valid'],
-               images_per_second=watch.images/watch.seconds['train'], proxies_mb=copies_mb(run/'proxies'),
+               rolled_back=back, seconds_train=watch.seconds_train, seconds_valid=watch.seconds_valid,
+               images_per_second=watch.images/watch.seconds_train, proxies_mb=copies_mb(run/'proxies'),
                **watch.meter.row())
     if watch.scout is not None: st['live'] = watch.scout['ids']
     kept = dict(live=st['before']) if back else dict(live=st['live'], weights=names[0], opt=names[1],
