@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -262,6 +261,13 @@ def test_a_trial_whose_audit_is_not_clean_is_not_chosen(search, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------------- killed, several
 
+@pytest.fixture(scope='module')
+def blind(cache, tmp_path_factory): # noqa: F811
+    "A real search of two trials, each drawn without a look at the others, for reading only"
+    folder = tmp_path_factory.mktemp('blind')
+    (folder/'settings.ini').write_text(INI)
+    return sweep('find', folder/'settings.ini', folder/'out', 2, 1, cache, ['sweep.probe=false'], lambda *_: None)
+
 def test_killed_between_its_steps(search, monkeypatch):
     "While a trial is drawn, runs, is told or is tidied up"
     quick(monkeypatch)
@@ -280,18 +286,16 @@ def test_killed_between_its_steps(search, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")
 @pytest.mark.filterwarnings('ignore:.*fork.*')
-def test_killed(search):
-    start = time.monotonic()
-    whole = search('sweep.probe=false', out='whole', trials=3)
-    took,kills = time.monotonic() - start, 0
-    for share in (.1, .3, .2, .4, .3, .5, 1, 2, 4):
-        pid = child(lambda: search('sweep.probe=false', out='killed', trials=3))
+def test_killed(search, blind):
+    took,kills = sum(o['seconds'] for o in trials(blind)), 0
+    for share in (.1, .3, .2, .4, .3, .5, 1, 2, 4, 8):
+        pid = child(lambda: search('sweep.probe=false', out='killed'))
         status = ended(pid, share*took)
         if status is not None: break
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         kills += 1
-    assert kills >= 3 and status == 0 and free('killed') == free(whole)
+    assert kills >= 3 and status == 0 and free('killed') == free(blind)
     assert not list(Path('killed').rglob('*.safetensors'))
 
 def test_half_a_line_in_the_journal(search, monkeypatch):
@@ -300,11 +304,11 @@ def test_half_a_line_in_the_journal(search, monkeypatch):
     with open('swept/journal.log', 'a') as f: f.write('{"op_code": 4, "wor')
     assert drawn(search(trials=3)) == drawn(search(out='whole', trials=3))
 
-def test_in_two_processes(search):
+def test_in_two_processes(search, blind):
     said = []
-    here,there = search('sweep.probe=false', out='here'), search('sweep.probe=false', out='there', jobs=2, say=said.append)
-    assert '2 at a time' in said[0] and drawn(here) == drawn(there), "blind draws don't depend on each other"
-    assert sorted(free(there)[:-1], key=lambda o: o['number']) == free(here)[:-1]
+    there = search('sweep.probe=false', out='there', jobs=2, say=said.append)
+    found = sorted(free(there)[:-1], key=lambda o: o['number'])
+    assert '2 at a time' in said[0] and found == free(blind)[:-1], "blind draws don't depend on each other"
 
 def test_only_one_at_a_time(search, monkeypatch):
     quick(monkeypatch)
