@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_lab_experiment import cache, lines  # noqa: F401
+from test_lab_experiment import lines
 from typer.testing import CliRunner
 
 from lab_kit import INI
@@ -160,7 +160,7 @@ def test_a_scheduler_that_does_not_answer_loses_no_job(monkeypatch, tmp_path):
 STEPS = ['proxy=early', 'freeze_epochs=0', 'steps=40', 'n_train=40', 'n_valid=20', 'n_test=20', 'data.bs=20'] # long enough to be killed
 
 @needs_submitit
-def test_a_killed_and_requeued_job_ends_with_the_same_record(cache): # noqa: F811
+def test_a_killed_and_requeued_job_ends_with_the_same_record(cache):
     file = settings()
     def run(out, **kw): return compare('try', [], 1, file, out, STEPS, cache, say=lambda _: None, **kw)
     alone,arm = run('alone', jobs=1), Path('there')/'arms'/'erm'/'0'
@@ -195,7 +195,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(lab, 'cluster_jobs', jobs)
     return asked
 
-def test_a_run_is_a_job(cache, at_once): # noqa: F811
+def test_a_run_is_a_job(cache, at_once):
     args = ['run', 'try', '--settings', settings(), '--data', str(cache), '--submit', 'local', *(w for s in STEPS[:2] + ['steps=8', 'n_train=40', 'n_test=20'] for w in ('--set', s))]
     got = CliRunner().invoke(cli.app, args)
     assert got.exit_code == 0 and at_once == [('local', 'runs/try', 1)] and Path('runs/try/report.html').exists() and [o['kind'] for o in lines('runs/try')][-1] == 'end'
@@ -203,13 +203,13 @@ def test_a_run_is_a_job(cache, at_once): # noqa: F811
     got = CliRunner().invoke(cli.app, args)
     assert got.exit_code == 0 and 'done already' in got.stdout and len(at_once) == 1, 'what is done is no job'
 
-def test_trials_are_jobs(cache, at_once): # noqa: F811
+def test_trials_are_jobs(cache, at_once):
     pytest.importorskip('optuna')
     file = settings('[sweep:find]', 'experiment = try', 'trials = 2', 'seeds = 1', 'area = 0.1, 0.2', 'cycles = 1', '[cluster:a]', 'array = 3')
     out = sweep('find', file, data=cache, overrides=['freeze_epochs=0', 'steps=12', 'n_train=40', 'n_test=20'], say=lambda _: None, submit='local', jobs=2)
     assert at_once == [('local', 'runs/sweep_find', 2)] and [o['kind'] for o in read_lines(out)] == ['sweep', 'trial', 'trial', 'best']
 
-def test_a_lost_trial_is_not_the_policys_fault(cache, monkeypatch, at_once): # noqa: F811
+def test_a_lost_trial_is_not_the_policys_fault(cache, monkeypatch, at_once):
     pytest.importorskip('optuna')
     class Lost:
         def submit(self, f, *args):

@@ -44,9 +44,6 @@ from proxy_attention.lab.runs.state import is_run
 from proxy_attention.files import read_lines
 from proxy_attention.shortcut_test import Verdict
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory): return tmp_path_factory.mktemp('lab')/'data'
-
 @pytest.fixture
 def run(cache):
     "A function: run the experiment with these changes; folder of the run"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_lab_cli import answer
 from test_lab_cli import run as command
 from test_lab_cli import wrong as wrong_command
-from test_lab_experiment import cache, child, ended, lines  # noqa: F401
+from test_lab_experiment import child, ended, lines
 
 from lab_kit import patch_name
 from proxy_attention.lab.config.settings import Settings
@@ -76,7 +76,7 @@ merge = add
 
 
 @pytest.fixture
-def search(cache): # noqa: F811
+def search(cache):
     "A function: the sweep with these changes; its folder"
     Path('settings.ini').write_text(INI)
     def _search(*overrides, out='swept', **kw):
@@ -105,7 +105,7 @@ def free(out): return [{k: v for k,v in o.items() if k != 'seconds'} for o in re
 # ------------------------------------------------------------------------------------------------------------------------------------ a search
 
 @pytest.fixture(scope='module')
-def found(cache, tmp_path_factory): # noqa: F811
+def found(cache, tmp_path_factory):
     "A real search over two experiments and two seeds"
     folder = tmp_path_factory.mktemp('found')
     (folder/'settings.ini').write_text(INI)
@@ -262,7 +262,7 @@ def test_a_trial_whose_audit_is_not_clean_is_not_chosen(search, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------------- killed, several
 
 @pytest.fixture(scope='module')
-def blind(cache, tmp_path_factory): # noqa: F811
+def blind(cache, tmp_path_factory):
     "A real search of two trials, each drawn without a look at the others, for reading only"
     folder = tmp_path_factory.mktemp('blind')
     (folder/'settings.ini').write_text(INI)
@@ -464,7 +464,7 @@ def test_the_packages_own_sweep():
 
 # --------------------------------------------------------------------------------------------------------------------------------- command line
 
-def test_command(search, cache, monkeypatch): # noqa: F811
+def test_command(search, cache, monkeypatch):
     quick(monkeypatch)
     args = ['sweep', 'find', '--jobs', '1', '--data', cache, '--out', 'a b']
     got = command(*args, '--trials', '3', '--set', 'sweep.seed=1')
