@@ -59,6 +59,20 @@ def data_dir():
     return path.resolve()
 
 @pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+    "Where the data sets of the lab's runs are generated"
+    return tmp_path_factory.mktemp('lab')/'data'
+
+@pytest.fixture(scope='session')
+def two_arms(cache, tmp_path_factory):
+    "The folder of a comparison of `early` with `erm`, two seeds, for reading only"
+    from lab_kit import INI, SMALL
+    from proxy_attention.lab.compare.comparison import compare
+    folder = tmp_path_factory.mktemp('two_arms')
+    (folder/'settings.ini').write_text(INI)
+    return compare('try', ['early'], 2, folder/'settings.ini', folder/'out', SMALL, cache, jobs=1, say=lambda *_: None)
+
+@pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     "36 images of three classes, for reading only"
     from kit import make_shapes

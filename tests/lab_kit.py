@@ -54,6 +54,7 @@ lr = 0.01
 deterministic = true
 threads = 1
 """
+SMALL = ['proxy=early', 'freeze_epochs=0', 'steps=8', 'n_test=20'] # Changes for a comparison of short runs
 
 
 def report(rng, names, accuracy, n=300, groups=False):

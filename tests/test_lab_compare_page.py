@@ -1,12 +1,13 @@
 """The page of a comparison: it claims what the intervals allow and no more, says what is missing, and takes any record."""
 import json
 import re
+import shutil
 
 import pytest
 from compare_kit import LEVELS, make_comparison
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, widths  # noqa: F401
+from test_lab_page import browse, check, drawn_once, framed, hostile, in_browser, rows_of, widths  # noqa: F401
 
 from proxy_attention.lab.compare.arms import arm_kind, arms, controls
 from proxy_attention.lab.compare.verdicts import verdicts
@@ -221,12 +222,17 @@ def test_everything_is_text(tmp_path):
 
 values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10**20, 10**20), st.floats(), st.text(max_size=5)), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=3), s, max_size=2), max_leaves=5)
 
+@pytest.fixture
+def folder(tmp_path):
+    made = make_comparison(tmp_path/'any', dict(erm=.5, mixup=.5, early_look=.7), seeds=range(3))
+    shutil.copy(made/'record.jsonl', made/'whole.jsonl')
+    return made
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 14), st.sampled_from(['arm', 'seed', 'arms', 'seeds', 'test_accuracy', 'valid_accuracy', 'curve', 'copies', 'seconds', 'steps', 'settings', 'command', 'interval', 'audit_ok',
                                                                'against_erm', 'against_best', 'map_on_digit', 'split_sha256', 'initial_sha256', 'kind']), values), max_size=8))
-def test_any_record(tmp_path_factory, changes):
-    folder = make_comparison(tmp_path_factory.mktemp('any'), dict(erm=.5, mixup=.5, early_look=.7), seeds=range(3))
-    lines = [json.loads(line) for line in (folder/'record.jsonl').read_text().splitlines()]
+def test_any_record(folder, drawn_once, changes): # noqa: F811
+    lines = [json.loads(line) for line in (folder/'whole.jsonl').read_text().splitlines()]
     for i,key,v in changes:
         if i % len(lines) or key != 'kind': lines[i % len(lines)][key] = v
     (folder/'record.jsonl').write_text('\n'.join(map(json.dumps, lines)))
@@ -246,5 +252,5 @@ def test_in_a_browser(tmp_path, browse): # noqa: F811
     dom,complaints,_ = browse(f'file://{tmp_path}/pressed.html')
     lit = re.findall(r'<g class="curve ([^"]*) lit"', dom)
     assert complaints == [] and lit and all('arm2' in c.split() for c in lit) and 'aria-pressed="true"' in dom
-    (tmp_path/'frame.html').write_text(framed(page.read_text(), 390))
-    assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == (390, 390)
+    (tmp_path/'frame.html').write_text(framed(390, page.read_text()))
+    assert widths(browse(f'file://{tmp_path}/frame.html')[0]) == [(390, 390)]

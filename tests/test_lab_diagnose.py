@@ -32,7 +32,7 @@ COLOURS = {'blue': (40, 40, 220), 'red': (220, 40, 40)}
 
 def make_images(root):
     rng = np.random.default_rng(0)
-    for split,n in (('train', 80), ('valid', 120)):
+    for split,n in (('train', 80), ('valid', 80)):
         for k in range(n):
             name = list(COLOURS)[k % 2]
             img = rng.integers(0, 90, (32, 32, 3))
@@ -83,7 +83,7 @@ def test_a_planted_shortcut_is_named(made, tmp_path):
     page = tmp_path/'page.html'
     got = diagnose(made.file, '--data', made.images, '--scout', 24, '--out', page)
     assert got.exit_code == 1, (got.output, got.exception)
-    assert f'looking at 120 validation images in {made.images}' in got.output
+    assert f'looking at 80 validation images in {made.images}' in got.output
     assert 'Shortcut found' in got.output and 'patches look alike' in got.output and f'page   {page}' in got.output
     text = page.read_text()
     assert 'A shortcut was found' in text and 'called a shortcut' in text and 'src="http' not in text
@@ -102,7 +102,7 @@ def test_the_answer_is_that_of_the_learner_itself(made, needed):
 def test_without_a_second_network_it_stays_open(needed):
     assert (needed['verdict'], needed['shortcut'], needed['code']) == ('needed', False, 2)
     assert needed['accuracy'] > 0.95 > 0.7 > needed['accuracy_erased_there'] and needed['accuracy_without'] is None
-    assert needed['images'] == 120 and needed['doubts'] == [] and needed['duplicates'] == []
+    assert needed['images'] == 80 and needed['doubts'] == [] and needed['duplicates'] == []
 
 def test_the_page_lies_here(made, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def test_which_images(made):
     some, other = (found(made.file, '--data', made.images/'valid', '--max-images', 30, '--seed', s) for s in (0, 1))
     assert some['images'] == other['images'] == 30 and some['by_class'] != other['by_class']
     said = diagnose(made.file, '--data', made.images/'valid', '--max-images', 30).output
-    assert 'looking at 30 of 120 images in' in said
+    assert 'looking at 30 of 80 images in' in said
 
 def test_training_images(made, tmp_path):
     "They are for duplicates and for the second network"
@@ -134,7 +134,7 @@ def test_training_images(made, tmp_path):
 def test_a_test_set_does_as_well(made, tmp_path):
     shutil.copytree(made.images/'train', tmp_path/'train')
     shutil.copytree(made.images/'valid', tmp_path/'test')
-    assert [len(v.files) for v in class_folders(tmp_path, COLOURS).values()] == [80, 120]
+    assert [len(v.files) for v in class_folders(tmp_path, COLOURS).values()] == [80, 80]
 
 def test_progress_in_a_terminal(made, monkeypatch):
     monkeypatch.setattr(scout, 'sys', SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
@@ -206,9 +206,9 @@ def test_few_training_images_are_one_batch(made, tmp_path):
     (['export.pkl', '--data', 'export.pkl'], '--data export.pkl is a file'),
     (['export.pkl', '--data', 'empty'], '--data empty: there are no images'),
     (['export.pkl', '--data', 'images', '--train', 'empty'], '--train empty: there are no images'),
-    (['export.pkl', '--data', 'images/valid/red'], '60 of its 60 images lie in the folder itself'),
+    (['export.pkl', '--data', 'images/valid/red'], '40 of its 40 images lie in the folder itself'),
     (['export.pkl', '--data', 'strange'], "doesn't know the classes cat, dog; it knows blue, red."),
-    (['export.pkl', '--data', 'one'], 'all 60 images are of class red'),
+    (['export.pkl', '--data', 'one'], 'all 40 images are of class red'),
     (['export.pkl', '--data', 'images/valid', '--scout', '3'], 'give them with --train FOLDER'),
     (['export.pkl', '--data', 'images', '--scout', '10%'], 'give epochs, or'),
     (['export.pkl', '--data', 'images', '--scout', 'x'], "scout='x'"),

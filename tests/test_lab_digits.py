@@ -72,7 +72,7 @@ def test_split_depends_on_the_seed_only(few, few_digits, tmp_path):
     name = split_files(digits, 'train')[7].relative_to(digits)
     for one,other in zip(truth_masks(digits/name), truth_masks(weaker/name)): assert (one == other).all()
 
-@pytest.mark.parametrize('strength, n', [(0.95, 1200), (0.3, 400)])
+@pytest.mark.parametrize('strength, n', [(0.95, 800), (0.3, 300)])
 def test_strength_respected(tmp_path, strength, n):
     path = draw(tmp_path/'d', strength=strength, seed=3, n_train=n, n_test=10)
     for split in ('train', 'valid'):

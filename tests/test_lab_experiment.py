@@ -44,14 +44,25 @@ from proxy_attention.lab.runs.state import is_run
 from proxy_attention.files import read_lines
 from proxy_attention.shortcut_test import Verdict
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory): return tmp_path_factory.mktemp('lab')/'data'
-
 @pytest.fixture
 def run(cache):
     "A function: run the experiment with these changes; folder of the run"
     Path('settings.ini').write_text(INI)
     def _run(*overrides, out='run', **kw): return run_experiment('try', 'settings.ini', out, overrides, cache, say=lambda *_: None, **kw)
+    return _run
+
+@pytest.fixture
+def run_until(run, monkeypatch):
+    "A function: as `run`, but stopped as soon as a line of this kind is in the record"
+    def _run(kind, *overrides, **kw):
+        def record(self, found, **values):
+            real(self, found, **values)
+            if found == kind: raise KeyboardInterrupt
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            real = lab.Run.record
+            m.setattr(lab.Run, 'record', record)
+            run(*overrides, **kw)
+        return Path(kw.get('out', 'run'))
     return _run
 
 def lines(folder, *kinds):
@@ -140,7 +151,7 @@ def test_every_cost_is_there(usual):
 
 def test_the_record_does_not_grow_with_the_data(run):
     size = lambda *o: (run(*o, out=f'run{o[2]}')/'record.jsonl').stat().st_size
-    small,large = size(*ONE, 'n_train=20', 'n_valid=10'), size(*ONE, 'n_train=100', 'n_valid=60')
+    small,large = size(*ONE, 'n_train=20', 'n_valid=10'), size(*ONE, 'n_train=60', 'n_valid=40')
     assert abs(small - large) < 0.05*small
 
 def test_no_proxies_at_all(run):
@@ -163,18 +174,18 @@ def test_stage_1_is_a_plain_fine_tune(run, cache):
 @pytest.mark.parametrize('test', ['true', 'false'])
 def test_one_engine(run, cache, test):
     "A run with a scout and a user's own line with the same settings and seed end with the same weights"
-    out = run('proxy=scouted', 'cycles=0', f'proxy.scout_test={test}')
+    out = run('proxy=scouted', 'cycles=0', 'experiment.epochs=1', f'proxy.scout_test={test}')
     conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
     with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
         job = lab.RunContext(r, conf, cache)
         lab.prepare(job)
         job.seed('train', 0)
         learn = loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', select=None, path='own', verbose=False)])
-        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 0.01, freeze_epochs=1)
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
     found = next(o for o in lines(out) if o['kind'] == 'scout')
     assert found['steps'] >= 3 and found['copies'] == len(learn.proxies) == (0 if test == 'true' else 30)
-    assert [o['steps'] for o in lines(out) if o['kind'] == 'stage'] == [9] and lines(out)[-1]['audit']['ok']
+    assert [o['steps'] for o in lines(out) if o['kind'] == 'stage'] == [6] and lines(out)[-1]['audit']['ok']
 
 def test_the_copies_of_a_scout_stay(run):
     out = run('proxy=scouted')
@@ -197,7 +208,7 @@ def go_on(work, moments, most):
         os.waitpid(pid, 0)
         kills += 1
 
-@pytest.mark.parametrize('change', [('experiment.epochs=1',), ('proxy=early', 'steps=12', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2', 'experiment.epochs=1'),
+@pytest.mark.parametrize('change', [('experiment.epochs=1',), ('proxy=early', 'steps=12', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2', 'experiment.epochs=1', 'cycles=1'),
                                     ('proxy=tested', 'steps=12', 'freeze_epochs=0'), ('proxy=scouted', 'experiment.epochs=1'),
                                     pytest.param(('label_gate=true', 'label_folds=2', 'accept=true', 'experiment.epochs=1', 'cycles=1'), marks=needs_cleanlab)],
                          ids=['on', 'early', 'seen', 'tested', 'scouted', 'labels'])
@@ -217,35 +228,31 @@ def test_killed_at_any_moment(run, change, monkeypatch):
 test_killed_at_any_moment.pytestmark = [*test_killed_at_any_moment.pytestmark, *forks]
 
 def test_killed_at_every_write(run, monkeypatch):
-    "Before each file that is moved to its place"
+    "Before a file is moved to its place: what a killed process leaves is the folder as it is then"
     patch_name(monkeypatch, 'keep_every', 0)
-    whole = run(*ONE, 'share=0.1', out='whole')
-    real,moves = os.replace, []
-    monkeypatch.setattr(os, 'replace', lambda a, b: moves.append(b) or real(a, b))
-    run(*ONE, 'share=0.1', out='counted')
+    real,moves,left = os.replace, [], []
+    def replace(a, b):
+        if len(moves) % 6 == 0: left.append(shutil.copytree('whole', f'left{len(moves)}'))
+        moves.append(b)
+        return real(a, b)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', replace)
+        whole = run(*ONE, 'share=0.1', out='whole')
     assert len(moves) > 12
-    def dying(out, at):
-        calls = []
-        def replace(a, b):
-            calls.append(b)
-            if len(calls) == at: os.kill(os.getpid(), signal.SIGKILL)
-            return real(a, b)
-        os.replace = replace
-        run(*ONE, 'share=0.1', out=out)
-    for at in range(1, len(moves)+1, 6):
-        os.waitpid(child(lambda: dying(f'k{at}', at)), 0) # noqa: B023
-        out = run(*ONE, 'share=0.1', out=f'k{at}')
-        assert lines(out) == lines(whole) and same(final(out), final(whole)) and copies(out) == copies(whole), moves[at-1]
+    for out in left: assert alike(run(*ONE, 'share=0.1', out=out), whole), moves[int(out[4:])]
 
-test_killed_at_every_write.pytestmark = forks
+@pytest.fixture(scope='module')
+def found_shortcut(unchanging):
+    with pytest.MonkeyPatch.context() as m:
+        verdict_of(m, 'shortcut')
+        return unchanging(*TESTED)
 
 @pytest.mark.parametrize('where', ['.png', '.jpg'], ids=['copies', 'gallery'])
 @pytest.mark.filterwarnings('ignore:.*no copies.*')
-def test_a_disk_that_is_full_for_a_moment_is_an_error(run, monkeypatch, where):
+def test_a_disk_that_is_full_for_a_moment_is_an_error(run, found_shortcut, monkeypatch, where):
     "A run that went on without a scout's copies, or with a page whose pictures are broken, would look like any other"
     verdict_of(monkeypatch, 'shortcut')
-    whole = run(*TESTED, out='whole')
-    real,failed = os.replace, []
+    whole,real,failed = found_shortcut, os.replace, []
     def replace(a, b):
         if str(b).endswith(where) and not failed:
             failed.append(b)
@@ -334,6 +341,15 @@ def goes_on(run, cache):
         return said
     return _goes_on
 
+@pytest.fixture
+def begins():
+    "A function: what the run in `run` is told as it goes on; it is stopped before its first step, which is that of the state `at`"
+    def _begins(at):
+        said = []
+        with lab.Run('run', json.loads(Path('run/config.json').read_text()), said.append) as r: assert r.state == at
+        return said
+    return _begins
+
 def alike(a, b): return lines(a) == lines(b) and same(final(a), final(b)) and copies(a) == copies(b)
 
 def emptied(file): file.write_bytes(b'')
@@ -367,8 +383,7 @@ def test_a_damaged_checkpoint_is_dropped(run, stops, goes_on, monkeypatch, harm)
 
 @pytest.mark.parametrize('harm, step, name, back', [
     (cut, ('train', 0), 'weights/initial.safetensors', 'Stage 0, split and initial weights'), (flipped, ('proxies', 1), 'weights/train0.safetensors', 'Stage 1'),
-    (emptied, ('train', 1), 'weights/train0.pt', 'Stage 1'), (flipped, ('train', 1), 'proxies/', 'Stage 2, cycle 1'),
-    *((harm, ('test',), 'weights/train1.safetensors', 'Stage 3, cycle 1') for harm in (emptied, cut, flipped, Path.unlink))])
+    (emptied, ('train', 1), 'weights/train0.pt', 'Stage 1'), (flipped, ('train', 1), 'proxies/', 'Stage 2, cycle 1'), (Path.unlink, ('test',), 'weights/train1.safetensors', 'Stage 3, cycle 1')])
 def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
     "The run goes back to the last step whose files are whole, says so, and ends as if nothing had happened"
     out = stops(*step)
@@ -377,13 +392,20 @@ def test_a_damaged_file_is_made_again(stops, goes_on, harm, step, name, back):
     assert name in first and f'missing or damaged; goes on from {back}, the last step whose files are whole' in first
     assert alike('run', stops('end'))
 
+@pytest.mark.parametrize('harm', [emptied, cut, flipped])
+def test_however_a_file_is_damaged_the_run_goes_back(stops, begins, harm):
+    out = stops('test')
+    before = json.loads((out/'state.json.bak').read_text())
+    harm(out/'weights'/'train1.safetensors')
+    assert 'weights/train1.safetensors is missing or damaged; goes on from Stage 3, cycle 1' in begins(before)[0]
+
 def test_a_record_that_lost_its_last_line(stops, goes_on):
     cut(stops('train', 1)/'record.jsonl')
     assert 'record.jsonl is missing or damaged; goes on from Stage 2, cycle 1' in goes_on()[0] and alike('run', stops('end'))
 
 @needs_cleanlab
 def test_a_damaged_fold_is_trained_again(run, cache, monkeypatch):
-    change,said = ('label_gate=true', 'label_folds=2', *ONE), []
+    change,said = ('label_gate=true', 'label_folds=2', 'freeze_epochs=0', *ONE), []
     whole = run(*change, out='whole')
     with monkeypatch.context() as m:
         real = lab.steps['labels']
@@ -408,16 +430,17 @@ def test_a_file_that_no_step_can_do_without_is_one_clear_error(run, stops, goes_
 
 @pytest.mark.parametrize('text', ['', '{"next": ["tr', '[]', 'null', '{}', '{"next": "train", "record_bytes": 0}', '{"next": [], "record_bytes": 0}', '{"next": ["test"], "record_bytes": "9"}',
                                   '{"next": ["test"], "record_bytes": 0, "weights": 5}', '{"next": ["test"], "record_bytes": 0, "files": []}', '{"next": ["test"], "record_bytes": -1}', '{"next": ["test"], "record_bytes": 0, "seconds": NaN}', '\x00\xff', None])
-def test_a_damaged_state(stops, goes_on, text):
+def test_a_damaged_state(stops, begins, goes_on, text):
     "The state before is used, and that is said; without it there is an error"
     out = stops('test')
+    kept = (out/'state.json.bak').read_bytes()
     if text is None: (out/'state.json').unlink()
     else:
-        kept = (out/'state.json.bak').read_bytes()
         for n in ('state.json', 'state.json.bak'): (out/n).write_text(text, encoding='latin-1')
         with pytest.raises(RunError, match=r"'run' can't go on: state.json is missing or damaged.*--again"): goes_on()
         (out/'state.json.bak').write_bytes(kept)
-    assert 'state.json is missing or damaged; goes on from Stage 3, cycle 1' in goes_on()[0] and alike('run', stops('end'))
+    said = goes_on() if not text else begins(json.loads(kept))
+    assert 'state.json is missing or damaged; goes on from Stage 3, cycle 1' in said[0] and (text or alike('run', stops('end')))
 
 def test_a_damaged_config_is_one_clear_error(stops, goes_on):
     from proxy_attention.lab.runs.state import check_same
@@ -496,22 +519,38 @@ def test_no_footprint(run):
 
 SMALL = ['experiment.epochs=1', 'freeze_epochs=0', 'cycles=1', 'share=0.5', 'experiment.seed=1']
 
+def outcome(folder, *kinds): return [{k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')} for o in lines(folder, *kinds)]
+
+@pytest.fixture
+def departs(run, monkeypatch):
+    "A function: does the record of a run become another than `usual`? The run is stopped as soon as it does"
+    def _departs(usual, *overrides, kinds=()):
+        real = lab.Run.record
+        def record(self, *args, **values):
+            real(self, *args, **values)
+            found = outcome(self.folder, *kinds)
+            if found != usual[:len(found)]: raise KeyboardInterrupt
+        monkeypatch.setattr(lab.Run, 'record', record)
+        try: return outcome(run(*overrides), *kinds) != usual
+        except KeyboardInterrupt: return True
+    return _departs
+
 @pytest.fixture(scope='module')
-def unchanged(unchanging): return lines(unchanging(*SMALL))
+def unchanged(unchanging): return outcome(unchanging(*SMALL))
+
+def test_what_changes_nothing_does_not_depart(departs, unchanged): assert not departs(unchanged, *SMALL)
 
 @pytest.mark.parametrize('override', ['experiment.seed=2', 'data.seed=1', 'lr=0.02', 'experiment.epochs=3', 'freeze_epochs=1', 'weight_decay=5', 'width=5', 'data.bs=15',
                                       'accumulate=2', 'augment=flip', 'strength=0.1', 'share=0.4', 'area=0.3', 'place=random', 'repeat=2', 'mix=mixup', 'mix=cutmix', 'augment=random_erasing', 'method=layercam', 'cycles=2', 'cycle_epochs=2',
                                       'scout=2 steps', 'merge=replace', 'data.size=48', 'model.size=64', 'judge=gradcam++',
                                       'target_accuracy=0.01', 'n_test=20', 'data.per_class=2', 'accept=true'])
-def test_every_key_changes_the_outcome(run, unchanged, override):
-    a,b = unchanged, lines(run(*SMALL, override))
-    drop = lambda o: {k: v for k,v in o.items() if k not in ('settings', 'settings_sha256')}
-    assert list(map(drop, a)) != list(map(drop, b))
+def test_every_key_changes_the_outcome(departs, unchanged, override):
+    assert departs(unchanged, *SMALL, override)
 
 SCOUTED = ['proxy=scouted', 'cycles=0', 'freeze_epochs=0']
 
 @pytest.fixture(scope='module')
-def usual_scout(unchanging): return lines(unchanging(*SCOUTED), 'epoch')
+def usual_scout(unchanging): return outcome(unchanging(*SCOUTED), 'epoch')
 
 def test_scouts_are_announced_and_their_verdict_is_said(cache):
     Path('settings.ini').write_text(INI)
@@ -525,8 +564,8 @@ def test_scouts_are_announced_and_their_verdict_is_said(cache):
     assert 'scouts train first' not in said('proxy=unsure', 'cycles=1', 'other')
 
 @pytest.mark.parametrize('override', ['scout=4 steps', 'scout_select=wrong', 'scout_merge=add', 'scout_test=true', 'repeat=2', 'fill=black', 'area=0.3', 'method=layercam', 'place=random'])
-def test_every_key_of_a_scout_changes_what_is_trained(run, usual_scout, override):
-    assert lines(run(*SCOUTED, override), 'epoch') != usual_scout
+def test_every_key_of_a_scout_changes_what_is_trained(departs, usual_scout, override):
+    assert departs(usual_scout, *SCOUTED, override, kinds=['epoch'])
 
 @pytest.mark.parametrize('asked', [True, False])
 def test_channels_last(run, monkeypatch, asked):
@@ -617,18 +656,18 @@ def test_the_real_tests_leave_a_line(run):
     assert 30 <= c['n'] <= 50 and c['control'] is None, "a scout's held-out images"
     assert found['text'] and read_lines(out)[-1]['seconds_scout'] > 0
 
-def test_a_scout_in_epochs_and_in_percent(run):
+def test_a_scout_in_epochs_and_in_percent(run_until):
     from proxy_attention.scout import FROZEN_STEPS
-    of = lambda scout, *more: lines(run('proxy=early', f'scout={scout}', *more, out=f'{scout}{len(more)}'), 'scout')[0]['steps']
+    of = lambda scout, *more: lines(run_until('scout', 'proxy=early', f'scout={scout}', *more, out=f'{scout}{len(more)}'), 'scout')[0]['steps']
     assert [of('1'), of('50%'), of('10%', 'steps=20', 'freeze_epochs=0')] == [3, FROZEN_STEPS, 2], "the first fit is a frozen epoch of three steps"
 
-def test_copies_of_a_scout_are_drawn_as_often_as_asked(run):
-    (stage,) = stages(run('proxy=early', 'repeat=3', *TESTED[1:]), 'train')
+def test_copies_of_a_scout_are_drawn_as_often_as_asked(run_until):
+    (stage,) = stages(run_until('stage', 'proxy=early', 'repeat=3', *TESTED[1:]), 'train')
     assert (stage['items'], stage['proxies']) == (30 + 3*30, 30)
 
-def test_an_unset_scout_is_the_library_s(run):
+def test_an_unset_scout_is_the_library_s(run_until):
     assert 'scout' not in lab.load_experiment('try', 'settings.ini', ['proxy=tested', 'scout=']).proxy.policy
-    assert [o['kind'] for o in lines(run('proxy=tested', 'scout='))].count('scout') == 1
+    assert [o['kind'] for o in lines(run_until('stage', 'proxy=tested', 'scout='))].count('scout') == 1
 
 def test_early_stopping():
     from proxy_attention.lab.config.sections import ExperimentConfig
@@ -659,8 +698,8 @@ def test_steps_of_all_stages_add_up(cycles, cycle_epochs):
     assert sum(each) == 100 and min(each) > 0 and (cycle_epochs is None or each[1:] == [6*cycle_epochs]*cycles)
     with pytest.raises(SettingsError, match='steps=5 is too little'): stage_steps(5, 5, 0)
 
-def test_find_lr(run):
-    out = run('lr=find', 'data.bs=4', 'proxy=none')
+def test_find_lr(run_until):
+    out = run_until('stage', 'lr=find', 'data.bs=4', 'proxy=none')
     found = lines(out, 'find_lr')[0]['lr']
     assert found > 0 and lines(out, 'stage')[0]['lr'] == found
 
@@ -668,7 +707,7 @@ def test_ever_wrong_knows_what_training_saw(run, monkeypatch):
     seen = []
     real = seen_log
     patch_name(monkeypatch, 'seen_log', lambda state: seen.append(int(state['wrong'].sum())) or real(state))
-    out = run('proxy=seen')
+    out = run('proxy=seen', *ONE)
     assert seen and stages(out, 'proxies')[0]['proxies'] == seen[0] > 0
 
 def test_keep_all(run):
@@ -704,9 +743,9 @@ def test_labels_in_doubt_are_listed_and_not_erased(run, cache):
     assert all(o['seconds'] > 0 for o in costs) and costs[-1]['seconds'] > costs[0]['seconds'] and not list((out/'weights').glob('labels*'))
 
 @needs_cleanlab
-def test_few_are_named_in_the_record(run, monkeypatch):
+def test_few_are_named_in_the_record(run_until, monkeypatch):
     patch_name(monkeypatch, 'named', 2)
-    out = run('label_gate=true', 'label_folds=2', 'cycles=1')
+    out = run_until('labels', 'label_gate=true', 'label_folds=2', 'cycles=1')
     assert len(lines(out, 'labels')[0]['files']) == 2 < lines(out, 'labels')[0]['suspects'] == len(json.loads(listed(out))['suspects'])
 
 GATED = ['label_gate=true', 'label_folds=2', 'experiment.epochs=1', 'cycles=1']
@@ -714,16 +753,26 @@ GATED = ['label_gate=true', 'label_folds=2', 'experiment.epochs=1', 'cycles=1']
 @pytest.fixture(scope='module')
 def usual_gate(unchanging): return unchanging(*GATED)
 
+@pytest.fixture
+def until_copies(run, monkeypatch):
+    "A function: the folder of a run that is stopped before it makes copies"
+    def stop(*args): raise KeyboardInterrupt
+    def _run(*overrides):
+        monkeypatch.setitem(lab.steps, 'proxies', stop)
+        with pytest.raises(KeyboardInterrupt): run(*overrides)
+        return Path('run')
+    return _run
+
 @needs_cleanlab
 @pytest.mark.parametrize('override', ['label_folds=3', 'label_epochs=5', 'label_gate=false', 'experiment.seed=1', 'freeze_epochs=0'])
-def test_keys_of_the_gate(run, usual_gate, override):
-    found = listed(run(*GATED, override))
+def test_keys_of_the_gate(until_copies, usual_gate, override):
+    found = listed(until_copies(*GATED, override))
     assert found != listed(usual_gate) and (found is None) == (override == 'label_gate=false')
 
 @needs_cleanlab
 def test_the_networks_of_the_folds_change_nothing_else(run, monkeypatch):
     patch_name(monkeypatch, 'find_label_errors', lambda *args: [])
-    gated, plain = run('label_gate=true', 'label_folds=2', *ONE, out='gated'), run(*ONE, out='plain')
+    gated, plain = (run(*more, 'freeze_epochs=0', *ONE, out=out) for out,more in (('gated', GATED[:2]), ('plain', [])))
     assert copies(gated) == copies(plain) and same(final(gated), final(plain))
 
 @needs_cleanlab

@@ -240,7 +240,9 @@ def test_identical_maps_agree(maps):
     got = plain(map_agreement(maps, maps, area=.3))
     if got['flat_a'] < len(maps): assert got['rank_correlation'] == pytest.approx(1) and got['iou_top'] == 1
     else: assert got['rank_correlation'] is None and got['iou_top'] is None
-    assert map_agreement(maps, maps**3, area=.3)['rank_correlation'] in (None, pytest.approx(1, abs=.05)) # small numbers' cubes may tie
+    cubes = maps**3
+    if len(np.unique(cubes)) == len(np.unique(maps)): # small numbers' cubes may tie
+        assert map_agreement(maps, cubes, area=.3)['rank_correlation'] in (None, pytest.approx(1))
 
 def test_agreement_by_hand():
     a = torch.tensor([[[1., .8], [.4, .2]], [[0., 0.], [0., 0.]]])

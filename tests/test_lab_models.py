@@ -432,7 +432,7 @@ def few(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('few')/'im
 @pytest.mark.parametrize('arch', tested)
 def test_fits_with_the_callback(arch, few):
     side = SIDE if arch in ('small_cnn', 'small_vit', 'vit_tiny_patch16_224', 'deit_tiny') else 64 # at 32 the others have a map of one pixel
-    dls = shapes_dls(few, item_tfms=Resize(side, method='squish'), bs=3)
+    dls = shapes_dls(few, item_tfms=Resize(side, method='squish'), bs=9)
     learn = quiet(make_learner(dls, arch, cbs=quiet_cb(select='all', area=0.1), **shallow.get(arch, {})))
     learn.fine_tune(1, 1e-3)
     assert len(learn.opt.param_lists) == 3
@@ -504,7 +504,7 @@ in_vision_learner = {'vit_tiny_patch16_224': (dict(depth=2), {}, '0.model.blocks
 def test_in_vision_learner(arch, few):
     kw,width,layer = in_vision_learner[arch]
     side = 224 if arch.startswith('vit') else 64
-    dls = shapes_dls(few, item_tfms=Resize(side, method='squish'), bs=3)
+    dls = shapes_dls(few, item_tfms=Resize(side, method='squish'), bs=9)
     learn = quiet(vision_learner(dls, arch, pretrained=False, custom_head=timm_head(arch, dls.c, **width), cbs=quiet_cb(select='all'), **kw))
     x = dls.one_batch()[0].as_subclass(torch.Tensor)
     found = feature_layer(learn.model, x)

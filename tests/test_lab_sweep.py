@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from test_lab_cli import answer
 from test_lab_cli import run as command
 from test_lab_cli import wrong as wrong_command
-from test_lab_experiment import cache, child, ended, lines  # noqa: F401
+from test_lab_experiment import child, ended, lines
 
 from lab_kit import patch_name
 from proxy_attention.lab.config.settings import Settings
@@ -77,7 +76,7 @@ merge = add
 
 
 @pytest.fixture
-def search(cache): # noqa: F811
+def search(cache):
     "A function: the sweep with these changes; its folder"
     Path('settings.ini').write_text(INI)
     def _search(*overrides, out='swept', **kw):
@@ -106,7 +105,7 @@ def free(out): return [{k: v for k,v in o.items() if k != 'seconds'} for o in re
 # ------------------------------------------------------------------------------------------------------------------------------------ a search
 
 @pytest.fixture(scope='module')
-def found(cache, tmp_path_factory): # noqa: F811
+def found(cache, tmp_path_factory):
     "A real search over two experiments and two seeds"
     folder = tmp_path_factory.mktemp('found')
     (folder/'settings.ini').write_text(INI)
@@ -262,6 +261,13 @@ def test_a_trial_whose_audit_is_not_clean_is_not_chosen(search, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------------- killed, several
 
+@pytest.fixture(scope='module')
+def blind(cache, tmp_path_factory):
+    "A real search of two trials, each drawn without a look at the others, for reading only"
+    folder = tmp_path_factory.mktemp('blind')
+    (folder/'settings.ini').write_text(INI)
+    return sweep('find', folder/'settings.ini', folder/'out', 2, 1, cache, ['sweep.probe=false'], lambda *_: None)
+
 def test_killed_between_its_steps(search, monkeypatch):
     "While a trial is drawn, runs, is told or is tidied up"
     quick(monkeypatch)
@@ -280,18 +286,16 @@ def test_killed_between_its_steps(search, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")
 @pytest.mark.filterwarnings('ignore:.*fork.*')
-def test_killed(search):
-    start = time.monotonic()
-    whole = search('sweep.probe=false', out='whole', trials=3)
-    took,kills = time.monotonic() - start, 0
-    for share in (.1, .3, .2, .4, .3, .5, 1, 2, 4):
-        pid = child(lambda: search('sweep.probe=false', out='killed', trials=3))
+def test_killed(search, blind):
+    took,kills = sum(o['seconds'] for o in trials(blind)), 0
+    for share in (.1, .3, .2, .4, .3, .5, 1, 2, 4, 8):
+        pid = child(lambda: search('sweep.probe=false', out='killed'))
         status = ended(pid, share*took)
         if status is not None: break
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         kills += 1
-    assert kills >= 3 and status == 0 and free('killed') == free(whole)
+    assert kills >= 3 and status == 0 and free('killed') == free(blind)
     assert not list(Path('killed').rglob('*.safetensors'))
 
 def test_half_a_line_in_the_journal(search, monkeypatch):
@@ -300,11 +304,11 @@ def test_half_a_line_in_the_journal(search, monkeypatch):
     with open('swept/journal.log', 'a') as f: f.write('{"op_code": 4, "wor')
     assert drawn(search(trials=3)) == drawn(search(out='whole', trials=3))
 
-def test_in_two_processes(search):
+def test_in_two_processes(search, blind):
     said = []
-    here,there = search('sweep.probe=false', out='here'), search('sweep.probe=false', out='there', jobs=2, say=said.append)
-    assert '2 at a time' in said[0] and drawn(here) == drawn(there), "blind draws don't depend on each other"
-    assert sorted(free(there)[:-1], key=lambda o: o['number']) == free(here)[:-1]
+    there = search('sweep.probe=false', out='there', jobs=2, say=said.append)
+    found = sorted(free(there)[:-1], key=lambda o: o['number'])
+    assert '2 at a time' in said[0] and found == free(blind)[:-1], "blind draws don't depend on each other"
 
 def test_only_one_at_a_time(search, monkeypatch):
     quick(monkeypatch)
@@ -460,7 +464,7 @@ def test_the_packages_own_sweep():
 
 # --------------------------------------------------------------------------------------------------------------------------------- command line
 
-def test_command(search, cache, monkeypatch): # noqa: F811
+def test_command(search, cache, monkeypatch):
     quick(monkeypatch)
     args = ['sweep', 'find', '--jobs', '1', '--data', cache, '--out', 'a b']
     got = command(*args, '--trials', '3', '--set', 'sweep.seed=1')

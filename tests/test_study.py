@@ -9,6 +9,7 @@ from lab_kit import patch_name
 from proxy_attention.lab.compare import comparison as compare_module
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.files import read_lines
+from proxy_attention.lab.runs.checkpoint import RunError
 from studies.study import comparisons, run_study
 
 INI = """\
@@ -46,9 +47,6 @@ def write_study(old='', new=''):
     assert not old or old in INI + LIST
     for file,text in (('settings.ini', INI), ('comparisons.ini', LIST)): Path(file).write_text(text.replace(old, new, 1) if old else text)
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory): return tmp_path_factory.mktemp('study')/'data'
-
 @pytest.fixture
 def study(cache, monkeypatch):
     "A function: run the study; which runs that took"
@@ -62,7 +60,7 @@ def study(cache, monkeypatch):
         return sorted(ran)
     return _study
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def weak(cache, tmp_path_factory):
     "The folder in which `weak` was run"
     folder = tmp_path_factory.mktemp('weak')
@@ -116,6 +114,17 @@ def test_the_report_overwrites_nobody_s_page():
     with pytest.raises(ValueError, match="'README.md' is there already and not a report of ours"): study_report('.', 'settings.ini')
     assert Path('README.md').read_text() == '# My project'
 
+def test_its_report_comes_back_identical(weak_study):
+    from studies.report import study_report
+    file = study_report('records', 'settings.ini')
+    before = {f.name: f.read_bytes() for f in Path('records').iterdir()}
+    text = file.read_text()
+    assert '## strong' in text and '0 of 4 runs done' in text and '| random_erasing |' in text and '## Questions' not in text
+    assert '6 of 6 runs done, 9 optimizer steps each; audits: 6 of 6 clean' in text
+    file.unlink()
+    study_report('records', 'settings.ini')
+    assert {f.name: f.read_bytes() for f in Path('records').iterdir()} == before
+
 def test_it_goes_on_from_its_records(weak_study):
     study = weak_study
     assert sorted(f.parent.relative_to('runs').as_posix() for f in Path('runs').rglob('state.json')) == WEAK and study(['weak']) == []
@@ -140,10 +149,16 @@ def test_a_run_that_two_comparisons_ask_for_is_made_once(study):
     (Path('records')/'strong.jsonl').unlink()
     assert [o for o in study() if 'erm' in o] == [], "nor again from the other record"
 
-def test_other_settings_are_run_again(weak_study):
+def test_other_settings_are_run_again(weak_study, monkeypatch):
     shutil.rmtree('runs')
     write_study('lr = 0.01', 'lr = 0.02')
-    assert weak_study(['weak']) == WEAK
+    asked = []
+    def refused(conf, folder, *args):
+        asked.append('/'.join(Path(folder).parts[-4:]))
+        raise OSError('not today')
+    patch_name(monkeypatch, 'run_job', refused)
+    with pytest.raises(RunError, match='6 of 6 runs failed'): weak_study(['weak'])
+    assert sorted(asked) == WEAK
 
 def test_the_method_of_an_arm(weak_study):
     used = {f.parts[-3]: json.loads(f.read_text())['settings']['proxy'] for f in Path('runs').glob('weak/arms/*/7/config.json')}

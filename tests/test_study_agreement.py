@@ -8,14 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from lab_kit import INI
+from lab_kit import INI, SMALL
 from safetensors.torch import load_file
-from test_lab_compare import SMALL
-from test_lab_experiment import cache  # noqa: F401
 from test_study import command
 
 from proxy_attention.files import read_lines
-from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.metrics.maps import map_quality
 from proxy_attention.lab.metrics.stats import paired_t
 from proxy_attention.lab.models.zoo import input_stats, make_model
@@ -32,11 +29,9 @@ VIT = '[model:vit]\narch = small_vit\n[proxy:by_layercam]\nscout = 4 steps\nscou
 
 class Made:
     "Tiny runs: two arms with two seeds, a ViT on the same digits without the shortcut, and others on demand"
-    def __init__(self, top, cache): # noqa: F811
-        self.top, self.data = top, cache
+    def __init__(self, top, cache, compared):
+        self.top, self.data, self.compared = top, cache, compared
         (top/'settings.ini').write_text(INI + VIT)
-        self.compared = compare('try', ['early'], 2, top/'settings.ini', top/'compared', SMALL, cache, jobs=1,
-                                say=lambda *_: None)
         self.vit = self.run('vit', 'model=vit', 'strength=0')
     def run(self, name, *overrides, **kw):
         plain = ['proxy=none', *(o for o in SMALL if not o.startswith('proxy='))]
@@ -47,8 +42,7 @@ class Made:
         return agreement(reference or self.vit, runs, 'record.jsonl', data or self.data, **kw)
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory, cache): # noqa: F811
-    return Made(tmp_path_factory.mktemp('agreement'), cache)
+def made(tmp_path_factory, cache, two_arms): return Made(tmp_path_factory.mktemp('agreement'), cache, two_arms)
 
 @pytest.fixture(scope='module')
 def lines(made, tmp_path_factory):

@@ -3,12 +3,9 @@ import pytest
 import torch
 from lab_kit import INI
 from safetensors.torch import load_file
-from test_lab_compare import SMALL
-from test_lab_experiment import cache  # noqa: F401
 from test_study import command
 
 from proxy_attention.files import read_lines
-from proxy_attention.lab.compare.comparison import compare
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.lab.models.heads import head_keys
 from proxy_attention.lab.runs.checkpoint import RunError
@@ -30,18 +27,15 @@ bs = 20
 
 
 class Made:
-    def __init__(self, top, cache): # noqa: F811
-        self.top, self.data, self.settings = top, cache, top/'settings.ini'
+    def __init__(self, top, cache, compared):
+        self.top, self.data, self.settings, self.compared = top, cache, top/'settings.ini', compared
         self.settings.write_text(INI + LATER)
-        self.compared = compare('try', ['early'], 2, self.settings, top/'compared', SMALL, cache, jobs=1,
-                                say=lambda *_: None)
     def arm(self, arm, seed): return self.compared/'arms'/arm/str(seed)
     def second(self, runs=None, task='later', out='record.jsonl', steps=3):
         return second_task(runs or [self.compared], task, out, steps, self.settings, self.data)
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory, cache): # noqa: F811
-    return Made(tmp_path_factory.mktemp('second'), cache)
+def made(tmp_path_factory, cache, two_arms): return Made(tmp_path_factory.mktemp('second'), cache, two_arms)
 
 @pytest.fixture(scope='module')
 def lines(made, tmp_path_factory): return made.second(out=tmp_path_factory.mktemp('lines')/'record.jsonl')
