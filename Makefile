@@ -21,7 +21,7 @@ REST := $(filter-out $(HALF), $(wildcard tests/test_*.py))
 
 test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: mostly the lab's tests, and all others)
 	@$(BIN)/python -m pytest $(HALF) > .lab_tests.log 2>&1 & lab=$$!; \
-	$(BIN)/nbdev-test --n-workers 0 && $(BIN)/nbdev-test studies/questions --n-workers 0 && $(BIN)/python -m pytest $(REST); others=$$?; \
+	$(BIN)/python .ci/notebooks.py && $(BIN)/python -m pytest $(REST); others=$$?; \
 	wait $$lab; status=$$?; cat .lab_tests.log; [ $$others -eq 0 ] || exit $$others; exit $$status
 
 test-cluster: $(VENV)/.installed-dev ## Jobs of a real SLURM of one node, which the tests start (needs root and apt-get install slurm-wlm munge; else skipped)

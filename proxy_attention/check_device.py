@@ -79,17 +79,17 @@ def no_regret(device) -> Result:
 # %% ../nbs/20_check_device.ipynb #383843cc
 MAX_ERROR = 0.05 # Mean difference of two maps in [0,1] that still counts as the same
 
-def _map_error(device, change, method='gradcam'):
+def _map_error(learn, change, method='gradcam'):
     "Mean difference of the maps of a network and of a changed copy of it and its images"
-    learn = noise_learner(device)
-    learn.fit_one_cycle(1, 1e-2)
     x = learn.dls.valid.one_batch()[0][:16]
     other,y = change(deepcopy(learn.model), x)
     a,b = saliency_maps(learn.model, x, 0, method), saliency_maps(other, y, 0, method)
     return float((a - b).abs().mean())
 
 def _same_maps(device, change):
-    error = max(_map_error(device, change, m) for m in ('gradcam', 'gradcam++', 'layercam'))
+    learn = noise_learner(device)
+    learn.fit_one_cycle(1, 1e-2)
+    error = max(_map_error(learn, change, m) for m in ('gradcam', 'gradcam++', 'layercam'))
     return Result(error <= MAX_ERROR, f"mean difference of maps at most {error:.4f} (bound {MAX_ERROR})")
 
 def fp16(device) -> Result:
