@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from .app import Changes, ClusterName, DataFolder, Ini, Json, Submit, answering, app
+from ..compare.arms import arms
 from ..metrics.text import command_line
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #71e402b9
@@ -132,11 +133,15 @@ def _compared(folder, page, *more):
     lines = ['', comparison_text(found), '', *(fill(s, 120) for s in comparison_verdict(found)), '']
     return comparison_summary(found) | dict(page=page), '\n'.join([*lines, *more, f"page    {page}"])
 
+_arms = ', '.join(f"{kind} ({', '.join(name for name,a in arms.items() if a.kind == kind)})"
+                  for kind in dict.fromkeys(a.kind for a in arms.values()))
+
 @app.command()
 def compare(
     experiment:str=typer.Argument(..., help="Name of an [experiment:NAME] section; its policy is what controls vary."),
     arms:str=typer.Option(..., '--arms', metavar='A,B,...',
-                          help="Arms, from those below or [proxy:NAME] sections; erm is always among them."),
+                          help=f"Arms: {_arms}, or [proxy:NAME] sections. erm is always among them, and "
+                               "proxy-attention list says what each does."),
     seeds:int|None=typer.Option(None, '--seeds', metavar='N',
                                 help="So many seeds, from the experiment's on (default: 5)."),
     seed_list:str|None=typer.Option(None, '--seed-list', metavar='0,3,7', help="These seeds instead."),
@@ -164,8 +169,6 @@ def compare(
     (report.html).
 
     \b
-    ARMS
-    \b
     Examples:
       proxy-attention compare shortcut --arms random_erasing,random_place,early_look
       proxy-attention compare shortcut --arms early_look --seed-list 0,3,7 --set data.strength=0.8 --out runs/weaker
@@ -187,18 +190,6 @@ def compare(
                          say=answer.say, submit=submit, cluster=cluster)
         from proxy_attention.lab.report.compare_page import write_compare_report
         answer(*_compared(folder, write_compare_report(folder)))
-
-def _arms_help(doc):
-    "The arms by name in the help of `compare`"
-    from textwrap import wrap
-    from proxy_attention.lab.compare.arms import arms
-    kinds = dict.fromkeys(a.kind for a in arms.values())
-    lines = [line for k in kinds
-             for line in wrap(f"{k}: {', '.join(name for name,a in arms.items() if a.kind == k)}", 76,
-                              initial_indent='      ', subsequent_indent='        ')]
-    return doc.replace('    ARMS', '\n'.join(['    Arms (proxy-attention list says what each does):', *lines]))
-
-compare.__doc__ = _arms_help(compare.__doc__)
 
 # %% ../../../nbs/lab/commands/03_running.ipynb #c5250e91
 @app.command()
