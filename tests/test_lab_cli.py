@@ -30,6 +30,8 @@ from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_verdict import summary, verdict
 from proxy_attention.store import MARKER
 
+pytestmark = pytest.mark.usefixtures('drawn_once')
+
 repo = Path(__file__).resolve().parents[1]
 
 
