@@ -63,6 +63,23 @@ def cache(tmp_path_factory):
     "Where the data sets of the lab's runs are generated"
     return tmp_path_factory.mktemp('lab')/'data'
 
+drawings = {} # By what was drawn
+
+@pytest.fixture(scope='module')
+def drawn_once():
+    "Drawings of a page that have been drawn before are not drawn again"
+    from lab_kit import patch_name
+    from proxy_attention.lab.report import compare_charts, svg
+    def remembered(draw):
+        def of(*args, **kw):
+            key = draw.__name__, repr((args, kw))
+            if key not in drawings: drawings[key] = draw(*args, **kw)
+            return drawings[key]
+        return of
+    with pytest.MonkeyPatch.context() as m:
+        for draw in (svg.line_chart, svg.reliability_chart, compare_charts.forest): patch_name(m, draw.__name__, remembered(draw))
+        yield
+
 @pytest.fixture(scope='session')
 def two_arms(cache, tmp_path_factory):
     "The folder of a comparison of `early` with `erm`, two seeds, for reading only"

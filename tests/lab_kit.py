@@ -9,11 +9,11 @@ import numpy as np
 from proxy_attention.gallery import overlay_heatmap
 from proxy_attention.lab.runs.checkpoint import MADE_BY
 
-# Settings of an experiment on few and small images; epochs of three steps
-INI = """\
+# Few and small images, and a network for them: the first sections of settings
+FEW = """\
 [data:digits]
 source = shortcut_digits
-n_train = 30
+n_train = 20
 n_valid = 10
 n_test = 10
 size = 40
@@ -21,6 +21,9 @@ bs = 10
 [model:net]
 arch = small_cnn
 width = 4
+"""
+# Settings of an experiment; epochs of three steps
+INI = FEW.replace('n_train = 20', 'n_train = 30') + """\
 [proxy:unsure]
 scout = off
 select = low_confidence

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from compare_kit import make_comparison
 from lab_kit import make_run
 from PIL import Image
-from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from test_lab_config import good, keys, mixed, texts, values
@@ -30,6 +29,8 @@ from proxy_attention.lab.config.file import package_settings
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_verdict import summary, verdict
 from proxy_attention.store import MARKER
+
+pytestmark = pytest.mark.usefixtures('drawn_once')
 
 repo = Path(__file__).resolve().parents[1]
 
@@ -116,14 +117,11 @@ def test_interrupt(monkeypatch, tmp_path):
     monkeypatch.setattr('proxy_attention.lab.config.settings.load_experiment', stopped)
     assert run('demo').exit_code == 130
 
-small = ['--set', 'probe=false', '--set', 'data.size=48', '--set', 'n_train=60', '--set', 'n_valid=20', '--set', 'n_test=30', '--set', 'width=4', '--set', 'bs=20']
+small = ['--set', 'data.size=40', '--set', 'n_train=40', '--set', 'n_valid=20', '--set', 'n_test=20', '--set', 'width=4', '--set', 'bs=20']
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('policy, more', [('default', ['--set', 'experiment.epochs=2']), ('proposal', ['--set', 'proxy.epochs=1', '--set', 'cycles=2'])])
 def test_the_demo(tmp_path, monkeypatch, policy, more):
-    x,y = load_digits(return_X_y=True)
-    monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
-    monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     monkeypatch.chdir(tmp_path)
     args = ['demo', '--policy', policy, '--jobs', '1', *small, *more]
     got = run(*args)

@@ -206,7 +206,7 @@ def test_a_run_is_a_job(cache, at_once):
 def test_trials_are_jobs(cache, at_once):
     pytest.importorskip('optuna')
     file = settings('[sweep:find]', 'experiment = try', 'trials = 2', 'seeds = 1', 'area = 0.1, 0.2', 'cycles = 1', '[cluster:a]', 'array = 3')
-    out = sweep('find', file, data=cache, overrides=['freeze_epochs=0', 'steps=12', 'n_train=40', 'n_test=20'], say=lambda _: None, submit='local', jobs=2)
+    out = sweep('find', file, data=cache, overrides=['freeze_epochs=0', 'steps=6', 'n_train=20', 'n_test=20'], say=lambda _: None, submit='local', jobs=2)
     assert at_once == [('local', 'runs/sweep_find', 2)] and [o['kind'] for o in read_lines(out)] == ['sweep', 'trial', 'trial', 'best']
 
 def test_a_lost_trial_is_not_the_policys_fault(cache, monkeypatch, at_once):

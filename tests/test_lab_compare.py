@@ -292,7 +292,7 @@ def test_a_split_that_is_remade_between_stages_shows_a_false_gain(cache, monkeyp
     "The mistake of a published predecessor: its validation images were trained on after the first stage. It looks like a gain, and the audit finds it"
     ini = INI.replace('n_train = 30\nn_valid = 10\nn_test = 10\nsize = 40\nbs = 10', 'n_train = 60\nn_valid = 20\nn_test = 40\nstrength = 0\nsize = 40\nbs = 20').replace('width = 4', 'width = 8')
     Path('settings.ini').write_text(ini.replace('share = 0.2\ncycles = 2', 'share = 0.2\ncycles = 1'))
-    more = ['freeze_epochs=0', 'experiment.epochs=8']
+    more = ['freeze_epochs=0', 'experiment.epochs=5']
     go = lambda out: experiment.run_experiment('try', 'settings.ini', out, more, 'own', say=lambda *_: None)
     honest = go('honest')
     assert audit_run(honest)

@@ -7,7 +7,7 @@ import pytest
 from compare_kit import LEVELS, make_comparison
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_lab_page import browse, check, drawn_once, framed, hostile, in_browser, rows_of, widths  # noqa: F401
+from test_lab_page import browse, check, framed, hostile, in_browser, rows_of, widths  # noqa: F401
 
 from proxy_attention.lab.compare.arms import arm_kind, arms, controls
 from proxy_attention.lab.compare.verdicts import verdicts
@@ -18,6 +18,8 @@ from proxy_attention.lab.report.compare_page import write_compare_report
 from proxy_attention.lab.report.compare_verdict import comparison_summary, comparison_verdict, difference, in_order, not_worse_of
 from proxy_attention.lab.report.compare_verdict import read_comparison
 from proxy_attention.lab.report.run_page import write_report
+
+pytestmark = pytest.mark.usefixtures('drawn_once')
 
 kinds = {a: arm_kind(a) for a in LEVELS}
 
@@ -231,7 +233,7 @@ def folder(tmp_path):
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 14), st.sampled_from(['arm', 'seed', 'arms', 'seeds', 'test_accuracy', 'valid_accuracy', 'curve', 'copies', 'seconds', 'steps', 'settings', 'command', 'interval', 'audit_ok',
                                                                'against_erm', 'against_best', 'map_on_digit', 'split_sha256', 'initial_sha256', 'kind']), values), max_size=8))
-def test_any_record(folder, drawn_once, changes): # noqa: F811
+def test_any_record(folder, changes):
     lines = [json.loads(line) for line in (folder/'whole.jsonl').read_text().splitlines()]
     for i,key,v in changes:
         if i % len(lines) or key != 'kind': lines[i % len(lines)][key] = v

@@ -2,7 +2,6 @@
 import json
 
 import pytest
-from sklearn.datasets import load_digits
 
 from proxy_attention.lab.report.compare_page import comparison_text
 from proxy_attention.lab.config.problems import SettingsError
@@ -14,10 +13,10 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 INI = """\
 [data:few]
 source = shortcut_digits
-n_train = 100
+n_train = 60
 n_valid = 20
 n_test = 30
-size = 48
+size = 40
 bs = 10
 [model:tiny]
 arch = small_cnn
@@ -41,14 +40,11 @@ threads = 1
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
+def demo(tmp_path, cache):
     "A function: run the demo; what its comparison says"
-    x,y = load_digits(return_X_y=True)
-    monkeypatch.setattr('sklearn.datasets.load_digits', lambda return_X_y: (x[:400], y[:400])) # Quicker
-    monkeypatch.setattr('proxy_attention.lab.data.digits.n_digits', 400)
     (tmp_path/'settings.ini').write_text(INI)
     def _demo(policy=None, *overrides, **kwargs):
-        return read_comparison(run_demo(policy, settings=tmp_path/'settings.ini', out=tmp_path/'demo', data=tmp_path/'data',
+        return read_comparison(run_demo(policy, settings=tmp_path/'settings.ini', out=tmp_path/'demo', data=cache,
                                         overrides=overrides, jobs=1, say=said.append, **kwargs))
     said = _demo.said = []
     return _demo
@@ -58,8 +54,8 @@ def test_the_demo_is_a_comparison_of_two_arms(demo, tmp_path):
     found = demo('untested', seed=3)
     assert (found['arms'], found['seeds']) == (['erm', 'untested'], ['3'])
     plain,copies = (found['results'][arm, '3'] for arm in found['arms'])
-    assert plain['copies'] == [] and copies['copies'] == [100] and plain['steps'] == copies['steps'] == 20
-    assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 3 and plain['scout_steps'] == 0
+    assert plain['copies'] == [] and copies['copies'] == [60] and plain['steps'] == copies['steps'] == 12
+    assert plain['initial_sha256'] == copies['initial_sha256'] and copies['scout_steps'] == 2 and plain['scout_steps'] == 0
     (words,*_) = comparison_verdict(found)
     assert f"erm {plain['test_accuracy']:.1%}" in words and f"untested {copies['test_accuracy']:.1%}" in words
     page = (tmp_path/'demo'/'report.html').read_text()

@@ -81,7 +81,7 @@ def wrong(*args):
 
 def test_a_planted_shortcut_is_named(made, tmp_path):
     page = tmp_path/'page.html'
-    got = diagnose(made.file, '--data', made.images, '--scout', 24, '--out', page)
+    got = diagnose(made.file, '--data', made.images, '--scout', 16, '--out', page)
     assert got.exit_code == 1, (got.output, got.exception)
     assert f'looking at 80 validation images in {made.images}' in got.output
     assert 'Shortcut found' in got.output and 'patches look alike' in got.output and f'page   {page}' in got.output

@@ -209,10 +209,11 @@ def go_on(work, moments, most):
         kills += 1
 
 @pytest.mark.parametrize('change', [('experiment.epochs=1',), ('proxy=early', 'steps=12', 'freeze_epochs=0', 'repeat=2'), ('proxy=seen', 'accumulate=2', 'experiment.epochs=1', 'cycles=1'),
-                                    ('proxy=tested', 'steps=12', 'freeze_epochs=0'), ('proxy=scouted', 'experiment.epochs=1'),
+                                    ('proxy=tested', 'steps=12', 'freeze_epochs=0'), ('proxy=scouted', 'scout=2 steps', 'experiment.epochs=1'),
                                     pytest.param(('label_gate=true', 'label_folds=2', 'accept=true', 'experiment.epochs=1', 'cycles=1'), marks=needs_cleanlab)],
                          ids=['on', 'early', 'seen', 'tested', 'scouted', 'labels'])
 def test_killed_at_any_moment(run, change, monkeypatch):
+    change = *change, 'n_train=20'
     patch_name(monkeypatch, 'keep_every', 0) # A checkpoint after each epoch
     verdict_of(monkeypatch, 'shortcut')
     start = time.monotonic()

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lab_kit import make_run, patch_name
+from lab_kit import make_run
 
-from proxy_attention.lab.report.compare_charts import forest
 from proxy_attention.lab.report.run_page import class_rows, gallery, run_curves, run_pieces, write_report
 from proxy_attention.lab.report.records import read_records
 from proxy_attention.lab.report.run_tables import stage_rows, table_text
 from proxy_attention.lab.report.run_verdict import summary, verdict, wilson
-from proxy_attention.lab.report.svg import line_chart, reliability_chart
+
+pytestmark = pytest.mark.usefixtures('drawn_once')
 
 hostile = '<script>alert(1)</script>"\'&amp;{{ 7*7 }}'
 
@@ -198,21 +198,9 @@ def test_hostile_names(tmp_path):
 junk = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-5, 10**6), st.floats(), st.text(max_size=5)), lambda inner: st.one_of(
     st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)), max_leaves=6)
 
-@pytest.fixture
-def drawn_once(monkeypatch):
-    "Drawings of numbers that have been drawn before are not drawn again: odd values are mostly elsewhere"
-    def remembered(draw):
-        known = {}
-        def of(*args, **kw):
-            key = repr((args, kw))
-            if key not in known: known[key] = draw(*args, **kw)
-            return known[key]
-        return of
-    for draw in (line_chart, reliability_chart, forest): patch_name(monkeypatch, draw.__name__, remembered(draw))
-
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_any_value_may_be_odd(tmp_path_factory, drawn_once, data):
+def test_any_value_may_be_odd(tmp_path_factory, data):
     "A page is whole, or the record is refused as damaged"
     run = test_any_value_may_be_odd.__dict__.setdefault('run', None) or make_run(tmp_path_factory.mktemp('odd')/'try', masks=True, epochs=1, pictures=1)
     test_any_value_may_be_odd.__dict__['run'] = run

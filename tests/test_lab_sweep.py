@@ -17,7 +17,7 @@ from test_lab_cli import run as command
 from test_lab_cli import wrong as wrong_command
 from test_lab_experiment import child, ended, lines
 
-from lab_kit import patch_name
+from lab_kit import FEW, patch_name
 from proxy_attention.lab.config.settings import Settings
 from proxy_attention.lab.config.search import Range, SweepConfig
 from proxy_attention.lab.config.problems import SettingsError
@@ -33,19 +33,7 @@ from proxy_attention.lab.compare.sweep_report import policy_section, sweep_summa
 from proxy_attention.lab.compare.sweep import sweep
 from proxy_attention.lab.compare.space import trial_settings  # noqa: E402
 
-INI = """\
-[DEFAULT]
-area = 0.3
-[data:digits]
-source = shortcut_digits
-n_train = 20
-n_valid = 10
-n_test = 10
-size = 40
-bs = 10
-[model:net]
-arch = small_cnn
-width = 4
+INI = '[DEFAULT]\narea = 0.3\n' + FEW + """\
 [proxy:own]
 select = wrong
 fill = blur

@@ -5,24 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lab_kit import patch_name
+from lab_kit import FEW, patch_name
 from proxy_attention.lab.compare import comparison as compare_module
 from proxy_attention.lab.config.problems import SettingsError
 from proxy_attention.files import read_lines
 from proxy_attention.lab.runs.checkpoint import RunError
 from studies.study import comparisons, run_study
 
-INI = """\
-[data:digits]
-source = shortcut_digits
-n_train = 20
-n_valid = 10
-n_test = 10
-size = 40
-bs = 10
-[model:net]
-arch = small_cnn
-width = 4
+INI = FEW + """\
 [experiment:small]
 data = digits
 model = net

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab_kit import INI
-from test_lab_experiment import cache, final, lines, same  # noqa: F401
+from test_lab_experiment import final, lines, same
 
 from proxy_attention.files import read_lines
 from proxy_attention.lab.compare.comparison import compare
@@ -42,7 +42,7 @@ def slurm(tmp_path_factory):
             subprocess.run([scripts/'stop.sh', folder])
 
 @pytest.fixture
-def command(slurm, cache): # noqa: F811
+def command(slurm, cache):
     "A function: start a command whose runs are jobs; what it says is in the file `said`"
     Path('settings.ini').write_text('\n'.join([INI, CLUSTER]))
     started = []
@@ -72,7 +72,7 @@ def n_same(a, b): return next((k for k,(x,y) in enumerate(zip(a, b)) if x != y),
 def kept(folder): return [line for line in (folder/'record.jsonl').read_text().splitlines() if '"epoch"' in line]
 
 
-def test_requeued_jobs_go_on_from_their_checkpoints(command, cache): # noqa: F811
+def test_requeued_jobs_go_on_from_their_checkpoints(command, cache):
     process = command('compare', 'try', '--arms', 'early_look', '--seeds', '1', '--out', 'there')
     arms = [Path('there')/'arms'/arm/'0' for arm in ('erm', 'early_look')]
     # As when the node is lost, and as before the end of a job's time; each as soon as it has a checkpoint, whichever is first
@@ -100,7 +100,7 @@ def test_requeued_jobs_go_on_from_their_checkpoints(command, cache): # noqa: F81
     def free(out): return [{k: v for k,v in o.items() if not is_cost(k) and k != 'curve'} for o in read_lines(out)]
     assert free('there') == free(alone)
 
-def test_what_a_killed_command_left_is_cancelled_and_so_is_what_ctrl_c_stops(command, cache): # noqa: F811
+def test_what_a_killed_command_left_is_cancelled_and_so_is_what_ctrl_c_stops(command, cache):
     process = command('run', 'try', '--out', 'there')
     wait_for(lambda: Path('there/partial.pt').exists())
     process.kill() # Nobody cancels its job: the next command does
@@ -119,13 +119,13 @@ def test_what_a_killed_command_left_is_cancelled_and_so_is_what_ctrl_c_stops(com
     clean_run(there)
     assert not jobs_folder(there).parent.exists()
 
-def test_a_sweep(command, cache): # noqa: F811
+def test_a_sweep(command, cache):
     pytest.importorskip('optuna')
     with open('settings.ini', 'a') as f: f.write('[sweep:find]\nexperiment = try\ntrials = 2\nseeds = 1\narea = 0.1, 0.2\ncycles = 1\n')
     out = sweep('find', 'settings.ini', data=cache, overrides=['freeze_epochs=0', 'steps=12', 'n_train=40', 'n_test=20'], say=lambda _: None, submit='slurm', cluster='tests')
     assert [o['kind'] for o in read_lines(out)] == ['sweep', 'trial', 'trial', 'best'] and all(o['error'] is None for o in read_lines(out)[1:3])
     assert len(list(Path('runs/.jobs/sweep_find').glob('*/*_result.pkl'))) == 2 and (out/'journal.log').exists()
 
-def test_what_slurm_refuses(command, cache): # noqa: F811
+def test_what_slurm_refuses(command, cache):
     with pytest.raises(RunError, match='no job was taken: .*nvalid partition'):
         compare('try', [], 1, 'settings.ini', 'out', CHANGES, cache, say=lambda _: None, submit='slurm', cluster='none')
