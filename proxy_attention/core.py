@@ -193,21 +193,21 @@ def deterministic(
         torch.backends.cudnn.benchmark = before[2]
 
 # %% ../nbs/00_core.ipynb #e257f41f
-_heap = threading.Lock() # Taken by the outermost block: asking the collector would cost a walk through all objects
+_heap = threading.Lock() # Taken by the outermost block: counting what is frozen would cost a walk through all of it
 
 @contextlib.contextmanager
 def frozen_heap():
     "Inside of the block garbage collections look only at what is made there"
-    if not _heap.acquire(blocking=False):
-        yield
-        return
+    outermost = _heap.acquire(blocking=False)
+    ours = outermost and not gc.get_freeze_count() # else somebody else has frozen it, and will unfreeze it
     try:
-        gc.collect()
-        gc.freeze()
+        if ours:
+            gc.collect()
+            gc.freeze()
         yield
     finally:
-        gc.unfreeze()
-        _heap.release()
+        if ours: gc.unfreeze()
+        if outermost: _heap.release()
 
 # %% ../nbs/00_core.ipynb #634b6487
 class Clock:
