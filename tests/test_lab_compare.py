@@ -41,10 +41,10 @@ def run(cache):
 
 @pytest.fixture(scope='module')
 def everything(cache, tmp_path_factory):
-    "All arms with one seed"
+    "All arms with one seed; epochs of two steps"
     folder = tmp_path_factory.mktemp('all')
     (folder/'settings.ini').write_text(INI)
-    return compare('try', [*ALL, 'unsure'], 1, folder/'settings.ini', folder/'out', SMALL, cache, jobs=1, say=lambda *_: None)
+    return compare('try', [*ALL, 'unsure'], 1, folder/'settings.ini', folder/'out', [*SMALL, 'n_train=20'], cache, jobs=1, say=lambda *_: None)
 
 @pytest.fixture
 def compared(two_arms): return Path(shutil.copytree(two_arms, 'compared'))
@@ -71,7 +71,7 @@ def test_the_arms_are_what_they_say(everything):
     for a in ('random_place', 'least_salient', 'shuffled_map'): assert {**policy[a], 'place': None} == policy['early_look'] | dict(fill=None), "the experiment's own policy"
     assert [policy['duplicate_wrong'][k] for k in ('fill', 'repeat', 'scout_select', 'scout_merge', 'scout_test', 'share')] == ['unchanged', 5, 'wrong', 'add', False, 1]
     assert policy['early_look']['scout'] == policy['duplicate_wrong']['scout'] == '5 steps' and policy['early_look_replace']['scout_merge'] == 'replace'
-    assert [stages(everything/'arms'/a/'0', 'train')[0]['items'] for a in ('early_look', 'early_look_replace')] == [60, 30]
+    assert [stages(everything/'arms'/a/'0', 'train')[0]['items'] for a in ('early_look', 'early_look_replace')] == [40, 20]
     assert policy['recommended'] == ProxyConfig(cycles=0).model_dump() and all(policy[a]['scout'] == 'off' for a in ('masktune', 'proposal', 'thesis_blend'))
     assert (policy['masktune']['threshold'], policy['masktune']['merge'], policy['masktune']['cycle_epochs']) == ('mean+2std', 'replace', 1)
     assert policy['thesis_blend']['fill'] == 'blend' and policy['proposal']['threshold'] == '0.6' or policy['proposal']['threshold'] == 0.6
@@ -84,13 +84,13 @@ def test_what_differs_comes_out_different(everything):
 def test_duplicates_are_the_wrong_images_five_times(everything):
     out = everything/'arms'/'duplicate_wrong'/'0'
     (scout,) = lines(out, 'scout')
-    assert stages(out, 'train')[0]['items'] == 30 + 5*scout['wrong'] > 30
+    assert stages(out, 'train')[0]['items'] == 20 + 5*scout['wrong'] > 20
 
 def test_a_result_says_what_the_scouts_cost_and_found(everything):
     got = {o['arm']: o for o in results(everything)}
     assert {a: got[a]['verdict'] for a in ('erm', 'early_look', 'recommended', 'proposal')} == dict(erm=None, early_look=None, recommended='unclear', proposal=None)
     assert [got[a]['scout_steps'] for a in ('erm', 'early_look', 'recommended')] == [0, 5, 1] and got['early_look']['seconds_scout'] > 0 == got['erm']['seconds_scout']
-    assert got['early_look']['copies'] == [30] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
+    assert got['early_look']['copies'] == [20] and got['recommended']['copies'] == [0] and len(got['proposal']['copies']) == 3
 
 def test_seeds(run):
     out = run([], [3, 5])

@@ -174,13 +174,13 @@ def test_stage_1_is_a_plain_fine_tune(run, cache):
 @pytest.mark.parametrize('test', ['true', 'false'])
 def test_one_engine(run, cache, test):
     "A run with a scout and a user's own line with the same settings and seed end with the same weights"
-    out = run('proxy=scouted', 'cycles=0', 'experiment.epochs=1', f'proxy.scout_test={test}')
+    out = run('proxy=scouted', 'cycles=0', 'probe=false', 'experiment.epochs=1', f'proxy.scout_test={test}')
     conf = lab.load_experiment('try', 'settings.ini', ['proxy=none'])
     with lab.Run('other', lab.provenance(conf, '')) as r, lab.deterministic(True):
         job = lab.RunContext(r, conf, cache)
         lab.prepare(job)
         job.seed('train', 0)
-        learn = loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', select=None, path='own', verbose=False)])
+        learn = loaded(job, 'initial.safetensors', [ProxyAttentionCB(scout='3 steps', scout_test=test == 'true', probe=False, select=None, path='own', verbose=False)])
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, 0.01, freeze_epochs=1)
     assert same(final(out), learn.model.state_dict())
     found = next(o for o in lines(out) if o['kind'] == 'scout')
@@ -617,7 +617,7 @@ def test_rollback_of_the_last_cycle(run, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------------------------ the scout's verdict
 
-TESTED = ('proxy=tested', 'steps=12', 'freeze_epochs=0')
+TESTED = ('proxy=tested', 'probe=false', 'steps=12', 'freeze_epochs=0')
 
 def verdict_of(monkeypatch, name):
     "Let the scouts' tests come to this verdict"
@@ -638,7 +638,7 @@ def test_a_shortcut_is_trained_on_from_the_initial_weights(run, monkeypatch):
     assert same(began[0], load_file(out/'weights'/'initial.safetensors')) and len(list((out/'gallery').glob('0-*.jpg'))) == 3*30
 
 @pytest.fixture(scope='module')
-def untouched(unchanging): return unchanging('proxy=none', *TESTED[1:])
+def untouched(unchanging): return unchanging('proxy=none', *TESTED[2:])
 
 @pytest.mark.parametrize('name, steps', [('spread', 5), ('unclear', 5), ('real', 10)])
 def test_otherwise_a_run_is_one_without_proxies(run, untouched, monkeypatch, name, steps):
@@ -663,12 +663,12 @@ def test_a_scout_in_epochs_and_in_percent(run_until):
     assert [of('1'), of('50%'), of('10%', 'steps=20', 'freeze_epochs=0')] == [3, FROZEN_STEPS, 2], "the first fit is a frozen epoch of three steps"
 
 def test_copies_of_a_scout_are_drawn_as_often_as_asked(run_until):
-    (stage,) = stages(run_until('stage', 'proxy=early', 'repeat=3', *TESTED[1:]), 'train')
+    (stage,) = stages(run_until('stage', 'proxy=early', 'repeat=3', *TESTED[2:]), 'train')
     assert (stage['items'], stage['proxies']) == (30 + 3*30, 30)
 
 def test_an_unset_scout_is_the_library_s(run_until):
     assert 'scout' not in lab.load_experiment('try', 'settings.ini', ['proxy=tested', 'scout=']).proxy.policy
-    assert [o['kind'] for o in lines(run_until('stage', 'proxy=tested', 'scout='))].count('scout') == 1
+    assert [o['kind'] for o in lines(run_until('stage', 'proxy=tested', 'scout=', 'probe=false'))].count('scout') == 1
 
 def test_early_stopping():
     from proxy_attention.lab.config.sections import ExperimentConfig

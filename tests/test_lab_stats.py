@@ -37,7 +37,7 @@ def test_bootstrap_t_by_scipy_s_own_resampling():
 @pytest.mark.parametrize('name, low', [('t', 0.9), ('bootstrap-t', 0.88)])
 @pytest.mark.parametrize('draw', ['normal', 'uniform'])
 def test_coverage_and_false_positives_with_five_seeds(name, low, draw):
-    rng,times = np.random.default_rng(1), 1000 if name == 't' else 300
+    rng,times = np.random.default_rng(1), 800 if name == 't' else 250
     kw = {} if name == 't' else dict(draws=499)
     noise = (lambda: rng.normal(size=5)) if draw == 'normal' else (lambda: rng.uniform(-1, 1, 5))
     got = [intervals[name](0.4 + noise(), np.zeros(5), **kw) for _ in range(times)]
