@@ -25,9 +25,10 @@ def test_a_fit_that_is_changed_is_noticed(monkeypatch):
     got = check_device('cpu', ['no_regret'], silent)['no_regret']
     assert got.ok is False and '1 of 122 tensors differ' in got.text
 
-def test_maps_that_differ_are_noticed(monkeypatch):
+@pytest.mark.parametrize('other', [lambda maps: 1 - maps, lambda maps: maps.roll(1, 0)], ids=['inverted', 'of another image'])
+def test_maps_that_differ_are_noticed(monkeypatch, other):
     real = here.saliency_maps
-    monkeypatch.setattr(here, 'saliency_maps', lambda model, x, *args: real(model, x, *args) if x.dtype == torch.float32 else 1 - real(model, x, *args))
+    monkeypatch.setattr(here, 'saliency_maps', lambda model, x, *args: real(model, x, *args) if x.dtype == torch.float32 else other(real(model, x, *args)))
     assert check_device('cpu', ['bf16'], silent)['bf16'].ok is False
 
 def test_an_error_is_a_failure(monkeypatch):
