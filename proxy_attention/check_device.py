@@ -41,7 +41,7 @@ def _to_float(batch): return batch[0].float()/255, batch[1]
 
 def noise_learner(
     device:str,
-    n:int=64, # Training images
+    n:int=32, # Training images
     size:int=32, # Their side
     cb=None, # A callback
     seed:int=0, # Of weights and order
@@ -49,8 +49,8 @@ def noise_learner(
     "A ResNet-18 on noise"
     torch.manual_seed(seed)
     model = resnet18(num_classes=4)
-    def loader(data, **kwargs): return DataLoader(data, bs=32, after_batch=_to_float, device=device, **kwargs)
-    dls = DataLoaders(loader(Noise(n, size), shuffle=True, drop_last=True), loader(Noise(32, size, 1)), device=device)
+    def loader(data, **kwargs): return DataLoader(data, bs=16, after_batch=_to_float, device=device, **kwargs)
+    dls = DataLoaders(loader(Noise(n, size), shuffle=True, drop_last=True), loader(Noise(16, size, 1)), device=device)
     dls.train.rng.seed(seed)
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=cb)
     learn.logger, learn.create_mbar = noop, False

@@ -74,8 +74,8 @@ def made(dls, **conf):
 
 @pytest.mark.parametrize('conf', [dict(save=False, fill='swap'), dict(save=False, merge='replace'), dict(save=True)], ids=str)
 def test_bytes_kept_of_an_item(conf):
-    few,many = (kept(made(lambda n=n: drawn_dls(n), path=str(n), **conf)) for n in (500, 2000))
-    assert 8 < (many - few)/1500 < MOST
+    few,many = (kept(made(lambda n=n: drawn_dls(n), path=str(n), **conf)) for n in (300, 900))
+    assert 8 < (many - few)/600 < MOST
 
 def test_bytes_kept_of_an_item_that_is_a_file(tmp_path):
     "No list of paths: they are told when they are asked for"
