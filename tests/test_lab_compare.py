@@ -19,6 +19,7 @@ from proxy_attention.lab.compare.verdicts import check_fair, verdicts
 from proxy_attention.lab.report.compare_page import comparison_text
 from proxy_attention.lab.report.compare_verdict import comparison_verdict, read_comparison
 from proxy_attention.lab.compare.comparison import compare
+from proxy_attention.lab.compare.pool import asked_digest
 from proxy_attention.lab.compare.arms import controls
 from proxy_attention.lab.config.sections import ProxyConfig
 from proxy_attention.lab.config.problems import SettingsError
@@ -285,6 +286,12 @@ def test_an_arm_that_varies_a_policy_that_is_not_there(run):
 def test_sections_are_arms():
     Path('settings.ini').write_text(INI)
     assert arm_settings(load_experiment('try', 'settings.ini'), 'seen', 4).proxy.select == 'ever_wrong'
+
+def test_set_changes_the_own_policy_and_the_controls_that_vary_it():
+    Path('settings.ini').write_text(INI)
+    conf = load_experiment('try', 'settings.ini', ['share=0.7'])
+    assert [arm_settings(conf, arm, 4).proxy.share for arm in ('unsure', 'unsure@layercam', 'random_place', 'seen')] == [0.7, 0.7, 0.7, 1]
+    assert asked_digest(arm_settings(load_experiment('try', 'settings.ini'), 'unsure', 4)) == asked_digest(arm_settings(load_experiment('try', 'settings.ini', ['share=0.2']), 'unsure', 4))
 
 # ------------------------------------------------------------------------------------------------------------------------------ why there is an audit
 

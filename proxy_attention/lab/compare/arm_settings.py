@@ -34,7 +34,9 @@ def arm_settings(
     sections = SettingsFile(conf.file).raw['proxy'] if sections is None else sections
     name,_,method = arm.partition('@')
     if name not in arms: check_choice('arms', name, [*arms, *sections])
-    change = arms[name].changes(conf) if name in arms else dict(proxy=sections[name])
+    if name in arms: change = arms[name].changes(conf)
+    # The experiment's own policy as it is now: --set may have changed it
+    else: change = dict(proxy=conf.proxy.model_dump() if name == conf.experiment.proxy else sections[name])
     if method: change = change | dict(proxy={**_with_policy(conf, name, change), 'method': method})
     e = (conf.experiment.model_dump() | change.get('experiment', {})
          | dict(seed=seed, proxy=None if change['proxy'] is None else arm)

@@ -28,7 +28,7 @@ def compare(
     seeds:int|list=5, # So many seeds from the experiment's on, or a list of them
     settings=None, # Settings file; None: the working directory's, else the package's
     out=None, # Folder; None: runs/compare_EXPERIMENT
-    overrides=(), # Texts `key=value` that win over the settings, in all arms
+    overrides=(), # Texts `key=value` that win over the settings; of policies they change the experiment's own
     data='data', # Folder for data sets
     jobs:int|None=None, # Processes; None: one a core; 1: this one, which knows what you have added
     interval:str='t', # A key of `intervals`
