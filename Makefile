@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
 # Two halves that take about equally long
-HALF := $(wildcard tests/test_lab_*.py tests/test_study*.py) tests/test_tutorials.py
+HALF := $(wildcard tests/test_lab_*.py tests/test_study*.py) tests/test_tutorials.py tests/test_callback.py
 REST := $(filter-out $(HALF), $(wildcard tests/test_*.py))
 
 test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (two processes: mostly the lab's tests, and all others)
