@@ -72,7 +72,7 @@ def comparison_text(found) -> str:
         right = [o['test_accuracy'] for o in arm_results(found, row[0]) if o['test_accuracy'] is not None]
         row[2:2] = (share(f(right, default=None)) for f in (min, max))
     results,steps = found['results'].values(), found['about']['steps']
-    return '\n'.join([*aligned([heads, *rows], (1, 2, 3)), '',
+    return '\n'.join([*aligned([heads, *rows], (1, 2, 3, heads.index('seconds'))), '',
                       f"Test accuracy of {plural(len(found['seeds']), 'seed')}, {steps} optimizer steps each. Audits: "
                       f"{sum(o['audit_ok'] for o in results)} of {plural(len(results), 'run')} clean."])
 
