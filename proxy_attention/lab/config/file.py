@@ -43,7 +43,7 @@ def _unread(e, file, lines):
              configparser.DuplicateOptionError: 'this key is there twice.'}.get(type(e))
     if words: return [Problem(words, file, e.lineno, getattr(e, 'section', None), getattr(e, 'option', None))]
     return [Problem(f"{lines[n-1].strip()!r} is neither [kind:name], nor key = value, nor a comment.", file, n)
-            for n,_ in e.errors]
+            for n,_ in getattr(e, 'errors', ())] or [Problem(' '.join(str(e).split()), file)]
 
 def _lines(parser, text):
     "Line of each section, under None, and of each of its keys"
