@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 def heap():
     "Collections leave alone what the imports have made: with it each takes half a second"
     with frozen_heap(): yield
+    gc.freeze() # pytest collects five times at its end, and Python once more
 
 @pytest.fixture(autouse=True, scope='module')
 def heap_of_a_module(heap):
@@ -32,6 +33,13 @@ def heap_of_a_module(heap):
     gc.collect()
     gc.freeze()
 
+
+@pytest.fixture(autouse=True, scope='session')
+def no_fsync():
+    "No test cuts the power: what is written need not reach the disk"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, 'fsync', lambda fd: None)
+        yield
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path_factory, monkeypatch):

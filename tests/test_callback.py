@@ -1006,23 +1006,23 @@ def test_the_disk_fills_up_in_a_step(learner, monkeypatch, what, goes):
 def test_the_manifest_can_not_be_written(learner):
     resource = pytest.importorskip('resource')
     learn = learner(quiet_cb(save=False))
-    learn.fit(1, 0.05)
+    learn.fit(1, LOW)
     live, before, old = learn.dls, copied_files(learn), resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (cb_of(learn).copies.store.path/'manifest.jsonl').stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, old[1]))
     try:
-        with pytest.warns(UserWarning, match='no copies.*path='): learn.fit(1, 0.05)
+        with pytest.warns(UserWarning, match='no copies.*path='): learn.fit(1, LOW)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert learn.dls is live and copied_files(learn) == before
 
 def test_a_device_in_the_manifests_place(learner):
     "Reading it would never end, and nothing is written into it"
     learn = learner(quiet_cb())
-    learn.fit(1, 0.05)
+    learn.fit(1, LOW)
     path = cb_of(learn).copies.store.path/'manifest.jsonl'
     path.unlink()
     path.symlink_to('/dev/full')
-    with pytest.warns(UserWarning, match='no copies.*path=') as said: learn.fit(1, 0.05)
+    with pytest.warns(UserWarning, match='no copies.*path=') as said: learn.fit(1, LOW)
     assert any('missing or damaged' in str(w.message) for w in said) and not len(learn.proxies) and learn.dls is cb_of(learn).prepared.dls
 
 def rows_of(folder): return [json.loads(line) for line in (Path(folder)/'manifest.jsonl').read_text().splitlines()]

@@ -4,11 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fastai.data.transforms import get_image_files, parent_label
-from fastai.vision.data import ImageDataLoaders
 from PIL import Image
 
-from kit import CLASSES, SIDE, Squish, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
+from kit import CLASSES, SIDE, cb_of, make_learner, quiet_cb, read_rgb, seed_all, shapes_dls
 from proxy_attention import callback, gallery, probe_test  # noqa: F401  (show_proxies is patched in by gallery)
 from proxy_attention.audit import audit
 from proxy_attention.callback import ProxyAttentionCB
@@ -43,13 +41,9 @@ def spread(monkeypatch):
     "A scout's necessity test says spread; a probe's is its own"
     monkeypatch.setattr(callback, 'necessity_test', scout_found_spread)
 
-def sorted_dls(root):
-    "As `shapes_dls`, in whatever order the folders are listed: what a probe finds in so few images depends on which are held out"
-    return ImageDataLoaders.from_path_func(root, get_image_files(root).sorted(), parent_label, valid_pct=0.25, seed=0, bs=8, item_tfms=Squish(), num_workers=0)
-
 def fitted(root, **kwargs):
     seed_all(1)
-    learn = make_learner(lambda: sorted_dls(root), quiet_cb(**dict(select=None, probe=True, scout='2 steps', fill='context', path='run') | kwargs))
+    learn = make_learner(lambda: shapes_dls(root), quiet_cb(**dict(select=None, probe=True, scout='2 steps', fill='context', path='run') | kwargs))
     learn.fit(1, 1e-3)
     return learn
 
@@ -101,7 +95,7 @@ def test_no_trace_where_it_finds_nothing(tmp_path, dots, spread, monkeypatch, wh
     root = dots if why == 'real' else cued(tmp_path/'none', strength=0.)
     if why == 'real': monkeypatch.setattr(probe_test, 'sufficiency_test', lambda c, *_: Verdict('real', c, 1., (.9, 1.), 0., (0., .1)))
     seed_all(1)
-    without = make_learner(lambda: sorted_dls(root))
+    without = make_learner(lambda: shapes_dls(root))
     without.fit(1, 1e-3)
     learn = fitted(root)
     assert torch.equal(weights(learn), weights(without)) and not len(learn.proxies) and learn.dls.train_ds is not None
