@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
 # Three processes: mostly the lab's tests; all others; the notebooks, which end first and fill what the others wait
-LAB := $(wildcard tests/test_lab_*.py tests/test_study*.py) tests/test_tutorials.py
+LAB := $(filter-out tests/test_lab_diagnose.py, $(wildcard tests/test_lab_*.py tests/test_study*.py)) tests/test_tutorials.py
 REST := $(filter-out $(LAB), $(wildcard tests/test_*.py))
 
 test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (three processes)
