@@ -81,7 +81,7 @@ MAX_ERROR = 0.5 # Difference of two maps that still counts as rounding, as a sha
 
 def _map_error(learn, change, method='gradcam'):
     "Difference of the maps of a network and of a changed copy of it and its images; 1: as large as between images"
-    x = learn.dls.valid.one_batch()[0][:16]
+    x = learn.dls.valid.one_batch()[0]
     other,y = change(deepcopy(learn.model), x)
     # 8×8 cells; the last layer has one, whose map is the same whatever the network
     a,b = (saliency_maps(m, v, 0, method, 'layer1') for m,v in ((learn.model, x), (other, y)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_attention.lab.metrics.text import count, num, secs, share
+from proxy_attention.lab.metrics.text import count, num, tenths, share
 from proxy_attention.lab.report.pages import template
 from proxy_attention.lab.report.run_page import confused_pairs
 from proxy_attention.lab.report.svg import ARM_COLOURS, draw_svg, line_chart, reliability_chart
@@ -31,7 +31,7 @@ def frame(svg): return map(float, re.search('viewBox="0 0 ([\\d.]+) ([\\d.]+)"',
 
 
 @pytest.mark.parametrize('v, words', [(.5, '50.0%'), (0, '0.0%'), (None, '–'), ('x', '–'), (True, '–'), (math.nan, '–'), (math.inf, '–')])
-def test_missing_numbers(v, words): assert share(v) == words and (count(v) == '–') == (secs(v) == '–') == (num(v) is None)
+def test_missing_numbers(v, words): assert share(v) == words and (count(v) == '–') == (tenths(v) == '–') == (num(v) is None)
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(numbers, max_size=8), max_size=4), st.booleans())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from .app import Changes, Ini, Json, answering, app, comments_of, indented, shown
+from .app import Changes, SettingsPath, Json, answering, app, comments_of, indented, shown
 
 # %% ../../../nbs/lab/commands/02_listing.ipynb #545b2dc2
 def is_busy(folder):
@@ -112,7 +112,7 @@ def list_(
     experiment:str|None=typer.Argument(None, show_default=False,
                                        help="Name of an [experiment:NAME] section, to see all of its values."),
     changes:Changes=None,
-    settings:Ini=None,
+    settings:SettingsPath=None,
     runs:Path=typer.Option('runs', '--runs', metavar='FOLDER', help="Where the runs are."),
     as_json:Json=False,
 ):

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Changes, ClusterName, DataFolder, Ini, Json, Submit, answering, app
+from .app import Changes, ClusterName, DataFolder, SettingsPath, Json, Submit, answering, app
 from ..compare.arms import arms
 from ..metrics.text import command_line
 
@@ -46,7 +46,7 @@ def demo(
         None, '--seed', help="Decides initial weights and order of the images (default: the settings')."),
     out:Path=typer.Option('demo', '--out', metavar='FOLDER',
                           help="Where the two runs, page and picture go; what is there already is not run again."),
-    settings:Ini=None,
+    settings:SettingsPath=None,
     changes:Changes=None,
     data:DataFolder=Path('data'),
     jobs:Jobs=None,
@@ -77,7 +77,7 @@ def run(
     out:Path|None=typer.Option(None, '--out', metavar='FOLDER',
                                help="Folder of the run (default: runs/EXPERIMENT)."),
     changes:Changes=None,
-    settings:Ini=None,
+    settings:SettingsPath=None,
     data:DataFolder=Path('data'),
     again:bool=typer.Option(False, '--again', help="Delete what the folder holds of an earlier run, and start anew."),
     submit:Submit=None,
@@ -148,7 +148,7 @@ def compare(
     out:Path|None=typer.Option(None, '--out', metavar='FOLDER',
                                help="Folder of the comparison (default: runs/compare_EXPERIMENT)."),
     changes:Changes=None,
-    settings:Ini=None,
+    settings:SettingsPath=None,
     data:DataFolder=Path('data'),
     jobs:Jobs=None,
     interval:str=typer.Option(
@@ -200,7 +200,7 @@ def sweep(
     out:Path|None=typer.Option(None, '--out', metavar='FOLDER',
                                help="Folder of the sweep (default: runs/sweep_NAME)."),
     changes:Changes=None,
-    settings:Ini=None,
+    settings:SettingsPath=None,
     data:DataFolder=Path('data'),
     jobs:Jobs=None,
     submit:Submit=None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .app import Ini, Json, answering, app
+from .app import SettingsPath, Json, answering, app
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #832f4a34
 @app.command()
@@ -62,7 +62,7 @@ def _write_new(file, text):
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #54363cf8
 @app.command()
-def check(settings:Ini=None, as_json:Json=False):
+def check(settings:SettingsPath=None, as_json:Json=False):
     """Say everything that is wrong with the settings file, a line each, with line number: names, numbers, paths,
     amounts. Folders of images are listed; nothing is read or downloaded.
 

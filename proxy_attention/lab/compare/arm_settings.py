@@ -9,7 +9,7 @@ __all__ = ['arm_settings', 'fair_steps', 'fair_settings', 'train_size']
 from pathlib import Path
 
 from ...core import check_choice
-from .arms import arms
+from .arms import arms, own_policy
 from ..config.file import SettingsFile
 from ..config.problems import SettingsError
 from ..config.sections import ProxyConfig
@@ -35,8 +35,9 @@ def arm_settings(
     name,_,method = arm.partition('@')
     if name not in arms: check_choice('arms', name, [*arms, *sections])
     if name in arms: change = arms[name].changes(conf)
-    # The experiment's own policy as it is now: --set may have changed it
-    else: change = dict(proxy=conf.proxy.model_dump() if name == conf.experiment.proxy else sections[name])
+    # Not as it stands in the file: --set may have changed it
+    elif name == conf.experiment.proxy: change = own_policy(conf)
+    else: change = dict(proxy=sections[name])
     if method: change = change | dict(proxy={**_with_policy(conf, name, change), 'method': method})
     e = (conf.experiment.model_dump() | change.get('experiment', {})
          | dict(seed=seed, proxy=None if change['proxy'] is None else arm)

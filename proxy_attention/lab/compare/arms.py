@@ -12,7 +12,7 @@ from typing import Callable
 from ..config.problems import SettingsError
 
 # %% ../../../nbs/lab/compare/00_arms.ipynb #fb8c903b
-def _own(conf, **changes):
+def own_policy(conf, **changes):
     "The experiment's own policy, changed"
     if conf.proxy is None:
         raise SettingsError(f"{conf.file} [experiment:{conf.name}] proxy: this arm varies the "
@@ -47,11 +47,11 @@ arms = {
     'mixup': Arm('control', "MixUp (Zhang et al. 2018)", lambda conf: dict(proxy=None, experiment=dict(mix='mixup'))),
     'cutmix': Arm('control', "CutMix (Yun et al. 2019)", lambda conf: dict(proxy=None, experiment=dict(mix='cutmix'))),
     'random_place': Arm('control', "the experiment's policy, erased at random places",
-                        lambda conf: _own(conf, place='random')),
+                        lambda conf: own_policy(conf, place='random')),
     'least_salient': Arm('control', "the experiment's policy, erased where the map is lowest",
-                         lambda conf: _own(conf, place='least_salient')),
+                         lambda conf: own_policy(conf, place='least_salient')),
     'shuffled_map': Arm('control', "the experiment's policy, erased where another image's map is highest",
-                        lambda conf: _own(conf, place='shuffled_map')),
+                        lambda conf: own_policy(conf, place='shuffled_map')),
     'masktune': Arm('baseline', "all images, above mean + 2σ of the map, one epoch on the copies "
                     "(Asgari Taghanaki et al. 2022)", lambda conf: _preset('masktune', cycles=1, cycle_epochs=1)),
     'proposal': Arm('proxies', "the thesis proposal to the letter", lambda conf: _preset('proposal', cycles=3)),
@@ -67,7 +67,9 @@ arms = {
 
 controls = tuple(name for name,a in arms.items() if a.kind == 'control') # What a method has to beat
 
-def find_arm(name:str) -> Arm: # A key of `arms`, or a [proxy:...] section
+def find_arm(
+    name:str, # A key of `arms`, or a [proxy:...] section
+) -> Arm:
     "What an arm of a record is"
     return arms.get(name, Arm('proxies', 'a policy of the settings file'))
 

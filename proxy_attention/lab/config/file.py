@@ -139,14 +139,15 @@ class SettingsFile:
         "Does the section [kind:...] exist that an experiment names?"
         ref = self.raw['experiment'][name].get(kind, '').strip()
         if ref in self.raw[kind] or ref.lower() in ('', 'none'): return
-        self._wrong(self.origin['experiment', name][kind], kind, ref, self.lacks(kind, ref))
+        self._wrong(self.origin['experiment', name][kind], kind, ref, self.missing_text(kind, ref))
 
     def _experiments(self, name):
         for ref in filter(None, comma_list(self.raw['sweep'][name].get('experiment'))):
             if ref not in self.raw['experiment']:
-                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref, self.lacks('experiment', ref))
+                self._wrong(self.origin['sweep', name]['experiment'], 'experiment', ref,
+                            self.missing_text('experiment', ref))
 
-    def lacks(self, kind:str, name:str) -> str:
+    def missing_text(self, kind:str, name:str) -> str:
         "What is said of a section that isn't there"
         return f"there is no section [{kind}:{name}]. {nearest_hint(name, self.raw[kind], 'There are')}"
 

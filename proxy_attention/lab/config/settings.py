@@ -75,7 +75,7 @@ def _override(chosen, text):
 def _chosen(file, name, overrides):
     "Raw values of an experiment's sections, their names, and what --set has changed"
     if name not in file.raw['experiment']:
-        raise SettingsError(f"{file.file}: {file.lacks('experiment', name)}")
+        raise SettingsError(f"{file.file}: {file.missing_text('experiment', name)}")
     chosen,names,changed = {'experiment': dict(file.raw['experiment'][name])}, {'experiment': name}, {}
     for text in overrides: # First those that choose another section
         if str(text).partition('=')[0].strip().removeprefix('experiment.') in refs: _override(chosen, text)
@@ -83,7 +83,7 @@ def _chosen(file, name, overrides):
         ref = chosen['experiment'].get(kind, '').strip()
         if kind == 'proxy' and ref.lower() in ('', 'none'): continue
         if ref not in file.raw[kind]:
-            raise SettingsError([file.problem(file.lacks(kind, ref), f'experiment:{name}', kind, ref)])
+            raise SettingsError([file.problem(file.missing_text(kind, ref), f'experiment:{name}', kind, ref)])
         chosen[kind],names[kind] = dict(file.raw[kind][ref]), ref
     for text in overrides: changed[_override(chosen, text)] = f"--set {text}"
     return chosen, names, changed
@@ -132,7 +132,7 @@ def load_sweep(
 ) -> SweepSettings:
     "The sweep `name` with its experiments, every value checked"
     file = _right(path)
-    if name not in file.raw['sweep']: raise SettingsError(f"{file.file}: {file.lacks('sweep', name)}")
+    if name not in file.raw['sweep']: raise SettingsError(f"{file.file}: {file.missing_text('sweep', name)}")
     chosen,changed,theirs = {'sweep': dict(file.raw['sweep'][name])}, {}, []
     for text in overrides:
         kind,key,value = _meant(text, ('sweep', 'data', 'model', 'experiment'))
@@ -152,5 +152,5 @@ def load_cluster(
     there = file.raw['cluster']
     if name is None and len(there) > 1:
         raise SettingsError(f"{file.file} has several clusters: {', '.join(there)}. Choose one with --cluster.")
-    if name is not None and name not in there: raise SettingsError(f"{file.file}: {file.lacks('cluster', name)}")
+    if name is not None and name not in there: raise SettingsError(f"{file.file}: {file.missing_text('cluster', name)}")
     return check_section(ClusterConfig, there[name] if name else next(iter(there.values()), {}))[0]

@@ -10,7 +10,6 @@ import json
 import os
 from pathlib import Path
 
-
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 

@@ -9,7 +9,7 @@ __all__ = ['verdict_table', 'comparison_text', 'write_compare_report']
 from pathlib import Path
 
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import aligned, bound_text, count, interval_text, plural, secs, share, written
+from ..metrics.text import aligned, bound_text, count, interval_text, plural, tenths, share, written
 from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, in_order
@@ -53,7 +53,7 @@ def verdict_table(found) -> dict: # heads, rows; a cell is its text and its CSS 
     if found['about'].get('margin') is not None:
         columns |= {'Not worse than erm': not_worse('erm'), **({f'Not worse than {best}': not_worse('best')}
                                                                if best not in (None, 'erm') else {})}
-    columns |= {'Validation accuracy': mean('valid_accuracy', share), 'Seconds': mean('seconds', secs),
+    columns |= {'Validation accuracy': mean('valid_accuracy', share), 'Seconds': mean('seconds', tenths),
                 'Copies trained on': copies, **{name: mean(key, share) for name,key in _extra(found).items()},
                 f"Per seed ({', '.join(found['seeds'])})": seeds}
     return dict(heads=list(columns), rows=[dict(name=a, kind=arm_kind(a), does=find_arm(a).about,
@@ -83,18 +83,18 @@ def _costs(found):
     def times(a): return f" ({total[a]/total['erm']:.2f}×)" if total.get('erm') and a != 'erm' else ''
     def ends(a):
         took = [o['seconds'] for o in arm_results(found, a)]
-        return f'{secs(min(took))} to {secs(max(took))}'
+        return f'{tenths(min(took))} to {tenths(max(took))}'
     spent = [k for k in cost_names if any(average(found, a, f'seconds_{k}') for a in arms)]
-    rows = [[a, ends(a), *(secs(average(found, a, f'seconds_{k}')) for k in spent),
+    rows = [[a, ends(a), *(tenths(average(found, a, f'seconds_{k}')) for k in spent),
              count(average(found, a, 'peak_ram_mb'))] for a in arms]
     heads = ['Arm', 'All, s: least to most', *(f'{cost_names[k]}, s' for k in spent), 'Peak RAM, MB']
-    return [(a, total[a], f'{secs(total[a])} s{times(a)}') for a in arms], dict(heads=heads, rows=rows)
+    return [(a, total[a], f'{tenths(total[a])} s{times(a)}') for a in arms], dict(heads=heads, rows=rows)
 
 def _run_rows(found):
     "A row a run"
     heads = ['Run', 'Test', 'Validation', 'Steps', 'Copies trained on', 'Seconds', 'Ended', 'Audit']
     rows = [[f'{a}, seed {s}', share(o['test_accuracy']), share(o['valid_accuracy']), count(o['steps']),
-             count(copies_trained_on(o)), secs(o['seconds']), o.get('stop') or '–',
+             count(copies_trained_on(o)), tenths(o['seconds']), o.get('stop') or '–',
              'clean' if o['audit_ok'] else 'NOT CLEAN']
             for a in in_order(found) for s in found['seeds'] if (o := found['results'].get((a, s)))]
     return dict(heads=heads, rows=rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...files import is_file_name, parse_json
 from ..config.schema import is_inside
-from ..metrics.text import count, loss_text, plural, secs, share
+from ..metrics.text import count, loss_text, plural, tenths, share
 from .pages import settings_rows, write_page
 from .records import is_comparison, read_records, refuse_damaged
 from .run_tables import cost_columns, cost_names, extra_columns, proxy_keys
@@ -87,7 +87,7 @@ def _run_costs(records):
     "Seconds by kind, (name, value, what is written) each, and sentences about the rest"
     rows,end,run = stage_rows(records), records['end'] or {}, records['run']
     total = {k: sum(r.get(f'seconds_{k}') or 0 for r in rows) for k in cost_names}
-    bars = [(cost_names[k], v, f'{secs(v)} s') for k,v in total.items() if v or k == 'train']
+    bars = [(cost_names[k], v, f'{tenths(v)} s') for k,v in total.items() if v or k == 'train']
     def big(v):
         return next((f'{v/m:.3g}{s}' for m,s in ((1e9, ' billion'), (1e6, ' million')) if (v or 0) >= m), count(v))
     words = [f"{big(run.get('parameters'))} parameters, {big(run.get('trainable'))} of them trained; "
@@ -96,7 +96,7 @@ def _run_costs(records):
     if train and extra: words.append(f"Making proxies took {share(extra/train)} of the time of training.")
     if end: words.append(f"All of it, loading and saving included, took {count(end.get('seconds'))} seconds.")
     if goal := end.get('target'):
-        reached = (f"reached after {plural(goal['epochs'], 'epoch')}, {secs(goal['seconds'])} seconds of training"
+        reached = (f"reached after {plural(goal['epochs'], 'epoch')}, {tenths(goal['seconds'])} seconds of training"
                    if goal['epochs'] is not None else 'not reached')
         words.append(f"{share(goal['accuracy'])} on validation was {reached}.")
     return bars, words

@@ -6,7 +6,7 @@
 __all__ = ['cost_names', 'proxy_keys', 'quality_columns', 'cost_columns', 'stage_rows', 'extra_columns', 'table_text']
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #bf9c509d
-from ..metrics.text import aligned, count, loss_text, scout_text, secs, share, step_text
+from ..metrics.text import aligned, count, loss_text, scout_text, tenths, share, step_text
 from .records import at, refuse_damaged
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #870e075d
@@ -52,10 +52,10 @@ quality_columns = [('images', 'Images', 'items', count), ('proxies', 'Proxies am
                    ('accuracy', 'Accuracy', 'accuracy', share), ('precision', 'Precision', 'precision', share),
                    ('recall', 'Recall', 'recall', share), ('F1', 'F1', 'f1', share), ('NLL', 'NLL', 'nll', loss_text),
                    ('ECE', 'ECE', 'ece', loss_text)]
-cost_columns = [*((k, f'{name}, s', f'seconds_{k}', secs) for k,name in cost_names.items()),
+cost_columns = [*((k, f'{name}, s', f'seconds_{k}', tenths) for k,name in cost_names.items()),
                 ('images/s', 'Images a second', 'images_per_second', count),
                 ('RAM', 'Peak RAM, MB', 'peak_ram_mb', count), ('GPU', 'Peak GPU, MB', 'peak_gpu_mb', count),
-                ('disk', 'Proxies on disk, MB', 'proxies_mb', secs)]
+                ('disk', 'Proxies on disk, MB', 'proxies_mb', tenths)]
 
 def extra_columns(rows) -> list:
     "Columns that only some data sets have: where the saliency lies, the worst group"
@@ -71,7 +71,7 @@ def table_text(records) -> str:
     keys = quality_columns + extra_columns(rows)
     def took(r, *ks):
         known = [r[f'seconds_{k}'] for k in ks if f'seconds_{k}' in r]
-        return secs(sum(known) if known else None)
+        return tenths(sum(known) if known else None)
     cells = [[r['what'] + ' (undone)'*r['undone'], *(f(r.get(k)) for _,_,k,f in keys), took(r, 'train'),
               took(r, *proxy_keys), count(r.get('peak_ram_mb'))] for r in rows]
     legend = ("Figures of validation, those of the last row of the test. precision, recall, F1: means over classes. "
