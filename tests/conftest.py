@@ -41,6 +41,29 @@ def no_fsync():
         m.setattr(os, 'fsync', lambda fd: None)
         yield
 
+@pytest.fixture(autouse=True, scope='session')
+def decoded_once():
+    "A small image file that is read again, and hasn't changed, is not decoded again"
+    from fastai.vision import core
+    from proxy_attention.lab.data import reading
+    known, small = {}, 100_000
+    def remembered(read, size, copy):
+        def of(file, *args, **kwargs):
+            if not isinstance(file, (str, Path)): return read(file, *args, **kwargs)
+            try: stat = os.stat(file)
+            except OSError: return read(file, *args, **kwargs)
+            key = read, str(file), args, tuple(kwargs.items()), stat.st_ino, stat.st_mtime_ns, stat.st_size
+            if key not in known:
+                img = read(file, *args, **kwargs)
+                if size(img) > small: return img
+                known[key] = img
+            return copy(known[key])
+        return of
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(core, 'load_image', remembered(core.load_image, lambda im: im.width*im.height, lambda im: im.copy()))
+        m.setattr(reading, 'read_image', remembered(reading.read_image, lambda a: a.size, lambda a: a.copy()))
+        yield
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path_factory, monkeypatch):
     "Each test works in a folder of its own, so that nothing it writes lands in the repository"
@@ -51,7 +74,7 @@ def seeds():
     "Each test starts from the same random numbers"
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0) # `torch.manual_seed` formats a stack for each kind of accelerator that isn't there
 
 @pytest.fixture(autouse=True)
 def no_figures():

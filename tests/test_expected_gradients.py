@@ -320,7 +320,7 @@ bad = [
     (dict(method='gradcam', baselines=rand(2, 3, 16, 20)), ValueError, "baselines= is for method='expected_gradients'"),
 ]
 
-@pytest.mark.parametrize('kwargs, error, match', bad, ids=lambda v: str(v)[:40] if isinstance(v, dict) else '')
+@pytest.mark.parametrize('kwargs, error, match', bad, ids=lambda v: '-'.join(v) if isinstance(v, dict) else '')
 def test_bad_arguments(model, x, kwargs, error, match):
     with pytest.raises(error, match=match): saliency_maps(model, x, **(dict(method=METHOD) | kwargs))
     if {'blur', 'layer', 'reshape', 'method'} & kwargs.keys(): return

@@ -172,12 +172,13 @@ def test_a_killed_and_requeued_job_ends_with_the_same_record(cache):
                 with contextlib.suppress(OSError): # It has just closed the file, or ended
                     if os.readlink(f) == str(Path.cwd()/arm/'.lock'): return task
     killed = []
+    def kill(sig):
+        if (task := process()) in (None, *killed): return False
+        os.kill(task, sig)
+        return killed.append(task) or True
     with ThreadPoolExecutor(1) as threads:
         command = threads.submit(run, 'there', jobs=2, submit='local')
-        for sig in (signal.SIGUSR2, signal.SIGKILL): # As before a time limit, and as when memory has run out
-            wait_for(lambda: process() not in (None, *killed) or command.done())
-            killed.append(process())
-            os.kill(killed[-1], sig)
+        for sig in (signal.SIGUSR2, signal.SIGKILL): wait_for(lambda: kill(sig) or command.done()) # As before a time limit, and as when memory has run out
         with pytest.raises(RunError, match='1 of 1 runs failed: erm seed 0: job .* has left no result: it was killed'): command.result(200)
     (logs,) = Path('.jobs/there').iterdir()
     assert any('Requeued job' in f.read_text() and f.read_text().count('Starting with') == 2 for f in logs.glob('*_log.out'))

@@ -15,6 +15,7 @@ import platform
 import random
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def plain(v):
     return v if v is None or isinstance(v, (str, int, float, bool)) else str(v)
 
 # %% ../../../nbs/lab/runs/00_checkpoint.ipynb #f383bea1
+@cache # What runs is what was imported, whatever is edited meanwhile
 def commit() -> str|None:
     "The commit of the package's checkout, with + if files were changed since; or None"
     top = Path(proxy_attention.__file__).resolve().parent.parent
