@@ -7,6 +7,7 @@ import sys
 os.environ['MPLBACKEND'] = 'agg' # before matplotlib is imported
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from functools import wraps  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -48,6 +49,7 @@ def decoded_once():
     from proxy_attention.lab.data import reading
     known, small = {}, 100_000
     def remembered(read, size, copy):
+        @wraps(read) # An export names it, and doesn't hold what it knows
         def of(file, *args, **kwargs):
             if not isinstance(file, (str, Path)): return read(file, *args, **kwargs)
             try: stat = os.stat(file)
