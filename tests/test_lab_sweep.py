@@ -260,7 +260,7 @@ def test_killed_between_its_steps(search, monkeypatch):
     "While a trial is drawn, runs, is told or is tidied up"
     quick(monkeypatch)
     whole = search('sweep.sampler=tpe', out='whole', trials=14)
-    for name in ('_sampler', 'run_job', '_outcome', 'write_sweep', '_told'):
+    for name in ('_sampler', 'run_job', '_outcome', 'write_sweep', '_trial_text'):
         calls,real = [], getattr(space if name == '_sampler' else lab, name)
         def stopped(*args, calls=calls, real=real):
             calls.append(args)

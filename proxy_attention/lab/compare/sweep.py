@@ -146,7 +146,7 @@ def _search(study, conf, steps, out, data, command, jobs, say, write, cluster):
             study.tell(trial.number, got['value'], State.COMPLETE if got['error'] is None else State.FAIL)
             write()
             _clean(runs)
-            say(_told(study, trial.number, trial.params, got, s.objective))
+            say(_trial_text(study, trial.number, trial.params, got, s.objective))
 
 def _judged(f, runs, objective):
     "What a trial came to that has ended"
@@ -163,7 +163,7 @@ def _clean(runs):
     for *_,folder in runs:
         if is_run(folder): delete_files(folder, ('config.json', 'state.json', 'record.jsonl'))
 
-def _told(study, n, params, got, objective):
+def _trial_text(study, n, params, got, objective):
     "A line about a trial that has ended"
     policy = ' '.join(f'{k}={setting_text(v)}' for k,v in params.items())
     if got['error'] is not None: return f"trial {n} failed: {got['error']}  {policy}"
