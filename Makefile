@@ -18,8 +18,8 @@ demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 # Three processes: the lab's tests; all others; the notebooks, which end first and fill what the others wait
 LAB := $(wildcard tests/test_lab_*.py tests/test_study*.py)
 REST := $(filter-out $(LAB), $(wildcard tests/test_*.py))
-# They write thousands of small files, a gigabyte in all: in memory, where 4 GB are free there
-MEMORY := $(shell df -Pk /dev/shm 2> /dev/null | awk 'NR == 2 && $$4 > 4000000 {print "/dev/shm"}')
+# They write thousands of small files, a gigabyte in all: in memory, where 4 GB are free there and scripts may run
+MEMORY := $(shell grep -qs ' /dev/shm .*noexec' /proc/mounts || df -Pk /dev/shm 2> /dev/null | awk 'NR == 2 && $$4 > 4000000 {print "/dev/shm"}')
 
 test: $(VENV)/.installed-dev ## Set up, then pass the tests of the notebooks and of tests/ (three processes)
 	@TMPDIR=$$(mktemp -d "$${TMPDIR:-$(or $(MEMORY),/tmp)}/proxy_attention.XXXXXX") && export TMPDIR || exit; \
