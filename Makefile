@@ -15,7 +15,7 @@ help: ## This list
 demo: $(VENV)/.installed ## Set up, run the main job, and write demo/report.html
 	$(BIN)/proxy-attention demo
 
-# Three processes: the lab's tests; all others; the notebooks, which end first and fill what the others wait
+# Three processes for two cores, since each waits for a disk or a process now and then: the lab's tests; all others; the notebooks
 LAB := $(wildcard tests/test_lab_*.py tests/test_study*.py)
 REST := $(filter-out $(LAB), $(wildcard tests/test_*.py))
 # They write thousands of small files, a gigabyte in all: in memory, where 4 GB are free there and scripts may run

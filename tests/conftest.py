@@ -1,20 +1,18 @@
 """Fixtures of all tests; what they share besides is in `kit.py`."""
 import gc
 import os
-import random
 import sys
 
 os.environ['MPLBACKEND'] = 'agg' # before matplotlib is imported
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from functools import wraps  # noqa: E402
+from functools import lru_cache, wraps  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 # Its MKL rounds by where memory lies, unless told otherwise before it is loaded
 if version('torch').startswith('2.4.'): os.environ.setdefault('MKL_CBWR', 'COMPATIBLE')
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -44,26 +42,21 @@ def no_fsync():
 
 @pytest.fixture(autouse=True, scope='session')
 def decoded_once():
-    "A small image file that is read again, and hasn't changed, is not decoded again"
+    "An image file that is read again, and hasn't changed, is not decoded again"
     from fastai.vision import core
     from proxy_attention.lab.data import reading
-    known, small = {}, 100_000
-    def remembered(read, size, copy):
-        @wraps(read) # An export names it, and doesn't hold what it knows
-        def of(file, *args, **kwargs):
-            if not isinstance(file, (str, Path)): return read(file, *args, **kwargs)
-            try: stat = os.stat(file)
-            except OSError: return read(file, *args, **kwargs)
-            key = read, str(file), args, tuple(kwargs.items()), stat.st_ino, stat.st_mtime_ns, stat.st_size
-            if key not in known:
-                img = read(file, *args, **kwargs)
-                if size(img) > small: return img
-                known[key] = img
-            return copy(known[key])
-        return of
+    def remembered(read):
+        @lru_cache(1000)
+        def known(file, changed, *args, **kwargs): return read(file, *args, **kwargs)
+        @wraps(read) # So that an export names it, and holds none of the images
+        def again(file, *args, **kwargs):
+            if not (isinstance(file, (str, Path)) and os.path.isfile(file)): return read(file, *args, **kwargs)
+            stat = os.stat(file)
+            return known(file, (stat.st_ino, stat.st_mtime_ns, stat.st_size), *args, **kwargs).copy()
+        return again
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(core, 'load_image', remembered(core.load_image, lambda im: im.width*im.height, lambda im: im.copy()))
-        m.setattr(reading, 'read_image', remembered(reading.read_image, lambda a: a.size, lambda a: a.copy()))
+        m.setattr(core, 'load_image', remembered(core.load_image))
+        m.setattr(reading, 'read_image', remembered(reading.read_image))
         yield
 
 @pytest.fixture(autouse=True)
@@ -74,9 +67,8 @@ def own_folder(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def seeds():
     "Each test starts from the same random numbers"
-    random.seed(0)
-    np.random.seed(0)
-    torch.default_generator.manual_seed(0) # `torch.manual_seed` formats a stack for each kind of accelerator that isn't there
+    from kit import seed_all
+    seed_all()
 
 @pytest.fixture(autouse=True)
 def no_figures():

@@ -13,12 +13,13 @@ from proxy_attention.callback import ProxyAttentionCB
 
 def silent(*words): pass
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_network(monkeypatch):
-    "In the ResNet-18's place, which the notebook's examples run"
+    "In the ResNet-18's place"
     def net(num_classes):
         def half(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
-        return nn.Sequential(OrderedDict(stem=half(3, 8), layer1=half(8, 16), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(16, num_classes)))
+        return nn.Sequential(OrderedDict(stem=half(3, 8), layer1=half(8, 16), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
+                                         fc=nn.Linear(16, num_classes)))
     monkeypatch.setattr(here, 'resnet18', net)
 
 def test_what_holds_on_a_cpu():
@@ -27,7 +28,7 @@ def test_what_holds_on_a_cpu():
     assert [r.ok for r in found.values()] == [True, True, None, None, None], lines
     assert len(lines) == 5 and 'holds' in lines[0] and 'not told' in lines[-1]
 
-def test_a_fit_that_is_changed_is_noticed(monkeypatch):
+def test_a_fit_that_is_changed_is_noticed(small_network, monkeypatch):
     class Meddling(ProxyAttentionCB):
         def after_fit(self):
             super().after_fit()
@@ -37,7 +38,7 @@ def test_a_fit_that_is_changed_is_noticed(monkeypatch):
     assert got.ok is False and '1 of 16 tensors differ' in got.text
 
 @pytest.mark.parametrize('other', [lambda maps: 1 - maps, lambda maps: maps.roll(1, 0)], ids=['inverted', 'of another image'])
-def test_maps_that_differ_are_noticed(monkeypatch, other):
+def test_maps_that_differ_are_noticed(small_network, monkeypatch, other):
     real = here.saliency_maps
     monkeypatch.setattr(here, 'saliency_maps', lambda model, x, *args: real(model, x, *args) if x.dtype == torch.float32 else other(real(model, x, *args)))
     assert check_device('cpu', ['bf16'], silent)['bf16'].ok is False

@@ -173,12 +173,16 @@ def test_a_killed_and_requeued_job_ends_with_the_same_record(cache):
                     if os.readlink(f) == str(Path.cwd()/arm/'.lock'): return task
     killed = []
     def kill(sig):
-        if (task := process()) in (None, *killed): return False
+        "Has a process that trains, and that wasn't killed before, been sent the signal?"
+        task = process()
+        if task in (None, *killed): return False
         os.kill(task, sig)
-        return killed.append(task) or True
+        killed.append(task)
+        return True
     with ThreadPoolExecutor(1) as threads:
         command = threads.submit(run, 'there', jobs=2, submit='local')
-        for sig in (signal.SIGUSR2, signal.SIGKILL): wait_for(lambda: kill(sig) or command.done()) # As before a time limit, and as when memory has run out
+        for sig in (signal.SIGUSR2, signal.SIGKILL): # As before a time limit, and as when memory has run out
+            wait_for(lambda: kill(sig) or command.done())
         with pytest.raises(RunError, match='1 of 1 runs failed: erm seed 0: job .* has left no result: it was killed'): command.result(200)
     (logs,) = Path('.jobs/there').iterdir()
     assert any('Requeued job' in f.read_text() and f.read_text().count('Starting with') == 2 for f in logs.glob('*_log.out'))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_attention.lab.metrics.text import count, num, tenths, share
+from proxy_attention.lab.metrics.text import count, num, share, tenths
 from proxy_attention.lab.report.pages import template
 from proxy_attention.lab.report.run_page import confused_pairs
 from proxy_attention.lab.report.svg import ARM_COLOURS, draw_svg, line_chart, reliability_chart

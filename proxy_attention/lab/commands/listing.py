@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from .app import Changes, SettingsPath, Json, answering, app, comments_of, indented, shown
+from .app import Changes, Json, SettingsPath, answering, app, comments_of, indented, shown
 
 # %% ../../../nbs/lab/commands/02_listing.ipynb #545b2dc2
 def is_busy(folder):

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Changes, ClusterName, DataFolder, SettingsPath, Json, Submit, answering, app
+from .app import Changes, ClusterName, DataFolder, Json, SettingsPath, Submit, answering, app
 from ..compare.arms import arms
 from ..metrics.text import command_line
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from .app import SettingsPath, Json, answering, app
+from .app import Json, SettingsPath, answering, app
 
 # %% ../../../nbs/lab/commands/01_settings.ipynb #832f4a34
 @app.command()

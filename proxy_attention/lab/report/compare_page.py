@@ -9,7 +9,7 @@ __all__ = ['verdict_table', 'comparison_text', 'write_compare_report']
 from pathlib import Path
 
 from ..compare.arms import arm_kind, find_arm
-from ..metrics.text import aligned, bound_text, count, interval_text, plural, tenths, share, written
+from ..metrics.text import aligned, bound_text, count, interval_text, plural, share, tenths, written
 from .compare_charts import compare_curves, forest_of
 from .compare_verdict import arm_results, average, best_control, comparison_verdict
 from .compare_verdict import copies_trained_on, difference, in_order

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...files import is_file_name, parse_json
 from ..config.schema import is_inside
-from ..metrics.text import count, loss_text, plural, tenths, share
+from ..metrics.text import count, loss_text, plural, share, tenths
 from .pages import settings_rows, write_page
 from .records import is_comparison, read_records, refuse_damaged
 from .run_tables import cost_columns, cost_names, extra_columns, proxy_keys

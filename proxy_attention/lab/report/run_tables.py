@@ -6,7 +6,7 @@
 __all__ = ['cost_names', 'proxy_keys', 'quality_columns', 'cost_columns', 'stage_rows', 'extra_columns', 'table_text']
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #bf9c509d
-from ..metrics.text import aligned, count, loss_text, scout_text, tenths, share, step_text
+from ..metrics.text import aligned, count, loss_text, scout_text, share, step_text, tenths
 from .records import at, refuse_damaged
 
 # %% ../../../nbs/lab/report/03_run_tables.ipynb #870e075d
